@@ -1,0 +1,65 @@
+"""What a network is told beside x_t and t: class labels, text, a guidance scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.draws import Draws
+
+
+@dataclass(frozen=True, eq=False)
+class Cond:
+    """Named values, one row per sample, and the values that mean "no condition" (their null).
+
+    A value without a null (a guidance scale, say) stays as it is when the condition is taken away.
+    """
+
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    null: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+    def unconditional(self) -> Cond:
+        """The same rows without their condition."""
+        return replace(self, values={k: self.null.get(k, v) for k, v in self.values.items()})
+
+    def dropped(self, share: float, draws: Draws) -> Cond:
+        """The condition taken away from a random share of the rows, as guidance needs it (arXiv:2207.12598)."""
+        if share == 0 or not self.null:
+            return self
+        drop = draws.uniform() < share
+
+        def pick(name: str, value: Tensor) -> Tensor:
+            if name not in self.null:
+                return value
+            return torch.where(drop.view(-1, *(1,) * (value.ndim - 1)), self.null[name], value)
+
+        return replace(self, values={k: pick(k, v) for k, v in self.values.items()})
+
+    def with_values(self, **values: Tensor) -> Cond:
+        """More or other values, for example `guidance`."""
+        return replace(self, values={**self.values, **values})
+
+    def doubled(self) -> Cond:
+        """The conditional rows, then the unconditional ones: one batch for a guided step."""
+        bare = self.unconditional().values
+        null = {k: torch.cat([v, v]) for k, v in self.null.items()}
+        return Cond({k: torch.cat([v, bare[k]]) for k, v in self.values.items()}, null)
+
+    def select(self, start: int, stop: int) -> Cond:
+        """Rows start … stop - 1."""
+        return Cond(
+            {k: v[start:stop] for k, v in self.values.items()}, {k: v[start:stop] for k, v in self.null.items()}
+        )
+
+    def to(self, device: torch.device | str) -> Cond:
+        """The same on another device."""
+        return Cond(
+            {k: v.to(device, non_blocking=True) for k, v in self.values.items()},
+            {k: v.to(device, non_blocking=True) for k, v in self.null.items()},
+        )

@@ -1,0 +1,53 @@
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+
+One convention everywhere, the g-form: x0 = x0_null + g (x0_cond - x0_null); g = 1 is no guidance. The w-form of some
+papers is g = 1 + w, converted where such numbers come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoise, Denoiser
+from fewstep.diffusion.types import Sample, Time, per_sample
+
+Scale = float | Tensor | Callable[[Time], Time]
+
+
+class Guidance(NamedTuple):
+    """What a model's `guidance` argument means.
+
+    doubled: two evaluations per step; input: the network reads the scale; fixed: it was distilled at `default`;
+    none: the model has no unconditional side. low … high: the range that it was made for.
+    """
+
+    kind: Literal["doubled", "input", "fixed", "none"] = "none"
+    low: float = 1.0
+    high: float = 1.0
+    default: float = 1.0
+
+
+def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
+    """The denoiser with guidance `scale`: a number, one per sample, or a function of the time.
+
+    Where the network reads "guidance" it is told the scale; otherwise one doubled batch is evaluated (2 evaluations).
+    """
+
+    def at(t: Time) -> Tensor:
+        g = scale(t) if callable(scale) else torch.as_tensor(scale, dtype=t.dtype, device=t.device)
+        return g.expand(t.shape)
+
+    def told(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        return denoiser(x_t, t, cond.with_values(guidance=at(t).to(x_t.device)), s)  # type: ignore[no-any-return]
+
+    def doubled(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        both_s = None if s is None else torch.cat([s, s])
+        x0, x0_null = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.doubled(), both_s).chunk(2)
+        return x0_null + per_sample(at(t), x_t) * (x0 - x0_null)  # type: ignore[no-any-return]
+
+    return told if "guidance" in denoiser.inputs else doubled

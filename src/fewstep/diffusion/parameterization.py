@@ -1,0 +1,162 @@
+"""What a network predicts: x0 = skip·x_t + out·F(inp·x_t, t).
+
+Every prediction type of the field is affine in the network's output, so three coefficients per time cover them all.
+This file is the only place that knows prediction types. `1/out²` is also the weight that turns a squared error in x0
+into a squared error of the network's own output (EDM's lambda, SNR for epsilon, SNR + 1 for v, …).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from fewstep.choice import Choice, Positive
+from fewstep.diffusion.process import Process
+from fewstep.diffusion.types import Time
+
+
+class Coefficients(NamedTuple):
+    """x0 = skip·x_t + out·F(inp·x_t, t)."""
+
+    skip: Time
+    out: Time
+    inp: Time
+
+
+class Parameterization(Choice, ABC):
+    """The coefficients of one prediction type, for any process."""
+
+    @abstractmethod
+    def __call__(self, process: Process, t: Time) -> Coefficients:
+        """Coefficients at times t of the process, in the dtype of t."""
+
+    def boundary(self) -> Parameterization:
+        """The consistency function made of this prediction: identity at t_min."""
+        return ConsistencyBoundary(of=self)
+
+
+@dataclass(frozen=True)
+class Epsilon(Parameterization):
+    """F is the noise: x0 = (x_t - sigma F)/alpha (Ho et al. 2020, arXiv:2006.11239). Undefined at alpha = 0."""
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return Coefficients(1 / alpha, -sigma / alpha, torch.ones_like(alpha))
+
+
+@dataclass(frozen=True)
+class Velocity(Parameterization):
+    """F is v = (alpha noise - sigma x0)/rho, rho² = alpha² + sigma² (Salimans & Ho 2022, arXiv:2202.00512)."""
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        rho = torch.hypot(alpha, sigma)
+        return Coefficients(alpha / rho**2, -sigma / rho, 1 / rho)
+
+
+@dataclass(frozen=True)
+class Flow(Parameterization):
+    """F is dx_t/dt = alpha' x0 + sigma' noise; noise - x0 for rectified flow (Lipman et al. 2022, arXiv:2210.02747)."""
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        alpha_rate, sigma_rate = process.rates(t)
+        delta = alpha * sigma_rate - alpha_rate * sigma
+        return Coefficients(sigma_rate / delta, -sigma / delta, torch.ones_like(alpha))
+
+
+@dataclass(frozen=True)
+class SamplePrediction(Parameterization):
+    """F is x0 itself."""
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        one = torch.ones_like(process.alpha(t))
+        return Coefficients(torch.zeros_like(one), one, one)
+
+
+@dataclass(frozen=True)
+class Edm(Parameterization):
+    """EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1), written for any process.
+
+    With q² = sigma_data² alpha² + sigma²: skip = sigma_data² alpha/q², out = sigma sigma_data/q, inp = 1/q. At alpha = 1
+    it is the published one; TrigFlow's is the same map with F of opposite sign.
+    """
+
+    sigma_data: Positive = 0.5
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        q = torch.hypot(self.sigma_data * alpha, sigma)
+        return Coefficients(self.sigma_data**2 * alpha / q**2, sigma * self.sigma_data / q, 1 / q)
+
+    def boundary(self) -> Parameterization:
+        """The published boundary of EDM networks, which diffusers' consistency pipeline assumes."""
+        return CmBoundary(sigma_data=self.sigma_data)
+
+
+@dataclass(frozen=True)
+class ConsistencyBoundary(Parameterization):
+    """Any prediction, then `Process.step` to t_min: the identity at t_min, for every process and without sigma_data.
+
+    With c = sigma_min/sigma_t and o = alpha_min - alpha_t c: skip' = c + o·skip, out' = o·out.
+    """
+
+    of: Parameterization = dataclasses.field(default_factory=Edm)
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        inner = self.of(process, t)
+        end = torch.full_like(t, process.t_min)
+        c = process.sigma(end) / process.sigma(t)
+        o = process.alpha(end) - process.alpha(t) * c
+        return Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
+
+    def boundary(self) -> Parameterization:
+        """Itself: it is a boundary already."""
+        return self
+
+
+@dataclass(frozen=True)
+class CmBoundary(Parameterization):
+    """The boundary published with consistency models (Song et al. 2023, arXiv:2303.01469, appendix C).
+
+    In VE units u = sigma/alpha: skip = sigma_data²/((u - u_min)² + sigma_data²),
+    out = (u - u_min) sigma_data/√(u² + sigma_data²): the root keeps the unshifted u. Needs alpha > 0.
+    """
+
+    sigma_data: Positive = 0.5
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        end = torch.full_like(t, process.t_min)
+        u, u_min = sigma / alpha, process.sigma(end) / process.alpha(end)
+        q = torch.hypot(u, torch.full_like(u, self.sigma_data))
+        skip = self.sigma_data**2 / ((u - u_min) ** 2 + self.sigma_data**2)
+        return Coefficients(skip / alpha, (u - u_min) * self.sigma_data / q, 1 / (alpha * q))
+
+    def boundary(self) -> Parameterization:
+        """Itself: it is a boundary already."""
+        return self
+
+
+@dataclass(frozen=True)
+class LcmBoundary(Parameterization):
+    """The boundary of released latent consistency models and of diffusers' LCMScheduler (arXiv:2310.04378).
+
+    With tau = 10 t in table units: skip = c + o·skip_of, out = o·out_of, c = 0.25/(tau² + 0.25), o = tau/√(tau² + 0.25).
+    """
+
+    of: Parameterization = dataclasses.field(default_factory=Epsilon)
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+        inner = self.of(process, t)
+        tau = 10 * t
+        c, o = 0.25 / (tau**2 + 0.25), tau / torch.sqrt(tau**2 + 0.25)
+        return Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
+
+    def boundary(self) -> Parameterization:
+        """Itself: it is a boundary already."""
+        return self

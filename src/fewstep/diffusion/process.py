@@ -1,0 +1,243 @@
+"""How data becomes noise: x_t = alpha(t) x0 + sigma(t) noise, noise ~ N(0, I).
+
+Time grows from data to noise in each process's own unit. Two processes describe the same trajectories up to a
+rescaling; they meet where their angles atan2(sigma, alpha) agree (SNR matching, docs/notation.md). All of this is
+computed in float64 and cast only when it touches a sample.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from fewstep.choice import Choice, Count, Positive
+from fewstep.diffusion.types import Sample, Time, per_sample
+
+
+class Process(Choice, ABC):
+    """alpha(t), sigma(t) and what follows from them.
+
+    `t_data` is where sigma is 0 (a DDPM table: -1); networks work in [t_min, t_max].
+    """
+
+    t_data: ClassVar[float] = 0.0
+    t_min: float
+    t_max: float
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """The share of data in x_t."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """The standard deviation of noise in x_t."""
+
+    @abstractmethod
+    def rates(self, t: Time) -> tuple[Time, Time]:
+        """The derivatives alpha'(t) and sigma'(t)."""
+
+    @abstractmethod
+    def time_of(self, angle: Time) -> Time:
+        """The time at which atan2(sigma, alpha) is `angle`, in [0, pi/2]."""
+
+    def angle(self, t: Time) -> Time:
+        """atan2(sigma, alpha): 0 for data, pi/2 for pure noise; how two processes meet."""
+        return torch.atan2(self.sigma(t), self.alpha(t))
+
+    def within(self, other: Process) -> Self:
+        """This process with its ends narrowed to the angles that `other` covers."""
+
+        def here(t: float) -> float:
+            return float(self.time_of(other.angle(torch.tensor([t], dtype=torch.float64))))
+
+        low, high = max(self.t_min, here(other.t_min)), min(self.t_max, here(other.t_max))
+        if not low < high:
+            raise ValueError(f"{type(self).__name__} and {type(other).__name__} share no range of noise")
+        return dataclasses.replace(self, t_min=low, t_max=high)  # type: ignore[type-var]
+
+    def add_noise(self, x0: Sample, noise: Sample, t: Time) -> Sample:
+        """x_t of clean samples."""
+        return per_sample(self.alpha(t), x0) * x0 + per_sample(self.sigma(t), x0) * noise
+
+    def step(self, x_t: Sample, x0: Sample, t: Time, s: Time) -> Sample:
+        """From t to s along the straight way that x0 implies: DDIM, Euler in sigma (EDM), Euler on the velocity (flow).
+
+        x_s = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) x0; needs sigma(t) > 0.
+        """
+        keep, move = self._step_coefficients(t, s)
+        return per_sample(keep, x_t) * x_t + per_sample(move, x_t) * x0
+
+    def x0_between(self, x_t: Sample, x_s: Sample, t: Time, s: Time) -> Sample:
+        """The x0 that carries x_t to x_s in one `step`: its inverse (the target of progressive distillation)."""
+        keep, move = self._step_coefficients(t, s)
+        return (x_s - per_sample(keep, x_t) * x_t) / per_sample(move, x_t)
+
+    def prior(self, noise: Sample) -> Sample:
+        """x at t_max made of unit noise alone."""
+        return noise * float(self.sigma(torch.tensor([self.t_max], dtype=torch.float64)))
+
+    def _step_coefficients(self, t: Time, s: Time) -> tuple[Time, Time]:
+        keep = self.sigma(s) / self.sigma(t)
+        return keep, self.alpha(s) - self.alpha(t) * keep
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Process):
+    """x_t = x0 + t noise (Karras et al. 2022, arXiv:2206.00364); the time is the noise level."""
+
+    t_min: Positive = 0.002
+    t_max: Positive = 80.0
+
+    def alpha(self, t: Time) -> Time:  # noqa: D102
+        return torch.ones_like(t)
+
+    def sigma(self, t: Time) -> Time:  # noqa: D102
+        return t
+
+    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
+        return torch.zeros_like(t), torch.ones_like(t)
+
+    def time_of(self, angle: Time) -> Time:  # noqa: D102
+        return torch.tan(angle)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Process):
+    """The continuous VP process with linear beta(t) on [0, 1] (Song et al. 2021, arXiv:2011.13456).
+
+    alpha = exp(-t² (beta_max - beta_min)/4 - t beta_min/2), alpha² + sigma² = 1.
+    """
+
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
+    t_min: Positive = 1e-3
+    t_max: Positive = 1.0
+
+    def _log_alpha(self, t: Time) -> Time:
+        return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def alpha(self, t: Time) -> Time:  # noqa: D102
+        return torch.exp(self._log_alpha(t))
+
+    def sigma(self, t: Time) -> Time:  # noqa: D102
+        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
+
+    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
+        slope = -0.5 * (t * (self.beta_max - self.beta_min) + self.beta_min)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return slope * alpha, -slope * alpha * alpha / sigma
+
+    def time_of(self, angle: Time) -> Time:  # noqa: D102
+        # log alpha = -c solved for t >= 0 in the form that does not cancel at small c.
+        c = -torch.log(torch.cos(angle))
+        slope = self.beta_max - self.beta_min
+        return 4 * c / (self.beta_min + torch.sqrt(self.beta_min**2 + 4 * slope * c))
+
+    def prior(self, noise: Sample) -> Sample:
+        """Unit noise, as these models were trained to start from."""
+        return noise
+
+
+@dataclass(frozen=True)
+class VariancePreservingTable(Process):
+    """A DDPM's table of noise levels; the time is its index, and -1 is the data.
+
+    `scaled_linear` with 0.00085 … 0.012 is Stable Diffusion's. Between two indices the angle is linear in t.
+    """
+
+    t_data: ClassVar[float] = -1.0
+
+    size: Count = 1000
+    beta_start: Positive = 0.00085
+    beta_end: Positive = 0.012
+    schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
+    t_min: float = 0.0
+    t_max: float = 999.0
+
+    @functools.cached_property
+    def _angles(self) -> Tensor:
+        """Angles at t = -1, 0, …, size - 1, float64."""
+        if self.schedule == "scaled_linear":
+            ends = math.sqrt(self.beta_start), math.sqrt(self.beta_end)
+            betas = torch.linspace(*ends, self.size, dtype=torch.float64) ** 2
+        else:
+            betas = torch.linspace(self.beta_start, self.beta_end, self.size, dtype=torch.float64)
+        log_alpha2 = torch.log1p(-betas).cumsum(0)
+        angles = torch.atan2(torch.sqrt(-torch.expm1(log_alpha2)), torch.exp(0.5 * log_alpha2))
+        return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
+
+    def _at(self, t: Time) -> tuple[Time, Time]:
+        """Angle and its slope at t."""
+        table = self._angles.to(t.device, t.dtype)
+        place = (t + 1).clamp(0, self.size)
+        below = place.floor().clamp(max=self.size - 1).long()
+        slope = table[below + 1] - table[below]
+        return table[below] + (place - below) * slope, slope
+
+    def alpha(self, t: Time) -> Time:  # noqa: D102
+        return torch.cos(self._at(t)[0])
+
+    def sigma(self, t: Time) -> Time:  # noqa: D102
+        return torch.sin(self._at(t)[0])
+
+    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
+        angle, slope = self._at(t)
+        return -torch.sin(angle) * slope, torch.cos(angle) * slope
+
+    def time_of(self, angle: Time) -> Time:  # noqa: D102
+        table = self._angles.to(angle.device, angle.dtype)
+        above = torch.searchsorted(table, angle.contiguous()).clamp(1, self.size)
+        share = (angle - table[above - 1]) / (table[above] - table[above - 1])
+        return (above - 2 + share).clamp(-1, self.size - 1)
+
+    def prior(self, noise: Sample) -> Sample:
+        """Unit noise, though the table ends at alpha 0.068: what these models are sampled from everywhere."""
+        return noise
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Process):
+    """x_t = (1 - t) x0 + t noise (Liu et al. 2022, arXiv:2209.03003), t in [0, 1]; velocity noise - x0."""
+
+    t_min: Positive = 1e-3
+    t_max: Positive = 1.0
+
+    def alpha(self, t: Time) -> Time:  # noqa: D102
+        return 1 - t
+
+    def sigma(self, t: Time) -> Time:  # noqa: D102
+        return t
+
+    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def time_of(self, angle: Time) -> Time:  # noqa: D102
+        return torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))
+
+
+@dataclass(frozen=True)
+class Trig(Process):
+    """TrigFlow: x_t = cos(t) x0 + sin(t) sigma_data noise (Lu & Song 2024, arXiv:2410.11081), t in [0, pi/2]."""
+
+    sigma_data: Positive = 0.5
+    t_min: Positive = 0.004
+    t_max: Positive = math.pi / 2
+
+    def alpha(self, t: Time) -> Time:  # noqa: D102
+        return torch.cos(t)
+
+    def sigma(self, t: Time) -> Time:  # noqa: D102
+        return self.sigma_data * torch.sin(t)
+
+    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
+        return -torch.sin(t), self.sigma_data * torch.cos(t)
+
+    def time_of(self, angle: Time) -> Time:  # noqa: D102
+        return torch.atan2(torch.sin(angle), self.sigma_data * torch.cos(angle))

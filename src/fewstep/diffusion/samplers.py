@@ -1,0 +1,152 @@
+"""Samplers: the whole way from unit noise to x0. A student saves the one that it was made for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from fewstep.choice import Choice, Count, NonNegative, Share
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoise
+from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.process import Process
+from fewstep.diffusion.solvers import Heun, History, Solver
+from fewstep.diffusion.times import Explicit, Karras, Times
+from fewstep.diffusion.types import Sample, Time, per_sample
+
+
+class Sampler(Choice, ABC):
+    """Noise -> x0 in `steps` steps along `times`. Times stay on the CPU: no step waits for the device."""
+
+    steps: int
+    times: Times
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Network evaluations; twice as many where guidance doubles the batch."""
+
+    @abstractmethod
+    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
+        """noise: unit normal; it is scaled to the process's prior inside."""
+
+    def with_steps(self, n: int) -> Self:
+        """The same sampler with n >= 1 steps."""
+        return dataclasses.replace(self, steps=n)  # type: ignore[type-var]
+
+    def _rows(self, process: Process, batch: int) -> list[Time]:
+        """The grid as one (batch,) time per point."""
+        return [t.expand(batch) for t in self.times(process, self.steps)]
+
+
+@dataclass(frozen=True)
+class Ode(Sampler):
+    """A solver along a grid, with EDM's churn (arXiv:2206.00364, algorithm 2).
+
+    churn is S_churn: each step with sigma/alpha in [churn_min, churn_max] first raises the noise level by the factor
+    1 + min(churn/steps, √2 - 1), adding noise of std churn_noise.
+    """
+
+    steps: Count = 18
+    times: Times = dataclasses.field(default_factory=Karras)
+    solver: Solver = dataclasses.field(default_factory=Heun)
+    churn: NonNegative = 0.0
+    churn_min: NonNegative = 0.0
+    churn_max: NonNegative = math.inf
+    churn_noise: NonNegative = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """calls per step, and 1 in the step that ends at the data (where alpha(t_max) is 0, one fewer than this)."""
+        last = self.solver.calls - 1 if self.times.end == "t_data" else 0
+        return self.solver.calls * self.steps - last
+
+    def __call__(  # noqa: D102
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Sample:
+        x = process.prior(noise)
+        rows = self._rows(process, len(x))
+        history: History = []
+        for t, s in zip(rows, rows[1:], strict=False):
+            if self.churn:
+                x, t = self._stirred(process, x, t, draws)
+            x = self.solver(denoise, process, x, t, s, cond, history)
+        return x
+
+    def _stirred(self, process: Process, x: Sample, t: Time, draws: Draws) -> tuple[Sample, Time]:
+        r = process.sigma(t) / process.alpha(t)
+        gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
+        raised = r * torch.where((r >= self.churn_min) & (r <= self.churn_max) & torch.isfinite(r), 1 + gamma, 1.0)
+        up = process.time_of(torch.atan(raised))
+        alpha = process.alpha(up)
+        added = alpha * torch.sqrt((raised**2 - r**2).clamp(min=0)) * self.churn_noise
+        fresh = draws.normal(*x.shape[1:]).to(x)
+        return per_sample(alpha / process.alpha(t), x) * x + per_sample(added, x) * fresh, up
+
+
+def renoised(process: Process, x_s: Sample, noise: Sample, s: Time, t: Time) -> Sample:
+    """x_t from x_s with s < t, such that the marginals are kept: (alpha_t/alpha_s) x_s and the missing noise."""
+    keep = process.alpha(t) / process.alpha(s)
+    missing = torch.sqrt((process.sigma(t) ** 2 - (keep * process.sigma(s)) ** 2).clamp(min=0))
+    return per_sample(keep, x_s) * x_s + per_sample(missing, x_s) * noise
+
+
+@dataclass(frozen=True)
+class Renoise(Sampler):
+    """Multistep consistency sampling (arXiv:2303.01469, algorithm 1): jump to the end, add noise, jump again.
+
+    The last time of the grid says where the student's jumps end: t_min for the consistency boundary (noise added is
+    √(t² - t_min²)), t_data for a student that predicts clean data (noise added is t).
+    """
+
+    steps: Count = 1
+    times: Times = dataclasses.field(default_factory=Explicit)
+
+    @property
+    def evaluations(self) -> int:  # noqa: D102
+        return self.steps
+
+    def __call__(  # noqa: D102
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Sample:
+        *rows, end = self._rows(process, len(noise))
+        x = denoise(process.prior(noise), rows[0], cond)
+        for t in rows[1:]:
+            x = denoise(renoised(process, x, draws.normal(*x.shape[1:]).to(x), end, t), t, cond)
+        return x
+
+
+@dataclass(frozen=True)
+class FlowMap(Sampler):
+    """Jumps of a student that carries x_t to any s: x0 = f(x_t, t, s), then `Process.step`.
+
+    gamma > 0 lands deeper, at sigma/alpha shortened by √(1 - gamma²), and adds the missing noise (arXiv:2310.02279):
+    0 is deterministic, 1 is multistep consistency sampling.
+    """
+
+    steps: Count = 1
+    times: Times = dataclasses.field(default_factory=Karras)
+    gamma: Share = 0.0
+
+    @property
+    def evaluations(self) -> int:  # noqa: D102
+        return self.steps
+
+    def __call__(  # noqa: D102
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Sample:
+        x = process.prior(noise)
+        rows = self._rows(process, len(x))
+        for i, (t, s) in enumerate(zip(rows, rows[1:], strict=False)):
+            land = s
+            if self.gamma and i < self.steps - 1:
+                land = process.time_of(torch.atan(torch.tan(process.angle(s)) * math.sqrt(1 - self.gamma**2)))
+            x = process.step(x, denoise(x, t, cond, land), t, land)
+            if land is not s:
+                x = renoised(process, x, draws.normal(*x.shape[1:]).to(x), land, s)
+        return x

@@ -1,0 +1,188 @@
+"""Times: grids for samplers and training, and the densities from which training draws. All float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fewstep.choice import Choice, Count, Positive
+from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.process import Process
+from fewstep.diffusion.types import Grid, Time, time_dtype
+
+End = Literal["t_min", "t_data"]
+
+
+def _end(process: Process, end: End) -> float:
+    return process.t_data if end == "t_data" else process.t_min
+
+
+def _spaced(start: float, stop: float, points: int) -> Grid:
+    return torch.linspace(start, stop, points, dtype=torch.float64)
+
+
+class Times(Choice, ABC):
+    """A decreasing grid: n intervals, n + 1 float64 times on the CPU, t_max first; `end` says where it ends."""
+
+    end: End = "t_data"
+
+    @abstractmethod
+    def __call__(self, process: Process, n: int) -> Grid:
+        """The grid of n >= 1 intervals."""
+
+
+@dataclass(frozen=True)
+class Karras(Times):
+    """Even steps in t^(1/rho), in units of sigma/alpha (arXiv:2206.00364, eq. 5).
+
+    end="t_data": n such points from t_max to t_min, then the data, as EDM's sampler has it; n = 1 is (t_max, t_data).
+    end="t_min": n + 1 points, the last at t_min, as consistency models train on.
+    """
+
+    rho: Positive = 7.0
+    end: End = "t_data"
+
+    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+        ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+        high, low = torch.tan(process.angle(ends)).tolist()
+        points = n if self.end == "t_data" else n + 1
+        levels = _spaced(high ** (1 / self.rho), low ** (1 / self.rho), points) ** self.rho
+        times = process.time_of(torch.atan(levels))
+        times[0] = process.t_max  # not through the rounding of tan and atan
+        if self.end == "t_data":
+            return torch.cat([times, torch.tensor([process.t_data], dtype=torch.float64)])
+        times[-1] = process.t_min
+        return times
+
+
+@dataclass(frozen=True)
+class Linspace(Times):
+    """Even steps in t from t_max to the end; whole numbers (half to even) for a table with whole=True."""
+
+    end: End = "t_data"
+    whole: bool = False
+
+    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+        times = _spaced(process.t_max, _end(process, self.end), n + 1)
+        return times.round() if self.whole else times
+
+
+@dataclass(frozen=True)
+class Trailing(Times):
+    """A table's indices round(T - i T/n) - 1, then the data: starts at the last index (arXiv:2305.08891).
+
+    For a continuous process the same without rounding: even steps from t_max to t_data.
+    """
+
+    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+        size = process.t_max - process.t_data
+        times = process.t_max - torch.arange(n + 1, dtype=torch.float64) * size / n
+        return times.round() if process.t_data < 0 else times
+
+
+@dataclass(frozen=True)
+class Uniform(Times):
+    """Even steps of the angle atan2(sigma, alpha): TrigFlow's linear grid, seen from any process."""
+
+    end: End = "t_data"
+
+    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+        ends = torch.tensor([process.t_max, _end(process, self.end)], dtype=torch.float64)
+        times = process.time_of(_spaced(*process.angle(ends).tolist(), n + 1))
+        times[0], times[-1] = process.t_max, _end(process, self.end)
+        return times
+
+
+@dataclass(frozen=True)
+class Strided(Times):
+    """n points of a finer grid of `total` intervals, indices ⌊i total/n⌋, then its end: a student's steps nest in its
+    teacher's. Strided(Trailing(), 50) is the grid of latent consistency models: 999, 759, 499, 259 for n = 4.
+    """
+
+    of: Times = dataclasses.field(default_factory=Trailing)
+    total: Count = 50
+
+    @property
+    def end(self) -> End:  # type: ignore[override]
+        """Where the finer grid ends."""
+        return self.of.end
+
+    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+        fine = self.of(process, self.total)
+        return fine[[i * self.total // n for i in range(n)] + [self.total]]
+
+
+@dataclass(frozen=True)
+class Explicit(Times):
+    """Chosen times: t_max, the numbers given, the end. Each entry of `between` serves its own number of steps.
+
+    between=((0.8,), (2.5, 0.8, 0.3)): 2 steps evaluate at t_max and 0.8, 4 steps at t_max, 2.5, 0.8, 0.3; any other
+    number falls back to `otherwise`.
+    """
+
+    between: tuple[tuple[float, ...], ...] = ()
+    end: End = "t_min"
+    otherwise: Times = dataclasses.field(default_factory=lambda: Karras(end="t_min"))
+
+    def __post_init__(self) -> None:
+        for times in self.between:
+            if any(a <= b for a, b in zip(times, times[1:], strict=False)):
+                raise ValueError(f"times must decrease, got {', '.join(f'{t:g}' for t in times)}")
+
+    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+        for times in self.between:
+            if len(times) == n - 1:
+                if times and not process.t_min < times[-1] <= times[0] < process.t_max:
+                    raise ValueError(f"times must lie between {process.t_min:g} and {process.t_max:g}, got {times}")
+                ends = process.t_max, _end(process, self.end)
+                return torch.tensor([ends[0], *times, ends[1]], dtype=torch.float64)
+        return self.otherwise(process, n)
+
+
+class Density(Choice, ABC):
+    """The distribution of training times."""
+
+    @abstractmethod
+    def __call__(self, process: Process, draws: Draws) -> Time:
+        """One time per row of the draws, on their device."""
+
+
+@dataclass(frozen=True)
+class LogNormal(Density):
+    """ln(sigma/alpha) ~ N(mean, std²); EDM's (-1.2, 1.2). Not truncated, except to a table's ends."""
+
+    mean: float = -1.2
+    std: Positive = 1.2
+
+    def __call__(self, process: Process, draws: Draws) -> Time:  # noqa: D102
+        level = torch.exp(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
+        return process.time_of(torch.atan(level))
+
+
+@dataclass(frozen=True)
+class LogitNormal(Density):
+    """sigma/(alpha + sigma), the time of rectified flow, is sigmoid(N(mean, std²)) (arXiv:2403.03206)."""
+
+    mean: float = 0.0
+    std: Positive = 1.0
+
+    def __call__(self, process: Process, draws: Draws) -> Time:  # noqa: D102
+        u = torch.sigmoid(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
+        return process.time_of(torch.atan2(u, 1 - u))
+
+
+@dataclass(frozen=True)
+class UniformTime(Density):
+    """Uniform in t on [t_min, t_max]; on whole numbers for a table with whole=True."""
+
+    whole: bool = False
+
+    def __call__(self, process: Process, draws: Draws) -> Time:  # noqa: D102
+        if self.whole:
+            low, high = round(process.t_min), round(process.t_max)
+            return (low + draws.integers(high - low + 1)).to(time_dtype(draws.device))
+        return process.t_min + (process.t_max - process.t_min) * draws.uniform()

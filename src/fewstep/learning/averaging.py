@@ -1,0 +1,20 @@
+"""Exponential moving averages of networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """Target <- decay·target + (1 - decay)·source; buffers are copied. decay = 0 copies."""
+    lerp(list(target.parameters()), list(source.parameters()), 1 - decay)
+    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+@torch.no_grad()
+def lerp(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
+    """Targets += weight·(sources - targets), in a few kernels for all tensors."""
+    torch._foreach_lerp_(targets, sources, weight)

@@ -1,0 +1,37 @@
+"""`Batch`: what a loss sees of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.types import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of the global batch, in model space.
+
+    draws.rows are the rows' places in the global batch. x0 is None where there are only conditions. pairs: other
+    tensors by name, one row per sample.
+    """
+
+    cond: Cond
+    draws: Draws
+    shape: tuple[int, ...]
+    x0: Sample | None = None
+    pairs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def noise(self) -> Sample:
+        """Fresh unit noise, (batch, *shape)."""
+        return self.draws.normal(*self.shape)
+
+    @property
+    def data(self) -> Sample:
+        """x0, for methods that declare that they need it."""
+        assert self.x0 is not None, "the method reads x0 without naming it in `needs`"
+        return self.x0

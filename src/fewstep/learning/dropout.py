@@ -1,0 +1,40 @@
+"""The same dropout masks for two forward passes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+class SharedDropout:
+    """Replays the random state of the device that draws the masks (arXiv:2310.14189, appendix).
+
+        masks = SharedDropout(x_t.device)
+        with masks: a = student(x_t, t, cond)
+        with masks: b = target(x_s, s, cond)      # the same masks; the state advances by one pass only
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._state: torch.Tensor | None = None
+
+    def __enter__(self) -> None:
+        module = torch.cuda if self.device.type == "cuda" else torch
+        if self._state is None:
+            self._state = module.get_rng_state()  # type: ignore[attr-defined]
+        else:
+            module.set_rng_state(self._state)  # type: ignore[attr-defined]
+
+    def __exit__(self, *error: object) -> None:
+        """The state stays where the pass left it."""
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Global random state for what cannot be keyed by row (dropout), restored behind the block."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,102 @@
+"""The contract between methods and the trainer.
+
+A method says which networks train on which loss, and when. From that the trainer derives optimizers, freezing,
+precision, accumulation, checkpoints, averages and logs; neither knows the other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence, Set
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
+
+from fewstep.choice import Choice
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance
+from fewstep.diffusion.parameterization import Parameterization
+from fewstep.diffusion.samplers import Sampler
+from fewstep.learning.batch import Batch
+
+
+class Clock(NamedTuple):
+    """Where a run stands. step · batch is the number of images that the student has seen."""
+
+    step: int
+    steps: int
+    batch: int
+    phase: int = 0
+    phase_step: int = 0
+    phase_steps: int = 1
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, 0 … 1."""
+        return self.step / self.steps
+
+
+class Losses(NamedTuple):
+    """Per-sample tensors (batch,): `terms` are summed into the loss, `notes` are only logged."""
+
+    terms: Mapping[str, Tensor]
+    notes: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Update(NamedTuple):
+    """One optimizer step of the networks `trains` on a loss(nets, batch, clock); it takes its own next batch."""
+
+    trains: tuple[str, ...]
+    loss: Callable[[Any, Batch, Clock], Losses]
+
+
+class Clone(Protocol):
+    """Makes a network from another: a full copy or a view on shared weights. Methods cannot tell which."""
+
+    def __call__(
+        self,
+        name: str,
+        of: Denoiser | None = None,
+        inputs: Set[str] = frozenset(),
+        parameterization: Parameterization | None = None,
+    ) -> Denoiser:
+        """`inputs` are added to the network's own; without `of`, the student's start is cloned."""
+        ...
+
+
+class Method(Choice, ABC):
+    """A training method; its fields are its hyperparameters and its options on the command line.
+
+    trains: networks with an optimizer. moves: networks that `after_step` writes. exports: networks that are saved, each
+    with its averages. needs: fields of the batch that it reads. All other networks are frozen.
+    """
+
+    folder: ClassVar[str | None] = "fewstep.methods"
+    trains: ClassVar[tuple[str, ...]] = ("student",)
+    moves: ClassVar[tuple[str, ...]] = ()
+    exports: ClassVar[tuple[str, ...]] = ("student",)
+    needs: ClassVar[tuple[str, ...]] = ("x0",)
+
+    @abstractmethod
+    def build_nets(self, model: Any, clone: Clone) -> Any:
+        """A dataclass of modules. The model's own denoiser is the teacher: never written, clone what moves."""
+
+    @abstractmethod
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        """The optimizer steps of this step, in order."""
+
+    def after_step(self, nets: Any, clock: Clock) -> None:
+        """Moves slow copies."""
+
+    def phases(self, steps: int) -> Sequence[int]:
+        """First steps of the phases; at each, learning rate, optimizer state and averages start anew."""
+        return (0,)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler | None:
+        """The sampler that the exported network is made for; None where it generates nothing."""
+        return None
+
+    def guidance(self) -> Guidance:
+        """What the student's guidance argument means."""
+        return Guidance()

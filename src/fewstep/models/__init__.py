@@ -1,0 +1,1 @@
+"""Where networks come from: our own modules, and the folder that a model is saved in."""

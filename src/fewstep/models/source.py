@@ -1,0 +1,80 @@
+"""How a run names its teacher: a model that exists, or a new network."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from fewstep.choice import Choice
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance
+from fewstep.diffusion.parameterization import Edm, Parameterization
+from fewstep.diffusion.process import Process, VarianceExploding
+from fewstep.diffusion.samplers import Ode
+from fewstep.models.bundle import DiffusionModel, load
+from fewstep.models.codec import Codec, Pixels
+from fewstep.models.conditioner import Conditioner, Labels, Unconditional
+from fewstep.models.network import Network, Outside
+from fewstep.models.unet import UNet
+
+
+class ModelSource(Choice, ABC):
+    """`teacher=` of a run. A bare string that names no kind is the path or name of a saved model."""
+
+    @abstractmethod
+    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Any:
+        """The model, fit for images of that shape with that many classes (0: unlabelled). ValueError where it is not."""
+
+    @classmethod
+    def _chosen(cls, value: Any) -> tuple[type[Self], dict[str, Any]]:
+        if isinstance(value, str) and value not in cls.kinds():
+            value = {"kind": "saved", "path": value}
+        elif isinstance(value, Mapping) and "kind" not in value and "path" in value:
+            value = {"kind": "saved", **value}
+        return super()._chosen(value)
+
+
+@dataclass(frozen=True)
+class Saved(ModelSource):
+    """A shipped model by name, a run's folder or a model's folder. ema: one of its averages."""
+
+    path: str
+    ema: str | None = None
+
+    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:  # noqa: D102
+        model = load(self.path, self.ema)
+        if tuple(model.shape) != tuple(shape):
+            raise ValueError(f"the teacher {self.path} makes samples of shape {model.shape}, the data has {shape}")
+        if model.conditioner.classes not in (0, classes):
+            raise ValueError(f"the teacher {self.path} has {model.conditioner.classes} classes, the data has {classes}")
+        return model
+
+
+@dataclass(frozen=True)
+class Fresh(ModelSource):
+    """A new network, initialised under the run's seed. conditional=False ignores the labels of the data.
+
+    null: the network also knows "no label", which guidance needs.
+    """
+
+    network: Network = dataclasses.field(default_factory=UNet)
+    process: Process = dataclasses.field(default_factory=VarianceExploding)
+    parameterization: Parameterization = dataclasses.field(default_factory=Edm)
+    codec: Codec = dataclasses.field(default_factory=Pixels)
+    conditional: bool = True
+    null: bool = True
+
+    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:  # noqa: D102
+        labelled = self.conditional and classes > 0
+        conditioner: Conditioner = Labels(classes, self.null) if labelled else Unconditional()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.network.build(Outside(tuple(shape), conditioner.classes, conditioner.null))
+        assert isinstance(network, torch.nn.Module)
+        denoiser = Denoiser(network, self.process, self.parameterization)
+        return DiffusionModel(denoiser, self.codec, conditioner, tuple(shape), Ode(), Guidance())

@@ -1,0 +1,220 @@
+"""The U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233), in the layout of openai's checkpoints.
+
+Sub-modules carry the names of that layout (input_blocks.4.0.in_layers.2 …), so that its weights load as they are and
+the export to diffusers' UNet2DModel is a renaming (export/diffusers.py). Fixed: scale-shift norms, residual blocks that
+resample, attention in the middle.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.choice import Count, Share
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.types import Sample, Time
+from fewstep.models.network import Network, NetworkModule, Outside, TimeInput, noise_features, sinusoid
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class UNet(Network):
+    """Options of the U-Net. `attention`: the downsampling factors (1, 2, 4, …) whose blocks attend.
+
+    `extra`: inputs beside x, t and the label, each a zero-initialised embedding added to the time's.
+    """
+
+    channels: Count = 128
+    multipliers: tuple[Count, ...] = (1, 2, 2, 1)
+    blocks: Count = 3
+    attention: tuple[Count, ...] = (2,)
+    head_channels: Count = 32
+    groups: Count = 32
+    dropout: Share = 0.0
+    time_input: TimeInput = "log_sigma"
+    extra: tuple[str, ...] = ()
+
+    known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
+
+    def build(self, outside: Outside) -> NetworkModule:  # noqa: D102
+        factor = 2 ** (len(self.multipliers) - 1)
+        if len(outside.shape) != 3 or any(n % factor for n in outside.shape[1:]):
+            raise ValueError(
+                f"a U-Net of {len(self.multipliers)} levels needs images whose sides divide by {factor}, "
+                f"got shape {tuple(outside.shape)}"
+            )
+        for channels in (self.channels * m for m in self.multipliers):
+            if channels % self.groups or channels % self.head_channels:
+                raise ValueError(
+                    f"{channels} channels do not divide by groups={self.groups} and head_channels={self.head_channels}"
+                )
+        return UNetModule(self, outside)
+
+
+class Stack(nn.Sequential):
+    """A sequence whose residual blocks also take the embedding."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]  # noqa: D102
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class ResBlock(nn.Module):
+    """Norm-SiLU-(resample)-conv, the embedding as scale and shift of the second norm, norm-SiLU-dropout-conv, skip."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, spec: UNet, resample: str = ""):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(spec.groups, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * outputs))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(spec.groups, outputs),
+            nn.SiLU(),
+            nn.Dropout(spec.dropout),
+            _zero(nn.Conv2d(outputs, outputs, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.resample = resample
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2, mode="nearest") if self.resample == "up" else x
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # noqa: D102
+        norm, silu, conv = self.in_layers
+        h = conv(self._resampled(silu(norm(x))))
+        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
+        norm, silu, dropout, conv = self.out_layers
+        h = conv(dropout(silu(norm(h) * (1 + scale) + shift)))
+        return self.skip_connection(self._resampled(x)) + h  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, with a residual; channel order of qkv: all q, all k, all v."""
+
+    def __init__(self, channels: int, spec: UNet):
+        super().__init__()
+        self.heads = channels // spec.head_channels
+        self.norm = nn.GroupNorm(spec.groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        b, c, h, w = x.shape
+        # Contiguous (batch, heads, positions, channels) lets PyTorch take its fast kernels.
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).permute(1, 0, 2, 4, 3).contiguous()
+        out = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        return x + self.proj_out(out.transpose(2, 3).reshape(b, c, h, w))  # type: ignore[no-any-return]
+
+
+class Embedding(nn.Module):
+    """A scalar input beside the time: sinusoid, then a zero-initialised linear layer."""
+
+    def __init__(self, size: int, outputs: int):
+        super().__init__()
+        self.size = size
+        self.linear = _zero(nn.Linear(size, outputs))
+
+    def forward(self, values: Time) -> Tensor:  # noqa: D102
+        return self.linear(sinusoid(values, self.size).to(self.linear.weight.dtype))  # type: ignore[no-any-return]
+
+
+class UNetModule(nn.Module):
+    """The network; see `UNet`."""
+
+    def __init__(self, spec: UNet, outside: Outside):
+        super().__init__()
+        self.spec, self.outside = spec, outside
+        image_channels, width, embedding = outside.shape[0], spec.channels, 4 * spec.channels
+        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        if outside.classes:
+            self.label_emb = nn.Embedding(outside.classes + outside.null, embedding)
+        self.extra_embed = nn.ModuleDict({name: Embedding(width, embedding) for name in spec.extra})
+
+        def block(inputs: int, outputs: int, factor: int, resample: str = "") -> list[nn.Module]:
+            made: list[nn.Module] = [ResBlock(inputs, outputs, embedding, spec, resample)]
+            return made + [Attention(outputs, spec)] * (factor in spec.attention and not resample)
+
+        now = spec.multipliers[0] * width
+        self.input_blocks = nn.ModuleList([Stack(nn.Conv2d(image_channels, now, 3, padding=1))])
+        skips, factor, last = [now], 1, len(spec.multipliers) - 1
+        for level, multiplier in enumerate(spec.multipliers):
+            for _ in range(spec.blocks):
+                self.input_blocks.append(Stack(*block(now, multiplier * width, factor)))
+                now = multiplier * width
+                skips.append(now)
+            if level < last:
+                self.input_blocks.append(Stack(*block(now, now, factor, "down")))
+                skips.append(now)
+                factor *= 2
+        self.middle_block = Stack(
+            ResBlock(now, now, embedding, spec), Attention(now, spec), ResBlock(now, now, embedding, spec)
+        )
+        self.output_blocks = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(spec.multipliers))):
+            for i in range(spec.blocks + 1):
+                layers = block(now + skips.pop(), multiplier * width, factor)
+                now = multiplier * width
+                if level and i == spec.blocks:
+                    layers += block(now, now, factor, "up")
+                    factor //= 2
+                self.output_blocks.append(Stack(*layers))
+        self.out = nn.Sequential(
+            nn.GroupNorm(spec.groups, now), nn.SiLU(), _zero(nn.Conv2d(now, image_channels, 3, padding=1))
+        )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads of the condition."""
+        return (("label",) if self.outside.classes else ()) + self.spec.extra
+
+    def with_inputs(self, names: Set[str]) -> nn.Module:
+        """A copy with zero-initialised embeddings of "guidance" or "s" added."""
+        if unknown := set(names) - self.spec.known:
+            raise ValueError(f"a U-Net has no input {', '.join(sorted(unknown))}; known: {sorted(self.spec.known)}")
+        added = tuple(sorted(set(names) - set(self.spec.extra)))
+        wider = copy.deepcopy(self)
+        wider.spec = replace(self.spec, extra=self.spec.extra + added)
+        embedding: nn.Linear = self.time_embed[2]  # type: ignore[assignment]
+        for name in added:
+            wider.extra_embed[name] = Embedding(self.spec.channels, embedding.out_features).to(embedding.weight)
+        return wider
+
+    def forward(self, x: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        """The raw output F(x, t), in the shape of x."""
+        weight: Tensor = self.time_embed[0].weight  # type: ignore[assignment]
+        features = sinusoid(noise_features(t, self.spec.time_input), self.spec.channels)
+        embedding = self.time_embed(features.to(weight.dtype))
+        if self.outside.classes:
+            embedding = embedding + self.label_emb(cond["label"])
+        for name, embed in self.extra_embed.items():
+            if name == "s":
+                value = noise_features(s if s is not None else t, self.spec.time_input)
+            else:
+                value = cond[name].to(t.dtype)
+            embedding = embedding + embed(value)
+        x = x.to(weight.dtype)
+        skips = []
+        for stack in self.input_blocks:
+            x = stack(x, embedding)
+            skips.append(x)
+        x = self.middle_block(x, embedding)
+        for stack in self.output_blocks:
+            x = stack(torch.cat([x, skips.pop()], dim=1), embedding)
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+def _zero(module: M) -> M:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

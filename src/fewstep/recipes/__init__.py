@@ -1,0 +1,1 @@
+"""Recipes: one file each, `recipe() -> Run`; the docstring says what came out of it, measured."""

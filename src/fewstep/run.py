@@ -1,0 +1,117 @@
+"""`Run`: what one training run is made of, and `distil`, which carries it out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fewstep.metrics.classifier  # noqa: F401  its classes can be named in run files
+from fewstep.choice import Choice
+from fewstep.data.source import Dataset, Source
+from fewstep.data.stream import Stream
+from fewstep.errors import RefusedError
+from fewstep.files import write_bytes, write_json
+from fewstep.learning.method import Method
+from fewstep.models.adapters import FullCopy
+from fewstep.models.source import Fresh, ModelSource, Saved
+from fewstep.training.checkpoint import Checkpoints, Lock
+from fewstep.training.health import Health
+from fewstep.training.trainer import Trainer, TrainerConfig, Watch, difference
+from fewstep.yaml import from_yaml, to_yaml
+
+
+@dataclass(frozen=True)
+class Run(Choice):
+    """One training run: `method` on `data`, from `teacher`.
+
+    teacher: a saved model (name or folder), or a fresh network for methods that train one. start: another model whose
+    weights the student begins with.
+    """
+
+    data: Source
+    method: Method
+    teacher: ModelSource = field(default_factory=Fresh)
+    start: ModelSource | None = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def distil(
+    run: Run,
+    folder: Path,
+    *,
+    restart: bool = False,
+    watch: Watch | None = None,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Carries out a run in its folder; an unfinished one goes on. Returns False where it was finished already.
+
+    Raises RefusedError where the folder holds a run with another configuration, or is in use; ValueError and OSError
+    for data or models that cannot be read; DivergedError.
+    """
+    folder = Path(folder)
+    lock = Lock(folder)
+    try:
+        if not restart and _finished(run, folder):
+            return False
+        dataset = run.data.dataset()
+        classes = dataset.classes if dataset.labels is not None else 0
+        model = run.teacher.load(dataset.shape, classes, run.trainer.seed)
+        begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
+        nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed))
+        if restart:
+            Checkpoints(folder / "checkpoints").discard_all()
+            (folder / "log.jsonl").unlink(missing_ok=True)
+        write_bytes(folder / "run.yaml", to_yaml(run.dump()).encode())
+        stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
+        trainer = Trainer(run.method, nets, stream, run.trainer, folder)
+        teacher = model if isinstance(run.teacher, Saved) else None
+        health = Health(run.method, nets, stream, held_out(run.data), teacher, trainer.device)
+        trainer.fit(watch, health, say)
+        _save(run, folder, model, trainer, stream)
+        return True
+    finally:
+        lock.release()
+
+
+def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) -> None:
+    """Writes every exported network with its averages, sampler, guidance and card."""
+    clock = trainer.clock(run.trainer.steps - 1)
+    for name in run.method.exports:
+        net = trainer.exported(name)
+        variants = {f"{d:g}": trainer.exported(name, d).network.state_dict() for d in run.trainer.ema[1:]}
+        card = {
+            "method": run.method.dump(),
+            "trainer": run.trainer.dump(),
+            "data": run.data.dump() | {"fingerprint": stream.fingerprint, "images": len(stream.dataset)},
+            "ema": run.trainer.ema[0],
+            "batches": trainer.batches,
+        }
+        made = model.trained(net, run.method.sampler(clock, name), run.method.guidance(), card, variants)
+        made.save(folder / name)
+    write_json(folder / "status.json", {"state": "finished", "step": run.trainer.steps, "steps": run.trainer.steps, "reason": ""})
+
+
+def held_out(source: Source) -> Dataset | None:
+    """The test split of a source that trains on the other part; None where the run uses everything."""
+    return source.dataset("test") if source.split == "train" else None
+
+
+def _finished(run: Run, folder: Path) -> bool:
+    """Whether the folder holds this run, finished. RefusedError where it holds another one."""
+    path = folder / "run.yaml"
+    if not path.is_file():
+        return False
+    old, new = from_yaml(path.read_text(encoding="utf-8"), str(path)), run.dump()
+    for free in TrainerConfig.free:
+        old.get("trainer", {}).pop(free, None)
+        new["trainer"].pop(free, None)
+    if old != new:
+        raise RefusedError(
+            f"{folder} holds a run with another configuration: {difference(old, new)}; "
+            "choose another name=, or --restart to begin again"
+        )
+    status = folder / "status.json"
+    return status.is_file() and json.loads(status.read_text(encoding="utf-8"))["state"] == "finished"

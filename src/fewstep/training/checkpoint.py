@@ -1,0 +1,165 @@
+"""Checkpoints that survive being killed at any moment (docs/architecture.md, "Checkpoints").
+
+A checkpoint is a folder `step-NNNNNNNN` of safetensors files and a manifest with their sizes and hashes. It is written
+beside, synced and renamed, so under its final name it is whole; damage that comes later is found by the hashes. There
+is no pointer to the newest one: the newest that verifies is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fewstep.errors import RefusedError
+from fewstep.files import load_tensors, save_tensors, sha256, sync
+
+FORMAT = 1
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: groups of tensors (nets, ema, optim) and plain facts (step, counters, data …)."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any]
+
+
+class Lock:
+    """One run per folder: an flock that dies with its process, so a killed run leaves no obstacle."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / ".lock").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise RefusedError(f"{folder} is in use by {holder}; wait for it or choose another name=") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Lets the next run in."""
+        self._file.close()
+
+
+class Checkpoints:
+    """The checkpoints of one run. `keep`: how many stay, at least 2. say: where notices about damage go."""
+
+    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = print):
+        self.folder, self.keep, self.say = folder, max(2, keep), say
+        folder.mkdir(parents=True, exist_ok=True)
+        self._clean()
+
+    def save(self, step: int, saved: Saved) -> None:
+        """Writes step `step`. Nothing appears under the final name before all of it is on the disk."""
+        final = self.folder / f"step-{step:08d}"
+        if final.exists():
+            if self._verify(final) is None:
+                return
+            self._quarantine(final)
+        beside = self.folder / f".tmp-{final.name}-{os.getpid()}"
+        beside.mkdir()
+        try:
+            files = {}
+            for group, tensors in saved.tensors.items():
+                path = beside / f"{group}.safetensors"
+                save_tensors(path, tensors)
+                sync(path)
+                files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+            manifest = {"format": FORMAT, "step": step, "files": files, "facts": saved.facts}
+            manifest["sha256"] = _own_hash(manifest)
+            (beside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            sync(beside / "manifest.json")
+            sync(beside)
+            beside.rename(final)
+            sync(self.folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        self._prune()
+        self._clean()
+
+    def newest(self) -> Saved | None:
+        """The newest checkpoint that verifies; damaged ones are named and set aside. None where there is none.
+
+        RefusedError where checkpoints exist and none can be used.
+        """
+        reasons = []
+        for path in sorted(self._all(), reverse=True):
+            reason = self._verify(path)
+            if reason is None:
+                manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+                if manifest["format"] > FORMAT:
+                    raise RefusedError(f"{path} has format {manifest['format']}; this fewstep knows up to {FORMAT}")
+                groups = {Path(name).stem: load_tensors(path / name) for name in manifest["files"]}
+                return Saved(groups, manifest["facts"] | {"step": manifest["step"]})
+            reasons.append(f"{path.name}: {reason}")
+            self.say(f"checkpoint {path.name} is damaged ({reason}); it is set aside and the one before is used")
+            self._quarantine(path)
+        if reasons or any(self.folder.glob(".bad-*")):
+            found = "; ".join(reasons) or "all were set aside before"
+            raise RefusedError(f"no checkpoint in {self.folder} can be used ({found}); --restart begins at step 0")
+        return None
+
+    def discard_all(self) -> None:
+        """Removes every checkpoint, for a restart."""
+        for path in [*self._all(), *self.folder.glob(".bad-*")]:
+            self._remove(path)
+
+    def _all(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
+
+    def _verify(self, path: Path) -> str | None:
+        """None, or what is wrong."""
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            if manifest.pop("sha256") != _own_hash(manifest):
+                return "manifest.json does not match its own hash"
+            for name, expected in manifest["files"].items():
+                file = path / name
+                if not file.is_file():
+                    return f"{name} is missing"
+                if file.stat().st_size != expected["size"]:
+                    return f"{name} has {file.stat().st_size} bytes of {expected['size']}"
+                if sha256(file) != expected["sha256"]:
+                    return f"{name} does not match its hash"
+        except FileNotFoundError:
+            return "manifest.json is missing"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"manifest.json cannot be read: {type(error).__name__}"
+        return None
+
+    def _quarantine(self, path: Path) -> None:
+        number = 0
+        while (target := self.folder / f".bad-{path.name}-{number}").exists():
+            number += 1
+        path.rename(target)
+
+    def _prune(self) -> None:
+        for path in self._all()[: -self.keep]:
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        doomed = self.folder / f".del-{path.name}-{os.getpid()}"
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _clean(self) -> None:
+        for pattern in (".tmp-*", ".del-*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

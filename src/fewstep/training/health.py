@@ -1,0 +1,104 @@
+"""Signs of life that a loss curve does not give, measured on fixed seeds while a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.data.source import Dataset
+from fewstep.data.stream import Stream
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.draws import Draws
+from fewstep.learning.method import Clock, Method
+from fewstep.models.bundle import DiffusionModel
+
+SEED = 271828
+IMAGES = 64
+HELD_OUT = 256
+
+
+class Health:
+    """Called with the clock and the averaged networks; gives numbers for the log, keys `health.…`.
+
+    held_out_loss: the first update's loss on images that training never sees. With a teacher also, from the same
+    noises: distance: root mean square between the student's samples and the teacher's (in model space); contrast and
+    diversity: the samples' spread over pixels and over images, relative to the teacher's.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        nets: Any,
+        stream: Stream,
+        held_out: Dataset | None,
+        teacher: DiffusionModel | None,
+        device: torch.device,
+    ):
+        self.method, self.nets, self.device = method, nets, device
+        self.held_out = None
+        if held_out is not None:
+            self.rows = range(min(HELD_OUT, len(held_out)))
+            self.held_out = Stream(held_out, stream.codec, stream.conditioner, SEED, len(self.rows))
+        self.teacher = teacher
+        if teacher is not None:
+            self.draws = Draws(SEED, range(IMAGES), stream="health", device=device)
+            self.noise = self.draws.fork("noise").normal(*teacher.shape)
+            self.cond = teacher.conditioner(teacher.conditioner.labels(0, IMAGES)).to(device)
+            self.goal = self._sampled(teacher.denoiser.to(device), teacher.sampler)
+
+    @torch.no_grad()
+    def __call__(self, clock: Clock, exported: Mapping[str, nn.Module]) -> dict[str, float]:
+        """The numbers at this step."""
+        numbers = {}
+        if self.held_out is not None:
+            nets = dataclasses.replace(self.nets, **exported)
+            draws = Draws(SEED, self.rows, stream="health", device=self.device)
+            losses = self.method.updates(clock)[0].loss(nets, self.held_out(0, self.rows, draws), clock)
+            numbers["held_out_loss"] = sum(term.mean().item() for term in losses.terms.values())
+        for name, net in exported.items():
+            sampler = self.method.sampler(clock, name)
+            if self.teacher is None or sampler is None or not isinstance(net, Denoiser):
+                continue
+            x = self._sampled(net, sampler.with_steps(1))
+            prefix = "" if name == "student" else f"{name}."
+            numbers[f"{prefix}distance"] = (x - self.goal).square().mean().sqrt().item()
+            numbers[f"{prefix}contrast"] = (_contrast(x) / _contrast(self.goal)).item()
+            numbers[f"{prefix}diversity"] = (_diversity(x) / _diversity(self.goal)).item()
+        return {f"health.{key}": value for key, value in numbers.items()}
+
+    @torch.no_grad()
+    def _sampled(self, denoiser: Denoiser, sampler: Any) -> Tensor:
+        return sampler(denoiser, denoiser.process, self.noise, self.cond, self.draws.fork("sampler"))  # type: ignore[no-any-return]
+
+
+def _contrast(x: Tensor) -> Tensor:
+    return x.flatten(1).std(1).mean()
+
+
+def _diversity(x: Tensor) -> Tensor:
+    return x.std(0).mean()
+
+
+def verdict(lines: list[dict[str, Any]]) -> str:
+    """What the health numbers of a run's log say, in a sentence."""
+    seen = [line for line in lines if any(k.startswith("health.") for k in line)]
+    if len(seen) < 2:
+        return "Too few health measurements to judge."
+    first, last = seen[0], seen[-1]
+    said = []
+    for key, word in (("health.held_out_loss", "held-out loss"), ("health.distance", "distance to the teacher")):
+        if key in last and key in first:
+            best = min(line[key] for line in seen if key in line)
+            trend = "fell" if last[key] < first[key] else "rose"
+            said.append(f"the {word} {trend} from {first[key]:.3g} to {last[key]:.3g} (best {best:.3g})")
+    for key, word in (("health.contrast", "contrast"), ("health.diversity", "diversity")):
+        if key in last and not 0.85 <= last[key] <= 1.15:
+            said.append(f"{word} is {last[key]:.0%} of the teacher's: look at the samples")
+    skipped = sum(line.get("skipped", 0) for line in lines)
+    if skipped:
+        said.append(f"{int(skipped)} steps were skipped for non-finite numbers")
+    return ("; ".join(said) + ".").capitalize()

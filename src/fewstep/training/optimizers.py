@@ -1,0 +1,110 @@
+"""Optimizers by name, and a step that a non-finite gradient cannot enter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.choice import Choice, Decay, NonNegative, Positive
+
+
+class OptimizerSpec(Choice, ABC):
+    """An optimizer and its learning rate."""
+
+    lr: float
+
+    @abstractmethod
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over these parameters."""
+
+
+@dataclass(frozen=True)
+class AdamW(OptimizerSpec):
+    """AdamW in one fused kernel."""
+
+    lr: Positive = 1e-3
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:  # noqa: D102
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+        )
+
+
+@dataclass(frozen=True)
+class RAdam(OptimizerSpec):
+    """Rectified Adam (arXiv:1908.03265), the choice of the consistency papers."""
+
+    lr: Positive = 1e-4
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:  # noqa: D102
+        on_gpu = parameters[0].device.type == "cuda"
+        return torch.optim.RAdam(
+            parameters,
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            foreach=True,
+            capturable=on_gpu,
+        )
+
+
+@dataclass(frozen=True)
+class Sgd(OptimizerSpec):
+    """Plain gradient descent."""
+
+    lr: Positive = 1e-2
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:  # noqa: D102
+        return torch.optim.SGD(parameters, lr=self.lr, foreach=True)
+
+
+@torch.no_grad()
+def clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scales the gradients so that their common norm is at most `limit` (0: no limit). Returns the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if limit:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+@torch.no_grad()
+def guarded_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """optimizer.step(), or nothing at all where `bad` (0-d bool) is true; decided on the device, without waiting for it.
+
+    Fused optimizers know that themselves (`found_inf`, made for loss scaling). For the others the gradient is made
+    harmless, and weights and state are put back by an interpolation whose weight is exactly 0 or 1.
+    """
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in parameters:
+        assert p.grad is not None
+        p.grad = torch.where(bad, torch.zeros_like(p.grad), p.grad)
+    tensors = [p.detach() for p in parameters]
+    state = [t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)]
+    before = [t.clone() for t in tensors + state]
+    first = not state
+    optimizer.step()
+    if first:  # the state was made by this very step: to undo it is to make it zero
+        state = [t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)]
+        before += [torch.zeros_like(t) for t in state]
+    now = tensors + state
+    for t, old in zip(now, before, strict=True):
+        t.lerp_(old, bad.to(t))
