@@ -31,8 +31,8 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 def kind_of(cls: type) -> str:
-    """The name of a class in files and on the command line: `ConsistencyBoundary` -> `consistency_boundary`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+    """The name of a class in files and on the command line: `CmBoundary` -> `cm_boundary`, `Dpmpp2m` -> `dpmpp_2m`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=[0-9])", "_", cls.__name__).lower()
 
 
 def _flat(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fewstep.metrics.classifier  # noqa: F401  its classes can be named in run files
-from fewstep.choice import Choice
+from fewstep.choice import Choice, Share
 from fewstep.data.source import Dataset, Source
 from fewstep.data.stream import Stream
 from fewstep.errors import RefusedError
@@ -28,13 +28,14 @@ class Run(Choice):
     """One training run: `method` on `data`, from `teacher`.
 
     teacher: a saved model (name or folder), or a fresh network for methods that train one. start: another model whose
-    weights the student begins with.
+    weights the student begins with. dropout: of the networks that the method makes, where not the teacher's own.
     """
 
     data: Source
     method: Method
     teacher: ModelSource = field(default_factory=Fresh)
     start: ModelSource | None = None
+    dropout: Share | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
@@ -60,7 +61,7 @@ def distil(
         classes = dataset.classes if dataset.labels is not None else 0
         model = run.teacher.load(dataset.shape, classes, run.trainer.seed)
         begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
-        nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed))
+        nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
         if restart:
             Checkpoints(folder / "checkpoints").discard_all()
             (folder / "log.jsonl").unlink(missing_ok=True)

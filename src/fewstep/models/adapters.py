@@ -7,6 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Parameterization
@@ -17,10 +18,12 @@ class FullCopy:
     """Clones with all weights of their own; inputs that the network lacks are added, zero-initialised under `seed`.
 
     default: what is cloned where a method names nothing else (the start of the student: usually the teacher).
+    dropout: of the clones, where it differs from the source's.
     """
 
     default: Denoiser
     seed: int = 0
+    dropout: float | None = None
 
     def __call__(
         self,
@@ -38,6 +41,9 @@ class FullCopy:
                 network = source.network.with_inputs(missing)  # type: ignore[operator]
             else:
                 network = copy.deepcopy(source.network)
+        for module in network.modules():
+            if isinstance(module, nn.Dropout) and self.dropout is not None:
+                module.p = self.dropout
         made = Denoiser(network, source.process, parameterization or source.parameterization, source.own)
         made.autocast = source.autocast
         return made

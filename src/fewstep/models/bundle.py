@@ -224,6 +224,13 @@ def shipped() -> dict[str, Path]:
     return {path.name: path for path in sorted(root.iterdir()) if (path / "model.json").is_file()}
 
 
+def shipped_folder(name: str | Path) -> Path:
+    """The folder of a shipped model. FileNotFoundError with the names that there are."""
+    if str(name) not in shipped():
+        raise FileNotFoundError(f"no model or run {str(name)!r}; shipped models: {', '.join(shipped())}")
+    return shipped()[str(name)]
+
+
 def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
     """A model: the name of a shipped one, a run's folder, or a model's folder. ema: one of the run's EMA decays.
 
@@ -231,9 +238,7 @@ def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
     """
     folder = Path(source)
     if not folder.exists():
-        if str(source) in shipped():
-            return load_folder(shipped()[str(source)], ema)
-        raise FileNotFoundError(f"no model or run {str(source)!r}; shipped models: {', '.join(shipped())}")
+        return load_folder(shipped_folder(source), ema)
     if folder.is_file():
         raise ValueError(f"{folder} is a file; a model is a folder with model.json and its weights")
     if (folder / "student" / "model.json").is_file():

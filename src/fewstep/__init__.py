@@ -1,0 +1,28 @@
+"""fewstep: diffusion and flow models distilled into ones that make images in 1 to 8 network evaluations."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fewstep.models.bundle import DiffusionModel, load
+    from fewstep.run import Run, distil
+
+__all__ = ["DiffusionModel", "Run", "__version__", "distil", "load"]
+
+_HOMES = {
+    "DiffusionModel": "fewstep.models.bundle",
+    "load": "fewstep.models.bundle",
+    "Run": "fewstep.run",
+    "distil": "fewstep.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported at first use: `fewstep --help` must not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,83 @@
+"""A recipe or a run file, with the overrides of the command line, as a validated run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.choice import did_you_mean
+from fewstep.yaml import from_yaml
+
+if TYPE_CHECKING:
+    from fewstep.run import Run
+
+RUNS = Path("runs")
+
+
+def listed(package: str) -> dict[str, str]:
+    """The files of a package and the first line of each docstring, read without importing them."""
+    home = Path(__file__).parent.parent / package
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in sorted(home.glob("*.py")) if p.stem != "__init__"}
+    return {name: (ast.get_docstring(ast.parse(text)) or "").splitlines()[0] for name, text in texts.items()}
+
+
+def configured(recipe: str, overrides: Sequence[str], plugins: Sequence[str] = ()) -> tuple[Run, Path]:
+    """The run and its folder. ValueError (pydantic's has every error) or FileNotFoundError."""
+    from fewstep.run import Run
+
+    for plugin in plugins:
+        importlib.import_module(plugin)
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise FileNotFoundError(f"no run file {path}")
+        plain = from_yaml(path.read_text(encoding="utf-8"), str(path))
+        if not isinstance(plain, dict):
+            raise ValueError(f"{path} is no run file: it does not hold named values")
+        name = path.parent.name if path.name == "run.yaml" else path.stem
+    else:
+        names = [module.name for module in pkgutil.iter_modules(importlib.import_module("fewstep.recipes").__path__)]
+        if recipe not in names:
+            raise ValueError(f"no recipe or run file {recipe!r}{did_you_mean(recipe, names)}")
+        plain, name = importlib.import_module(f"fewstep.recipes.{recipe}").recipe().dump(), recipe
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"expected option=value, got {override!r}")
+        if key == "name":
+            name = value
+        else:
+            _set(plain, key.split("."), from_yaml(value, override))
+    if not name or Path(name).name != name:
+        raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {RUNS}/")
+    return Run.parse(plain), RUNS / name
+
+
+def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Sets a dotted path; a name on the way ("method=x" before "method.y=1") becomes a mapping of that kind."""
+    *way, last = keys
+    for key in way:
+        inner = plain.get(key)
+        if not isinstance(inner, dict):
+            inner = {} if inner is None else {"kind": inner}
+        plain[key] = inner
+        plain = inner
+    plain[last] = value
+
+
+def source_of(text: str, overrides: Sequence[str] = ()) -> Any:
+    """A data source by name (digits) or by path, with `option=value` overrides."""
+    from fewstep.data.source import Source
+
+    names = [name for name in listed("data") if name in Source.kinds()]
+    plain: dict[str, Any] = {"kind": text} if text in names else {"kind": "idx", "path": text}
+    if text not in names and not Path(text).exists():
+        raise FileNotFoundError(f"no data {text!r}: expected a file, a folder, or {' or '.join(names)}")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        _set(plain, key.split("."), from_yaml(value, override))
+    return Source.parse(plain)

@@ -1,0 +1,56 @@
+"""`fewstep evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def evaluate(
+    what: str = typer.Argument(help="A run, a model, a .npz file or a folder of images."),
+    reference: str = typer.Option("digits", help="What to compare with: digits, or a file or folder of data."),
+    features: str = typer.Option(None, help="A classifier: its run's folder; the shipped one of digits if not given."),
+    num: int = typer.Option(2000, min=2, help="How many images to sample."),
+    steps: int = typer.Option(None, min=1, help="Solver steps; the model's own number if not given."),
+    seed: int = typer.Option(0, help="The seed of the samples."),
+    against: Path = typer.Option(None, help="An earlier result of --out: both are shown if they can be compared."),
+    out: Path = typer.Option(None, help="Writes the result as JSON."),
+) -> None:
+    """Measures quality: Fréchet distance, confirmed classes, diversity, with the protocol of the measurement.
+
+    Example: fewstep evaluate runs/demo --reference digits --steps 2
+    """
+    from fewstep.cli.configure import source_of
+    from fewstep.cli.images import read_images
+    from fewstep.files import read_json, write_json
+    from fewstep.metrics.evaluation import row
+    from fewstep.metrics.protocol import Reference, comparable, find_judge
+    from fewstep.models.bundle import load
+    from fewstep.report.run_report import COLUMNS, table
+
+    dataset = source_of(reference).dataset()
+    judge = Reference.of(dataset, find_judge(features, dataset.shape))
+    path = Path(what)
+    if path.suffix == ".npz" or (path.is_dir() and not any(path.rglob("model.json")) and not (path / "run.yaml").exists()):
+        images, labels = read_images(path)
+        quality = judge.quality(images, labels)
+        result = {"model": path.name, "solver": None, "steps": 0, "evaluations": 0, "images_per_second": None, **quality}
+    else:
+        model = load(what)
+        if tuple(model.shape) != dataset.shape:
+            raise ValueError(f"{what} makes images of shape {model.shape}, the reference has {dataset.shape}")
+        sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
+        result = row(path.name, model, sampler, judge, num, seed)
+    results = [result]
+    if against is not None:
+        earlier = read_json(against)
+        if reason := comparable(earlier["protocol"], result["protocol"]):
+            raise ValueError(f"{against} was measured under another protocol and cannot be compared: {reason}")
+        results.append(earlier)
+    from fewstep.cli.tables import print_table
+
+    print_table(COLUMNS, table(results))
+    print(", ".join(f"{k} {v}" for k, v in result["protocol"].items() if k != "sampler"))
+    if out is not None:
+        write_json(out, result)

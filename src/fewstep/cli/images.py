@@ -1,0 +1,73 @@
+"""Images in and out of files: .npz, a grid, a folder of PNG files."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.files import new_folder, write_bytes
+from fewstep.report.figures import grid_image, png
+
+
+def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
+    """Writes images in [0, 1]: .npz (arr_0 NHWC uint8, arr_1 labels), .png (a grid), else a new folder of PNG files."""
+    if path.suffix == ".npz":
+        arrays = {"arr_0": (images * 255).round().byte().permute(0, 2, 3, 1).numpy()}
+        if labels is not None:
+            arrays["arr_1"] = labels.numpy()
+        out = io.BytesIO()
+        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+        write_bytes(path, out.getvalue())
+    elif path.suffix == ".png":
+        columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
+        zoom = max(1, 640 // (columns * (images.shape[-1] + 1)))
+        write_bytes(path, png(grid_image(images, columns, zoom)))
+    elif path.suffix:
+        raise ValueError(f"{path}: images go to a .npz file, a .png file or a folder")
+    elif path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} is a folder with files in it; choose a new one")
+    else:
+        with new_folder(path) as beside:
+            for i, image in enumerate(images):
+                label = "" if labels is None else f"{int(labels[i])}_"
+                (beside / f"{label}{i:06d}.png").write_bytes(png(grid_image(image[None], 1)))
+
+
+def read_images(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Images in [0, 1] and labels of a .npz file or an image folder (class as file-name prefix `3_…`, if numeric).
+
+    Raises FileNotFoundError or ValueError that name the file.
+    """
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                pixels = arrays["arr_0"]
+                labels = torch.from_numpy(arrays["arr_1"].astype(np.int64)) if "arr_1" in arrays else None
+        except (KeyError, ValueError, OSError, EOFError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{path} is no .npz file of images: {error}") from None
+        if pixels.ndim != 4 or pixels.dtype != np.uint8:
+            raise ValueError(f"{path}: arr_0 must be (n, height, width, channels) uint8, got {pixels.shape} {pixels.dtype}")
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, labels
+    if not path.is_dir():
+        raise FileNotFoundError(f"no images at {path}: expected a .npz file or a folder of PNG files")
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise ValueError(f"{path} holds no images (PNG, JPEG or WebP)")
+    pictures = []
+    for file in files:
+        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+            pictures.append(np.atleast_3d(np.asarray(image if image.mode == "L" else image.convert("RGB"))))
+        if pictures[-1].shape != pictures[0].shape:
+            raise ValueError(f"mixed sizes in {path}: {files[0].name} is {pictures[0].shape}, {file.name} {pictures[-1].shape}")
+    prefixes = [file.stem.split("_")[0] for file in files]
+    numeric = all(p.isdigit() for p in prefixes) and all("_" in file.stem for file in files)
+    labels = torch.tensor([int(p) for p in prefixes]) if numeric else None
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255, labels

@@ -1,0 +1,94 @@
+"""`fewstep`: the verbs, and how an error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from fewstep import __version__
+from fewstep.cli import data, demo, evaluate, export, inspect, sample, train
+from fewstep.errors import DivergedError, RefusedError
+
+app = typer.Typer(
+    name="fewstep",
+    help="Turns slow diffusion and flow models into ones that make images in 1 to 8 network evaluations.",
+    epilog="Example: fewstep demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and end."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; allowed anywhere."),
+) -> None:
+    """Options of all verbs."""
+    if version:
+        print(f"fewstep {__version__}")
+        raise typer.Exit
+
+
+for verb in (demo.demo, train.train, sample.sample, evaluate.evaluate, export.export, inspect.inspect):
+    app.command(epilog=verb.__doc__.partition("Example:")[2] and f"Example:{verb.__doc__.partition('Example:')[2]}")(
+        verb
+    )
+app.add_typer(data.app, name="data")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Ends with the exit codes of docs/cli.md."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        code = app([w for w in words if w != "--debug"], standalone_mode=False)
+    except (click.ClickException, ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if debug:
+            raise
+        for line in lines_of(error):
+            print(f"error: {line}", file=sys.stderr)
+        code = code_of(error)
+    except (KeyboardInterrupt, click.Abort):
+        code = 130
+    sys.exit(code or 0)
+
+
+def code_of(error: BaseException) -> int:
+    """2: configuration, input or output; 3: refused; 4: diverged; 5: out of memory; 1: a fault of fewstep's own."""
+    if isinstance(error, RefusedError):
+        return 3
+    if isinstance(error, DivergedError):
+        return 4
+    if out_of_memory(error):
+        return 5
+    return 1 if isinstance(error, RuntimeError) else 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """PyTorch's own type on a GPU, a RuntimeError with a known text on a CPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """One line per error: a run file's all at once, each with its dotted path."""
+    if isinstance(error, click.ClickException):
+        return [error.format_message()]
+    if out_of_memory(error):
+        return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
+    details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it
+    if callable(details):
+        return [f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']} (got {e['input']!r})" for e in details()]
+    if isinstance(error, RuntimeError) and not isinstance(error, DivergedError):
+        return [f"{type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"]
+    if isinstance(error, OSError) and error.filename is not None:
+        return [f"{error.filename}: {error.strerror}"]
+    return [" ".join(str(error).split())]

@@ -1,0 +1,44 @@
+"""`fewstep train`."""
+
+from __future__ import annotations
+
+import typer
+
+
+def train(
+    recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
+    overrides: list[str] = typer.Argument(None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"),
+    restart: bool = typer.Option(False, help="Begin at step 0, whatever the folder holds."),
+    plugin: list[str] = typer.Option([], help="A module of your own whose methods, data sources … may be named."),
+) -> None:
+    """Trains a teacher or distils a student; an unfinished run goes on where it stopped.
+
+    Example: fewstep train mnist_cd data.path=mnist teacher=runs/mnist_teacher
+    """
+    from fewstep.cli.configure import configured
+    from fewstep.cli.progress import training_progress
+    from fewstep.report.run_report import progress_section, samples_section, write_report
+    from fewstep.run import distil
+
+    run, folder = configured(recipe, overrides or [], plugin)
+    with training_progress(run.trainer.steps, folder.name) as watch:
+        worked = distil(run, folder, restart=restart, watch=watch)
+    if not worked:
+        print(f"{folder} is finished already; --restart would begin again, name=… makes another run")
+        return
+    sections = [progress_section(folder)]
+    if run.method.sampler(_last(run)) is not None:
+        from fewstep.models.bundle import load
+
+        model = load(folder)
+        steps = sorted({1, 2, 4, model.sampler.steps})
+        images = [(f"{n} steps", model.generate(num=60, steps=n)) for n in steps]
+        sections.insert(0, samples_section(images, columns=10))
+    page = write_report(folder, folder.name, sections, {})
+    print(f"finished: {folder}/student, report {page}")
+
+
+def _last(run):  # type: ignore[no-untyped-def]
+    from fewstep.learning.method import Clock
+
+    return Clock(run.trainer.steps - 1, run.trainer.steps, run.trainer.batch)

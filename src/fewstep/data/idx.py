@@ -1,0 +1,108 @@
+"""IDX files: MNIST and its kin (Fashion-MNIST, KMNIST, EMNIST), plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fewstep.choice import Count, Natural, Share
+from fewstep.data.source import Dataset, Source, Split, check_labels
+
+LABELS, IMAGES, COLOURS = 1, 3, 4  # numbers of dimensions, as the magic number has them
+
+
+@dataclass(frozen=True)
+class Idx(Source):
+    """A folder or an images file. Whatever pair of images and labels is found is used and named; where there are
+    several, the one with the most images. Both files of a pair share their name but for "images"/"labels" and the
+    number of dimensions.
+    """
+
+    path: str = ""
+    classes: Count = 10
+    split: Split = "train"
+    limit: Natural = 0
+    fraction: Share = 1.0
+    split_seed: int = 0
+
+    def read(self) -> Dataset:  # noqa: D102
+        if not self.path:
+            raise ValueError("no data: give data.path=DIR, a folder with IDX files such as MNIST's")
+        path = Path(self.path)
+        if not path.exists():
+            raise FileNotFoundError(f"no data at {path}: expected a folder or a file in IDX format")
+        folder = path if path.is_dir() else path.parent
+        headers = {file: header for file in sorted(folder.iterdir()) if (header := _header(file))}
+        pairs = []
+        for file, sizes in headers.items():
+            if len(sizes) in (IMAGES, COLOURS) and path in (folder, file):
+                labels = [f for f, s in headers.items() if len(s) == LABELS and _stem(f) == _stem(file)]
+                pairs.append((sizes[0], file, labels[0] if labels else None))
+        if not pairs:
+            found = ", ".join(f.name for f in sorted(folder.iterdir())[:5]) or "nothing"
+            raise ValueError(f"no IDX images in {path} (found: {found})")
+        _, file, labels_file = max(pairs, key=lambda pair: pair[0])
+        return self._dataset(file, labels_file)
+
+    def _dataset(self, file: Path, labels_file: Path | None) -> Dataset:
+        images = _read(file)
+        images = images[:, None] if images.ndim == IMAGES else images.transpose(0, 3, 1, 2)
+        labels, notes = None, {"images file": str(file), "labels file": "none"}
+        if labels_file is not None:
+            notes["labels file"] = str(labels_file)
+            labels = torch.from_numpy(_read(labels_file).astype(np.int64))
+            if len(labels) != len(images):
+                raise ValueError(f"{labels_file} has {len(labels)} labels for the {len(images)} images of {file}")
+            check_labels(labels, self.classes, f"{labels_file} (data.classes={self.classes})")
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
+        return Dataset(pixels, labels, self.classes, torch.arange(len(pixels)), notes)
+
+
+def _stem(file: Path) -> str:
+    """What the names of images and labels have in common: train-images-idx3-ubyte.gz -> train."""
+    name = file.name.removesuffix(".gz").lower()
+    for word in ("images", "labels", "idx1", "idx3", "idx4", "ubyte"):
+        name = name.replace(word, "")
+    return name.strip("-_. ")
+
+
+def _open(file: Path) -> gzip.GzipFile | object:
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    return gzip.open(file, "rb") if packed else file.open("rb")
+
+
+def _header(file: Path) -> tuple[int, ...] | None:
+    """The sizes that an IDX file of bytes announces; None for any other file."""
+    if not file.is_file():
+        return None
+    try:
+        with _open(file) as stream:  # type: ignore[attr-defined]
+            magic = stream.read(4)
+            if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (LABELS, IMAGES, COLOURS):
+                return None
+            sizes = stream.read(4 * magic[3])
+    except (OSError, EOFError, zlib.error):
+        return None
+    return struct.unpack(f">{magic[3]}I", sizes) if len(sizes) == 4 * magic[3] else None
+
+
+def _read(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    sizes = _header(file)
+    assert sizes is not None
+    wanted = int(np.prod(sizes, dtype=np.int64))
+    try:
+        with _open(file) as stream:  # type: ignore[attr-defined]
+            stream.read(4 + 4 * len(sizes))
+            content = stream.read(wanted + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} is damaged or cut off: {error}") from None
+    if len(content) != wanted:
+        raise ValueError(f"{file} is cut off or too long: its header announces {wanted} bytes, it has {len(content)}")
+    return np.frombuffer(content, np.uint8).reshape(sizes).copy()

@@ -1,0 +1,1 @@
+"""Models in the formats of other libraries; each export is loaded again and compared before it counts."""

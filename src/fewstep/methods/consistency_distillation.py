@@ -1,0 +1,77 @@
+"""Consistency distillation (Song et al. 2023, arXiv:2303.01469, algorithm 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from fewstep.choice import Count, Decay
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.samplers import Renoise, Sampler
+from fewstep.diffusion.solvers import Heun, Solver
+from fewstep.diffusion.times import Karras, Times
+from fewstep.learning.averaging import ema_update
+from fewstep.learning.batch import Batch
+from fewstep.learning.dropout import SharedDropout
+from fewstep.learning.intervals import adjacent
+from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+
+
+@dataclass(frozen=True)
+class ConsistencyDistillation(Method):
+    """d( f(x_t, t), f_target(x_s, s) ): x_s is the teacher's step from t to the next lower time s of a grid of `bins`.
+
+    The target is a slow copy of the student (decay 0: the student itself). The optimum is the chain of the teacher's
+    own steps over the grid, whatever the metric. `bins` counts intervals (papers count the bins + 1 points).
+    `sample_times`: where the few-step sampler evaluates.
+    """
+
+    moves: ClassVar[tuple[str, ...]] = ("target",)
+
+    bins: Count = 18
+    times: Times = dataclasses.field(default_factory=lambda: Karras(end="t_min"))
+    solver: Solver = dataclasses.field(default_factory=Heun)
+    metric: Metric = dataclasses.field(default_factory=Squared)
+    target_decay: Decay = 0.95
+    sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
+
+    @dataclass
+    class Nets:
+        """The student, its slow copy, and the frozen teacher."""
+
+        student: Denoiser
+        target: Denoiser
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:  # noqa: D102
+        boundary = model.denoiser.parameterization.boundary()
+        student, target = (clone(name, parameterization=boundary) for name in ("student", "target"))
+        return self.Nets(student, target, model.denoiser)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: D102
+        return [Update(("student",), self.consistency_loss)]
+
+    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One interval and one noise per sample."""
+        process = nets.teacher.process
+        t, s = adjacent(self.times(process, self.bins), batch.draws, process)
+        x_t = process.add_noise(batch.data, batch.noise(), t)
+        masks = SharedDropout(x_t.device)
+        with torch.no_grad():
+            x_s = self.solver(nets.teacher, process, x_t, t, s, batch.cond)
+        with masks:
+            jump = nets.student(x_t, t, batch.cond)
+        with torch.no_grad(), masks:
+            goal = nets.target(x_s, s, batch.cond)
+        return Losses({"consistency": self.metric(jump, goal)})
+
+    def after_step(self, nets: Nets, clock: Clock) -> None:  # noqa: D102
+        ema_update(nets.target, nets.student, self.target_decay)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:  # noqa: D102
+        return Renoise(steps=2, times=self.sample_times)

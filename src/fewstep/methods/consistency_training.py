@@ -1,0 +1,83 @@
+"""Consistency training without a teacher (Song & Dhariwal 2023, arXiv:2310.14189; first in arXiv:2303.01469)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fewstep.choice import Count
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.samplers import Renoise, Sampler
+from fewstep.diffusion.times import Karras, LogNormal, Times
+from fewstep.learning.batch import Batch
+from fewstep.learning.dropout import SharedDropout
+from fewstep.learning.intervals import adjacent
+from fewstep.learning.losses import Metric, PseudoHuber
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+
+
+@dataclass(frozen=True)
+class ConsistencyTraining(Method):
+    """d( f(x_t, t), sg f(x_s, s) )/(t - s): x_t and x_s are made of the same sample and the same noise.
+
+    That is the teacher's Euler step with x0 in the place of its answer, right on average. The grid grows with the run:
+    "doubling" (first, 2·first, … last intervals, in equal parts of the run), "progressive" (as published in 2023), or
+    "fixed" at `last`. density: how intervals are drawn; None for all alike.
+    """
+
+    first: Count = 10
+    last: Count = 1280
+    curriculum: Literal["doubling", "progressive", "fixed"] = "doubling"
+    times: Times = dataclasses.field(default_factory=lambda: Karras(end="t_min"))
+    density: LogNormal | None = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
+    metric: Metric = dataclasses.field(default_factory=PseudoHuber)
+    sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
+
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise ValueError(f"first={self.first} intervals are more than last={self.last}")
+
+    @dataclass
+    class Nets:
+        """The student alone."""
+
+        student: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:  # noqa: D102
+        return self.Nets(clone("student", parameterization=model.denoiser.parameterization.boundary()))
+
+    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: D102
+        return [Update(("student",), self.consistency_loss)]
+
+    def bins(self, clock: Clock) -> int:
+        """Intervals of the grid at this step: N(k) - 1 of the papers."""
+        if self.curriculum == "fixed":
+            return self.last
+        if self.curriculum == "doubling":
+            stage = max(1, clock.steps // (int(math.log2(self.last // self.first)) + 1))
+            return min(self.first * 2 ** (clock.step // stage), self.last)
+        square = clock.progress * ((self.last + 1) ** 2 - self.first**2) + self.first**2
+        return max(math.ceil(math.sqrt(square) - 1), 1)
+
+    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One interval and one noise per sample."""
+        process = nets.student.process
+        t, s = adjacent(self.times(process, self.bins(clock)), batch.draws, process, self.density)
+        x0, noise = batch.data, batch.noise()
+        x_t, x_s = process.add_noise(x0, noise, t), process.add_noise(x0, noise, s)
+        masks = SharedDropout(x_t.device)
+        with masks:
+            jump = nets.student(x_t, t, batch.cond)
+        with torch.no_grad(), masks:
+            goal = nets.student(x_s, s, batch.cond)
+        gap = torch.tan(process.angle(t)) - torch.tan(process.angle(s))
+        distance = self.metric(jump, goal)
+        return Losses({"consistency": distance / gap.to(distance)}, {"distance": distance})
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:  # noqa: D102
+        return Renoise(steps=2, times=self.sample_times)

@@ -1,0 +1,28 @@
+"""Diversity inside classes, and distances to the nearest neighbour."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def diversity(images: Tensor, labels: Tensor) -> float:
+    """The mean distance of two different images of the same class, over all pairs, then over the classes.
+
+    images: (n, …) in [0, 1]; the distance is the root mean square over pixels. Classes of one image are left out.
+    """
+    flat = images.flatten(1).double()
+    means = []
+    for label in labels.unique():
+        group = flat[labels == label]
+        if len(group) > 1:
+            means.append(torch.pdist(group).mean() / flat.shape[1] ** 0.5)
+    if not means:
+        raise ValueError("diversity needs two images of one class")
+    return torch.stack(means).mean().item()
+
+
+def nearest(images: Tensor, reference: Tensor, chunk: int = 1024) -> Tensor:
+    """For each image the root-mean-square pixel distance to the nearest of the reference, (n,)."""
+    a, b = images.flatten(1).double(), reference.flatten(1).double()
+    return torch.cat([torch.cdist(part, b).min(1).values for part in a.split(chunk)]) / a.shape[1] ** 0.5

@@ -1,0 +1,70 @@
+"""Rows of a comparison: a model at a number of network evaluations, sampled, judged and timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.choice import kind_of
+from fewstep.diffusion.samplers import Ode, Sampler
+from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
+from fewstep.diffusion.times import Karras
+from fewstep.metrics.protocol import Reference
+from fewstep.models.bundle import DiffusionModel
+
+SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), Dpmpp2m())
+
+
+def samples(model: DiffusionModel, num: int, seed: int, **options: Any) -> tuple[Tensor, Tensor | None, float]:
+    """`num` images in balanced classes, their labels, and images per second."""
+    started = time.perf_counter()
+    parts = list(model.stream(num=num, seed=seed, **options))
+    rate = num / (time.perf_counter() - started)
+    labels = [part for _, part in parts if part is not None]
+    return torch.cat([images for images, _ in parts]), torch.cat(labels) if labels else None, rate
+
+
+def row(
+    name: str,
+    model: DiffusionModel,
+    sampler: Sampler,
+    reference: Reference,
+    num: int,
+    seed: int,
+    evaluations: int | None = None,
+) -> dict[str, Any]:
+    """One row of results. `evaluations`: the number allowed, where the sampler may need fewer."""
+    images, labels, rate = samples(model, num, seed, sampler=sampler)
+    quality = reference.quality(images, labels, seed=seed, ema=model.card.get("ema"))
+    solver = kind_of(type(sampler.solver)) if isinstance(sampler, Ode) else kind_of(type(sampler))
+    head = {"model": name, "solver": solver, "steps": sampler.steps, "evaluations": evaluations or sampler.evaluations}
+    protocol = quality.pop("protocol") | {"sampler": sampler.dump()}
+    return head | quality | {"images_per_second": round(rate, 1), "protocol": protocol}
+
+
+def ode_rows(
+    name: str, model: DiffusionModel, reference: Reference, allowed: Sequence[int], num: int, seed: int
+) -> list[dict[str, Any]]:
+    """For each number of evaluations the best of the solvers with as many steps as it allows."""
+    rows = []
+    for evaluations in allowed:
+        tried = {}
+        for solver in SOLVERS:
+            steps = max(n for n in range(1, evaluations + 1) if Ode(n, solver=solver).evaluations <= evaluations)
+            solver = solver if steps > 1 else SOLVERS[0]  # one step is the same for all: it ends at the data
+            tried[solver] = Ode(steps, Karras(), solver)
+        found = [row(name, model, sampler, reference, num, seed, evaluations) for sampler in tried.values()]
+        rows.append(min(found, key=lambda r: r["frechet"]))
+    return rows
+
+
+def data_row(images: Tensor, labels: Tensor | None, reference: Reference) -> dict[str, Any]:
+    """The row of held-out images: what a perfect model of unseen data reaches with as many samples."""
+    quality = reference.quality(images, labels)
+    head = {"model": "data", "solver": None, "steps": 0, "evaluations": 0}
+    protocol = quality.pop("protocol")
+    return head | quality | {"images_per_second": None, "protocol": protocol}

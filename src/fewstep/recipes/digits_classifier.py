@@ -1,0 +1,24 @@
+"""The shipped judge of digits: features for distances, and the class of every sample."""
+
+from fewstep.data.digits import Digits
+from fewstep.learning.schedules import Cosine
+from fewstep.metrics.classifier import Classification, FreshClassifier
+from fewstep.run import Run
+from fewstep.training.optimizers import AdamW
+from fewstep.training.trainer import TrainerConfig
+
+
+def recipe() -> Run:
+    """Cross entropy on 80 % of the digits."""
+    return Run(
+        data=Digits(),
+        method=Classification(),
+        teacher=FreshClassifier(),
+        trainer=TrainerConfig(
+            steps=3000,
+            optimizer=AdamW(lr=2e-3, weight_decay=0.02),
+            schedule=Cosine(warmup=100),
+            ema=(0.99,),
+            health_every=250,
+        ),
+    )

@@ -1,0 +1,20 @@
+"""A judge of MNIST-like digits (28×28), for the other recipes of this family."""
+
+from fewstep.data.idx import Idx
+from fewstep.learning.schedules import Cosine
+from fewstep.metrics.classifier import Classification, FreshClassifier
+from fewstep.run import Run
+from fewstep.training.optimizers import AdamW
+from fewstep.training.trainer import TrainerConfig
+
+
+def recipe() -> Run:
+    """Cross entropy on 80 % of the images of data.path."""
+    return Run(
+        data=Idx(),
+        method=Classification(shift=2.0),
+        teacher=FreshClassifier(),
+        trainer=TrainerConfig(
+            steps=2000, optimizer=AdamW(lr=2e-3, weight_decay=0.02), schedule=Cosine(warmup=100), ema=(0.99,)
+        ),
+    )

@@ -1,0 +1,23 @@
+"""A class-conditional EDM teacher of MNIST-like digits (28×28), trained in 20 minutes on 2 cores."""
+
+from fewstep.data.idx import Idx
+from fewstep.learning.schedules import Cosine
+from fewstep.methods.diffusion import Diffusion
+from fewstep.models.source import Fresh
+from fewstep.models.unet import UNet
+from fewstep.run import Run
+from fewstep.training.optimizers import AdamW
+from fewstep.training.trainer import TrainerConfig
+
+
+def recipe() -> Run:
+    """EDM training on 80 % of the images of data.path."""
+    network = UNet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), head_channels=32, groups=16)
+    return Run(
+        data=Idx(),
+        method=Diffusion(),
+        teacher=Fresh(network=network),
+        trainer=TrainerConfig(
+            steps=2000, batch=64, optimizer=AdamW(lr=1e-3), schedule=Cosine(warmup=100), ema=(0.998,), save_every=250
+        ),
+    )
