@@ -59,3 +59,38 @@ class FiniteData:
         distance = (flat[:, None] - alpha[..., None] * points).square().sum(2)
         weights = torch.softmax(-distance / (2 * sigma**2), dim=1)
         return (weights @ points).view_as(x_t)
+
+
+class Exact(torch.nn.Module):
+    """Any function f(x, t) in the place of a denoiser, for losses that ask a network for its process."""
+
+    def __init__(self, process, function):
+        super().__init__()
+        self.process, self.function = process, function
+
+    def forward(self, x_t, t, cond=None, s=None):
+        return self.function(x_t, t)
+
+
+class Gains(torch.nn.Module):
+    """A student x0 = gain(t)·x with one trainable gain per time of a grid; 1 at the end of the grid."""
+
+    def __init__(self, process, grid, gains=None):
+        super().__init__()
+        self.process, self.grid = process, grid
+        start = torch.ones(len(grid) - 1, dtype=torch.float64) if gains is None else gains
+        self.gains = torch.nn.Parameter(start.clone())
+
+    def forward(self, x_t, t, cond=None, s=None):
+        index = (self.grid[None] - t[:, None]).abs().argmin(1)
+        gains = torch.cat([self.gains, torch.ones(1, dtype=self.gains.dtype)])
+        return per_sample(gains[index], x_t.double()) * x_t.double()
+
+
+def batch_of(x0, seed=0, cond=None):
+    """A batch of these samples."""
+    from fewstep.diffusion.conditioning import Cond
+    from fewstep.diffusion.draws import Draws
+    from fewstep.learning.batch import Batch
+
+    return Batch(cond or Cond(), Draws(seed, range(len(x0))), tuple(x0.shape[1:]), x0)

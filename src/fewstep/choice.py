@@ -66,7 +66,7 @@ class Choice:
         while waiting:
             one = waiting.pop()
             waiting.extend(one.__subclasses__())
-            if not inspect.isabstract(one) and dataclasses.is_dataclass(one):
+            if not inspect.isabstract(one) and "__dataclass_fields__" in vars(one):
                 found[kind_of(one)] = one
         return dict(sorted(found.items()))
 

@@ -82,7 +82,9 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
     clock = trainer.clock(run.trainer.steps - 1)
     for name in run.method.exports:
         net = trainer.exported(name)
-        variants = {f"{d:g}": trainer.exported(name, d).network.state_dict() for d in run.trainer.ema[1:]}
+        variants = {
+            f"{d:g}": trainer.exported(name, d).get_submodule("network").state_dict() for d in run.trainer.ema[1:]
+        }
         card = {
             "method": run.method.dump(),
             "trainer": run.trainer.dump(),
@@ -92,7 +94,10 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
         }
         made = model.trained(net, run.method.sampler(clock, name), run.method.guidance(), card, variants)
         made.save(folder / name)
-    write_json(folder / "status.json", {"state": "finished", "step": run.trainer.steps, "steps": run.trainer.steps, "reason": ""})
+    write_json(
+        folder / "status.json",
+        {"state": "finished", "step": run.trainer.steps, "steps": run.trainer.steps, "reason": ""},
+    )
 
 
 def held_out(source: Source) -> Dataset | None:

@@ -15,7 +15,7 @@ def options() -> None:
 @app.command(epilog="Example: fewstep data check mnist/")
 def check(
     source: str = typer.Argument(help="digits, or a file or folder of data."),
-    overrides: list[str] = typer.Argument(None, help="limit=1000, fraction=0.1, split=test, classes=26 …"),
+    overrides: list[str] | None = typer.Argument(None, help="limit=1000, fraction=0.1, split=test, classes=26 …"),
 ) -> None:
     """Reads all of a data source and says what was found."""
     from fewstep.cli.configure import source_of
@@ -30,5 +30,5 @@ def check(
         counts = everything.labels.bincount(minlength=everything.classes).tolist()
         print(f"classes: {everything.classes}, images in each: {' '.join(map(str, counts))}")
     for split in ("train", "test"):
-        print(f"split {split}: {len(chosen.dataset(split))}")  # type: ignore[arg-type]
+        print(f"split {split}: {len(chosen.dataset(split))}")
     print(f"kept with these options: {len(kept)} (split {chosen.split}), fingerprint {kept.fingerprint()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,7 +17,7 @@ TEACHER, STUDENT = (1, 2, 4, 35), (1, 2, 4)
 
 
 def demo(
-    overrides: list[str] = typer.Argument(None, help="As for train: trainer.steps=200, name=…"),
+    overrides: list[str] | None = typer.Argument(None, help="As for train: trainer.steps=200, name=…"),
     num: int = typer.Option(2000, min=20, help="Samples for each row of the table."),
     seed: int = typer.Option(0, help="The seed of the samples."),
 ) -> None:

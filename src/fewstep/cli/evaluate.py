@@ -10,12 +10,16 @@ import typer
 def evaluate(
     what: str = typer.Argument(help="A run, a model, a .npz file or a folder of images."),
     reference: str = typer.Option("digits", help="What to compare with: digits, or a file or folder of data."),
-    features: str = typer.Option(None, help="A classifier: its run's folder; the shipped one of digits if not given."),
+    features: str | None = typer.Option(
+        None, help="A classifier: its run's folder; the shipped one of digits if not given."
+    ),
     num: int = typer.Option(2000, min=2, help="How many images to sample."),
-    steps: int = typer.Option(None, min=1, help="Solver steps; the model's own number if not given."),
+    steps: int | None = typer.Option(None, min=1, help="Solver steps; the model's own number if not given."),
     seed: int = typer.Option(0, help="The seed of the samples."),
-    against: Path = typer.Option(None, help="An earlier result of --out: both are shown if they can be compared."),
-    out: Path = typer.Option(None, help="Writes the result as JSON."),
+    against: Path | None = typer.Option(
+        None, help="An earlier result of --out: both are shown if they can be compared."
+    ),
+    out: Path | None = typer.Option(None, help="Writes the result as JSON."),
 ) -> None:
     """Measures quality: Fréchet distance, confirmed classes, diversity, with the protocol of the measurement.
 
@@ -32,10 +36,19 @@ def evaluate(
     dataset = source_of(reference).dataset()
     judge = Reference.of(dataset, find_judge(features, dataset.shape))
     path = Path(what)
-    if path.suffix == ".npz" or (path.is_dir() and not any(path.rglob("model.json")) and not (path / "run.yaml").exists()):
+    if path.suffix == ".npz" or (
+        path.is_dir() and not any(path.rglob("model.json")) and not (path / "run.yaml").exists()
+    ):
         images, labels = read_images(path)
         quality = judge.quality(images, labels)
-        result = {"model": path.name, "solver": None, "steps": 0, "evaluations": 0, "images_per_second": None, **quality}
+        result = {
+            "model": path.name,
+            "solver": None,
+            "steps": 0,
+            "evaluations": 0,
+            "images_per_second": None,
+            **quality,
+        }
     else:
         model = load(what)
         if tuple(model.shape) != dataset.shape:

@@ -10,8 +10,10 @@ import typer
 def export(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
     to: str = typer.Option(help="The format: diffusers."),
-    out: Path = typer.Option(None, help="The folder to write; default: beside the model, named after the format."),
-    ema: str = typer.Option(None, help="One of the run's averages, by its decay."),
+    out: Path | None = typer.Option(
+        None, help="The folder to write; default: beside the model, named after the format."
+    ),
+    ema: str | None = typer.Option(None, help="One of the run's averages, by its decay."),
 ) -> None:
     """Writes a model for another library, loads it there and compares images; fails if they differ.
 

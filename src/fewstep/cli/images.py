@@ -54,7 +54,9 @@ def read_images(path: Path) -> tuple[Tensor, Tensor | None]:
                 raise
             raise ValueError(f"{path} is no .npz file of images: {error}") from None
         if pixels.ndim != 4 or pixels.dtype != np.uint8:
-            raise ValueError(f"{path}: arr_0 must be (n, height, width, channels) uint8, got {pixels.shape} {pixels.dtype}")
+            raise ValueError(
+                f"{path}: arr_0 must be (n, height, width, channels) uint8, got {pixels.shape} {pixels.dtype}"
+            )
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, labels
     if not path.is_dir():
         raise FileNotFoundError(f"no images at {path}: expected a .npz file or a folder of PNG files")
@@ -66,7 +68,9 @@ def read_images(path: Path) -> tuple[Tensor, Tensor | None]:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
             pictures.append(np.atleast_3d(np.asarray(image if image.mode == "L" else image.convert("RGB"))))
         if pictures[-1].shape != pictures[0].shape:
-            raise ValueError(f"mixed sizes in {path}: {files[0].name} is {pictures[0].shape}, {file.name} {pictures[-1].shape}")
+            raise ValueError(
+                f"mixed sizes in {path}: {files[0].name} is {pictures[0].shape}, {file.name} {pictures[-1].shape}"
+            )
     prefixes = [file.stem.split("_")[0] for file in files]
     numeric = all(p.isdigit() for p in prefixes) and all("_" in file.stem for file in files)
     labels = torch.tensor([int(p) for p in prefixes]) if numeric else None

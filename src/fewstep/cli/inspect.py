@@ -28,7 +28,7 @@ def inspect(
     model = load(what)
     network = model.denoiser.network
     facts = {
-        "network": f"{kind_of(type(network.spec))}, {sum(p.numel() for p in network.parameters()):,} parameters",  # type: ignore[arg-type]
+        "network": f"{kind_of(type(network.spec))}, {sum(p.numel() for p in network.parameters()):,} parameters",
         "shape": "×".join(map(str, model.shape)),
         "classes": model.conditioner.classes or "none",
         "process": model.denoiser.process.dump(),

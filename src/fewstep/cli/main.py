@@ -37,9 +37,7 @@ def options(
 
 
 for verb in (demo.demo, train.train, sample.sample, evaluate.evaluate, export.export, inspect.inspect):
-    app.command(epilog=verb.__doc__.partition("Example:")[2] and f"Example:{verb.__doc__.partition('Example:')[2]}")(
-        verb
-    )
+    app.command()(verb)
 app.add_typer(data.app, name="data")
 
 
@@ -86,7 +84,9 @@ def lines_of(error: BaseException) -> list[str]:
         return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
     details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it
     if callable(details):
-        return [f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']} (got {e['input']!r})" for e in details()]
+        return [
+            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']} (got {e['input']!r})" for e in details()
+        ]
     if isinstance(error, RuntimeError) and not isinstance(error, DivergedError):
         return [f"{type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"]
     if isinstance(error, OSError) and error.filename is not None:

@@ -17,7 +17,9 @@ def training_progress(steps: int, title: str) -> Iterator[Any]:
 
         def write(done: int, line: Mapping[str, Any] | None) -> None:
             if line is not None:
-                print(f"{title}: step {done} of {steps}, {time.monotonic() - started:.0f} s, {_numbers(line)}", flush=True)
+                print(
+                    f"{title}: step {done} of {steps}, {time.monotonic() - started:.0f} s, {_numbers(line)}", flush=True
+                )
 
         yield write
         return
@@ -29,8 +31,9 @@ def training_progress(steps: int, title: str) -> Iterator[Any]:
         task = progress.add_task(title, total=steps, numbers="")
 
         def move(done: int, line: Mapping[str, Any] | None) -> None:
-            more = {} if line is None else {"numbers": _numbers(line)}
-            progress.update(task, completed=done, **more)
+            progress.update(task, completed=done)
+            if line is not None:
+                progress.update(task, numbers=_numbers(line))
 
         yield move
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 def sample(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
     out: Path = typer.Option(help="x.npz (arr_0 images, arr_1 labels), x.png (a grid), or a folder of PNG files."),
-    num: int = typer.Option(None, min=1, help="How many images; 16, or one per label."),
-    labels: str = typer.Option(None, help="Class labels, 3,3,5; none given: balanced classes."),
-    steps: int = typer.Option(None, min=1, help="Solver steps; the model's own number if not given."),
-    times: str = typer.Option(None, help="The times to evaluate at, first to last, 80,0.8; instead of --steps."),
-    sampler: str = typer.Option(None, help="euler, heun, midpoint, dpmpp_2m, renoise or flow_map."),
-    guidance: float = typer.Option(None, help="Guidance scale; 1 is none."),
+    num: int | None = typer.Option(None, min=1, help="How many images; 16, or one per label."),
+    labels: str | None = typer.Option(None, help="Class labels, 3,3,5; none given: balanced classes."),
+    steps: int | None = typer.Option(None, min=1, help="Solver steps; the model's own number if not given."),
+    times: str | None = typer.Option(None, help="The times to evaluate at, first to last, 80,0.8; instead of --steps."),
+    sampler: str | None = typer.Option(None, help="euler, heun, midpoint, dpmpp_2m, renoise or flow_map."),
+    guidance: float | None = typer.Option(None, help="Guidance scale; 1 is none."),
     seed: int = typer.Option(0, help="Image i depends on the seed and i alone."),
-    batch: int = typer.Option(None, min=1, help="Images at a time."),
+    batch: int | None = typer.Option(None, min=1, help="Images at a time."),
     device: str = typer.Option("auto", help="cpu, cuda, mps …"),
     dtype: str = typer.Option("fp32", help="fp32, bf16 or fp16."),
-    ema: str = typer.Option(None, help="One of the run's averages, by its decay."),
+    ema: str | None = typer.Option(None, help="One of the run's averages, by its decay."),
 ) -> None:
     """Makes images.
 
@@ -85,7 +85,7 @@ def _sampler(model: DiffusionModel, name: str | None, times: str | None) -> Samp
             from fewstep.choice import did_you_mean
 
             raise ValueError(f"no sampler {name!r}{did_you_mean(name, [*kinds, *others])}")
-        chosen = Ode(steps=chosen.steps, solver=ode()) if ode else others[name](steps=chosen.steps)
+        chosen = Ode(steps=chosen.steps, solver=ode()) if ode else others[name]().with_steps(chosen.steps)
     if times is None:
         return chosen
     try:

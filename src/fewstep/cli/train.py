@@ -7,7 +7,9 @@ import typer
 
 def train(
     recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
-    overrides: list[str] = typer.Argument(None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"),
+    overrides: list[str] | None = typer.Argument(
+        None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
+    ),
     restart: bool = typer.Option(False, help="Begin at step 0, whatever the folder holds."),
     plugin: list[str] = typer.Option([], help="A module of your own whose methods, data sources … may be named."),
 ) -> None:

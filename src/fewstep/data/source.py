@@ -112,5 +112,3 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
             f"{where}: {len(bad)} labels out of range 0 … {classes - 1}, the first is {int(labels[first])} "
             f"of image {first}"
         )
-
-

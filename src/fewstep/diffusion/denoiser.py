@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 
 
+@runtime_checkable
 class Denoise(Protocol):
     """What solvers and samplers call: a denoiser, guided or not."""
 

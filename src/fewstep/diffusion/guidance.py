@@ -43,11 +43,11 @@ def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
         return g.expand(t.shape)
 
     def told(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-        return denoiser(x_t, t, cond.with_values(guidance=at(t).to(x_t.device)), s)  # type: ignore[no-any-return]
+        return denoiser(x_t, t, cond.with_values(guidance=at(t).to(x_t.device)), s)
 
     def doubled(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
         both_s = None if s is None else torch.cat([s, s])
         x0, x0_null = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.doubled(), both_s).chunk(2)
-        return x0_null + per_sample(at(t), x_t) * (x0 - x0_null)  # type: ignore[no-any-return]
+        return x0_null + per_sample(at(t), x_t) * (x0 - x0_null)
 
     return told if "guidance" in denoiser.inputs else doubled

@@ -82,8 +82,8 @@ class SamplePrediction(Parameterization):
 class Edm(Parameterization):
     """EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1), written for any process.
 
-    With q² = sigma_data² alpha² + sigma²: skip = sigma_data² alpha/q², out = sigma sigma_data/q, inp = 1/q. At alpha = 1
-    it is the published one; TrigFlow's is the same map with F of opposite sign.
+    With q² = sigma_data² alpha² + sigma²: skip = sigma_data² alpha/q², out = sigma sigma_data/q, inp = 1/q. At
+    alpha = 1 it is the published one; TrigFlow's is the same map with F of opposite sign.
     """
 
     sigma_data: Positive = 0.5
@@ -146,7 +146,8 @@ class CmBoundary(Parameterization):
 class LcmBoundary(Parameterization):
     """The boundary of released latent consistency models and of diffusers' LCMScheduler (arXiv:2310.04378).
 
-    With tau = 10 t in table units: skip = c + o·skip_of, out = o·out_of, c = 0.25/(tau² + 0.25), o = tau/√(tau² + 0.25).
+    With tau = 10 t in table units: skip = c + o·skip_of, out = o·out_of, where c = 0.25/(tau² + 0.25) and
+    o = tau/√(tau² + 0.25).
     """
 
     of: Parameterization = dataclasses.field(default_factory=Epsilon)

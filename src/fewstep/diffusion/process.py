@@ -12,13 +12,15 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from fewstep.choice import Choice, Count, Positive
 from fewstep.diffusion.types import Sample, Time, per_sample
+
+P = TypeVar("P", bound="Process")  # beartype, which checks shapes in tests, does not know `Self` here
 
 
 class Process(Choice, ABC):
@@ -51,7 +53,7 @@ class Process(Choice, ABC):
         """atan2(sigma, alpha): 0 for data, pi/2 for pure noise; how two processes meet."""
         return torch.atan2(self.sigma(t), self.alpha(t))
 
-    def within(self, other: Process) -> Self:
+    def within(self: P, other: Process) -> P:
         """This process with its ends narrowed to the angles that `other` covers."""
 
         def here(t: float) -> float:

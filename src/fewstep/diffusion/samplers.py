@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +18,8 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.solvers import Heun, History, Solver
 from fewstep.diffusion.times import Explicit, Karras, Times
 from fewstep.diffusion.types import Sample, Time, per_sample
+
+S = TypeVar("S", bound="Sampler")
 
 
 class Sampler(Choice, ABC):
@@ -35,7 +37,7 @@ class Sampler(Choice, ABC):
     def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
         """noise: unit normal; it is scaled to the process's prior inside."""
 
-    def with_steps(self, n: int) -> Self:
+    def with_steps(self: S, n: int) -> S:
         """The same sampler with n >= 1 steps."""
         return dataclasses.replace(self, steps=n)  # type: ignore[type-var]
 
@@ -72,7 +74,7 @@ class Ode(Sampler):
         x = process.prior(noise)
         rows = self._rows(process, len(x))
         history: History = []
-        for t, s in zip(rows, rows[1:], strict=False):
+        for t, s in zip(rows, rows[1:]):
             if self.churn:
                 x, t = self._stirred(process, x, t, draws)
             x = self.solver(denoise, process, x, t, s, cond, history)
@@ -142,7 +144,7 @@ class FlowMap(Sampler):
     ) -> Sample:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
-        for i, (t, s) in enumerate(zip(rows, rows[1:], strict=False)):
+        for i, (t, s) in enumerate(zip(rows, rows[1:])):
             land = s
             if self.gamma and i < self.steps - 1:
                 land = process.time_of(torch.atan(torch.tan(process.angle(s)) * math.sqrt(1 - self.gamma**2)))

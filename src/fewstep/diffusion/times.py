@@ -92,7 +92,8 @@ class Uniform(Times):
 
     def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
         ends = torch.tensor([process.t_max, _end(process, self.end)], dtype=torch.float64)
-        times = process.time_of(_spaced(*process.angle(ends).tolist(), n + 1))
+        high, low = process.angle(ends).tolist()
+        times = process.time_of(_spaced(high, low, n + 1))
         times[0], times[-1] = process.t_max, _end(process, self.end)
         return times
 
@@ -130,7 +131,7 @@ class Explicit(Times):
 
     def __post_init__(self) -> None:
         for times in self.between:
-            if any(a <= b for a, b in zip(times, times[1:], strict=False)):
+            if any(a <= b for a, b in zip(times, times[1:])):
                 raise ValueError(f"times must decrease, got {', '.join(f'{t:g}' for t in times)}")
 
     def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102

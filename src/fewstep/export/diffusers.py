@@ -17,7 +17,7 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import CmBoundary
 from fewstep.diffusion.process import VarianceExploding
-from fewstep.diffusion.samplers import Renoise
+from fewstep.diffusion.samplers import Renoise, renoised
 from fewstep.diffusion.times import Karras
 from fewstep.files import new_folder, write_json
 from fewstep.models.bundle import DiffusionModel
@@ -59,7 +59,9 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
         again.set_progress_bar_config(disable=True)
         difference = max(_difference(model, again, steps) for steps in (1, 2))
         if not difference <= TOLERANCE:
-            raise ValueError(f"the exported pipeline's images differ from the model's by {difference:.2g}: not exported")
+            raise ValueError(
+                f"the exported pipeline's images differ from the model's by {difference:.2g}: not exported"
+            )
     return difference
 
 
@@ -67,7 +69,7 @@ def _checked(model: DiffusionModel) -> UNetModule:
     d, network = model.denoiser, model.denoiser.network
     reasons = {
         f"its network is no U-Net of this package ({type(network).__name__})": not isinstance(network, UNetModule),
-        "its parameterization is not the published consistency boundary (CmBoundary), so it is no consistency student": (
+        "it is no consistency student with the published boundary (CmBoundary)": (
             not isinstance(d.parameterization, CmBoundary)
         ),
         "its process is not variance exploding": not isinstance(d.process, VarianceExploding) or d.own != d.process,
@@ -84,7 +86,9 @@ def _checked(model: DiffusionModel) -> UNetModule:
             raise ValueError(f"diffusers' ConsistencyModelPipeline cannot hold this model: {reason}")
     assert isinstance(network, UNetModule)
     if network.spec.extra or network.spec.time_input != "log_sigma":
-        raise ValueError("diffusers' UNet2DModel cannot hold this network: it has other inputs than noise level and label")
+        raise ValueError(
+            "diffusers' UNet2DModel cannot hold this network: it has other inputs than noise level and label"
+        )
     return network
 
 
@@ -166,16 +170,6 @@ def _attention(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.norm": f"{theirs}.group_norm", f"{ours}.qkv": theirs, f"{ours}.proj_out": f"{theirs}.to_out.0"}
 
 
-class _PipelineDraws:
-    """The noise that the pipeline will draw from a generator of the same seed."""
-
-    def __init__(self, seed: int, num: int):
-        self.generator, self.num = torch.Generator().manual_seed(seed), num
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(self.num, *shape, generator=self.generator)
-
-
 @torch.no_grad()
 def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) -> float:
     """The largest pixel difference between the pipeline's images and the sampler's, from the same noise."""
@@ -183,9 +177,14 @@ def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) 
     labels = model.conditioner.labels(0, num)
     cond = Cond() if labels is None else model.conditioner(labels)
     noise = torch.randn(num, *model.shape, generator=torch.Generator().manual_seed(1))
-    sampler = model.sampler.with_steps(steps)
-    draws: Any = _PipelineDraws(2, num)
-    mine = model.codec.decode(sampler(denoiser, denoiser.process, noise, cond, draws))
+    # The sampler's own way, with the noise that the pipeline will draw from a generator of the same seed.
+    draws = torch.Generator().manual_seed(2)
+    process = denoiser.process
+    first, *others, end = (t.expand(num) for t in model.sampler.times(process, steps))
+    x = denoiser(process.prior(noise), first, cond)
+    for t in others:
+        x = denoiser(renoised(process, x, torch.randn(x.shape, generator=draws), end, t), t, cond)
+    mine = model.codec.decode(x)
     theirs = pipeline(
         batch_size=num,
         class_labels=labels,

@@ -11,9 +11,9 @@ import torch
 class SharedDropout:
     """Replays the random state of the device that draws the masks (arXiv:2310.14189, appendix).
 
-        masks = SharedDropout(x_t.device)
-        with masks: a = student(x_t, t, cond)
-        with masks: b = target(x_s, s, cond)      # the same masks; the state advances by one pass only
+    masks = SharedDropout(x_t.device)
+    with masks: a = student(x_t, t, cond)
+    with masks: b = target(x_s, s, cond)      # the same masks; the state advances by one pass only
     """
 
     def __init__(self, device: torch.device):
@@ -23,9 +23,9 @@ class SharedDropout:
     def __enter__(self) -> None:
         module = torch.cuda if self.device.type == "cuda" else torch
         if self._state is None:
-            self._state = module.get_rng_state()  # type: ignore[attr-defined]
+            self._state = module.get_rng_state()
         else:
-            module.set_rng_state(self._state)  # type: ignore[attr-defined]
+            module.set_rng_state(self._state)
 
     def __exit__(self, *error: object) -> None:
         """The state stays where the pass left it."""

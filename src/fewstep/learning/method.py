@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -51,6 +51,7 @@ class Update(NamedTuple):
     loss: Callable[[Any, Batch, Clock], Losses]
 
 
+@runtime_checkable
 class Clone(Protocol):
     """Makes a network from another: a full copy or a view on shared weights. Methods cannot tell which."""
 

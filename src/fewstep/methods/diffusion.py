@@ -21,8 +21,8 @@ from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 class Diffusion(Method):
     """E[ ‖D(x_t, t) - x0‖² / out(t)² ], x_t = alpha x0 + sigma noise: regression on the network's own output.
 
-    1/out² is EDM's weight (sigma² + sigma_data²)/(sigma sigma_data)² for EDM networks, and the plain squared error of the
-    predicted noise, v, flow or sample for those predictions: one line for every teacher.
+    1/out² is EDM's weight (sigma² + sigma_data²)/(sigma sigma_data)² for EDM networks, and the plain squared error
+    of the predicted noise, v, flow or sample for those predictions: one line for every teacher.
     label_dropout: the share of rows whose condition is taken away, so that guidance has an unconditional side.
     """
 

@@ -28,7 +28,7 @@ class EasyConsistency(Method):
 
     Stage a has r/t = max(0, 1 - q^-(a+1) n(t)), n(t) = 1 + k sigmoid(-b t), in units of sigma/alpha. x_r comes from the
     same sample and noise (solver None, as published), or from the teacher's step (a solver). Unlike the published
-    code the boundary is at t_min, not at 0, and r stops there: the student is exact for diffusers' scheduler, and its
+    code the boundary is at t_min, not at 0, and r stops there: the student can be exported, and its
     anchor is x at t_min instead of x0, which differ by noise of std t_min.
     """
 

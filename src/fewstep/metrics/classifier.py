@@ -61,10 +61,10 @@ class ClassifierModule(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The feature layer."""
-        return self.body(x)  # type: ignore[no-any-return]
+        return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.head(self.features(x))  # type: ignore[no-any-return]
+        return self.head(self.features(x))
 
 
 @dataclass(eq=False)
@@ -76,7 +76,7 @@ class Classifier:
     classes: int
     card: dict[str, Any] = field(default_factory=dict)
     stamp: str = ""
-    codec: Codec = Pixels()
+    codec: Codec = field(default_factory=Pixels)
 
     @property
     def denoiser(self) -> nn.Module:

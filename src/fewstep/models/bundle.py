@@ -41,7 +41,7 @@ class DiffusionModel:
     conditioner: Conditioner
     shape: tuple[int, ...]
     sampler: Sampler
-    guidance: Guidance = Guidance()
+    guidance: Guidance = field(default_factory=Guidance)
     card: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ class DiffusionModel:
         return self.guidance.kind == "doubled" and scale != 1
 
     def _guided(self, guidance: float | None) -> Denoise:
-        kind, low, high, default = self.guidance
+        kind, default = self.guidance.kind, self.guidance.default
         if guidance is not None and kind in ("none", "fixed") and guidance != default:
             reason = "has no unconditional side" if kind == "none" else f"was distilled at guidance {default:g}"
             raise ValueError(f"this model {reason}: guidance {guidance:g} cannot be applied")
@@ -149,7 +149,7 @@ class DiffusionModel:
         return self.denoiser
 
     def save(self, folder: Path) -> None:
-        """Writes model.json and the weights; the folder appears whole or not at all, and is loaded again to prove it."""
+        """Writes model.json and the weights, and loads them again; the folder appears whole or not at all."""
         d = self.denoiser
         spec: Network = d.network.spec  # type: ignore[assignment]
         with new_folder(Path(folder)) as beside:
@@ -203,7 +203,9 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
     try:
         network.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"{folder / file} does not fit its model.json: {str(error).splitlines()[-1].strip()}") from None
+        raise ValueError(
+            f"{folder / file} does not fit its model.json: {str(error).splitlines()[-1].strip()}"
+        ) from None
     process, own = Process.parse(described["process"]), Process.parse(described["own"])
     denoiser = Denoiser(network, process, Parameterization.parse(described["parameterization"]), own).eval()
     return DiffusionModel(

@@ -52,7 +52,9 @@ class Labels(Conditioner):
         if labels is None:
             raise ValueError("this model needs class labels")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
-            raise ValueError(f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … {int(labels.max())}")
+            raise ValueError(
+                f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … {int(labels.max())}"
+            )
         null = {"label": torch.full_like(labels, self.classes)} if self.null else {}
         return Cond({"label": labels}, null)
 

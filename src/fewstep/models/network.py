@@ -37,9 +37,17 @@ class Network(Choice, ABC):
 class NetworkModule(Protocol):
     """An nn.Module called as network(x, t, cond, s) with t and s in the network's own process."""
 
-    inputs: tuple[str, ...]
-    spec: Network
     outside: Outside
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads of the condition, and "s" where it reads that."""
+        ...
+
+    @property
+    def spec(self) -> Network:
+        """The options that it was built with."""
+        ...
 
     def __call__(self, x: Sample, t: Time, cond: Cond, s: Time | None) -> Sample:
         """The raw output F."""

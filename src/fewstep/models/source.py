@@ -28,7 +28,7 @@ class ModelSource(Choice, ABC):
 
     @abstractmethod
     def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Any:
-        """The model, fit for images of that shape with that many classes (0: unlabelled). ValueError where it is not."""
+        """The model, fit for images of that shape with that many classes (0: unlabelled). ValueError if not."""
 
     @classmethod
     def _chosen(cls, value: Any) -> tuple[type[Self], dict[str, Any]]:

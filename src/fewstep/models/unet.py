@@ -96,7 +96,7 @@ class ResBlock(nn.Module):
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
         norm, silu, dropout, conv = self.out_layers
         h = conv(dropout(silu(norm(h) * (1 + scale) + shift)))
-        return self.skip_connection(self._resampled(x)) + h  # type: ignore[no-any-return]
+        return self.skip_connection(self._resampled(x)) + h
 
 
 class Attention(nn.Module):
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         # Contiguous (batch, heads, positions, channels) lets PyTorch take its fast kernels.
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).permute(1, 0, 2, 4, 3).contiguous()
         out = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        return x + self.proj_out(out.transpose(2, 3).reshape(b, c, h, w))  # type: ignore[no-any-return]
+        return x + self.proj_out(out.transpose(2, 3).reshape(b, c, h, w))
 
 
 class Embedding(nn.Module):
@@ -126,7 +126,7 @@ class Embedding(nn.Module):
         self.linear = _zero(nn.Linear(size, outputs))
 
     def forward(self, values: Time) -> Tensor:  # noqa: D102
-        return self.linear(sinusoid(values, self.size).to(self.linear.weight.dtype))  # type: ignore[no-any-return]
+        return self.linear(sinusoid(values, self.size).to(self.linear.weight.dtype))
 
 
 class UNetModule(nn.Module):
@@ -211,7 +211,7 @@ class UNetModule(nn.Module):
         x = self.middle_block(x, embedding)
         for stack in self.output_blocks:
             x = stack(torch.cat([x, skips.pop()], dim=1), embedding)
-        return self.out(x)  # type: ignore[no-any-return]
+        return self.out(x)
 
 
 def _zero(module: M) -> M:

@@ -47,7 +47,7 @@ def curves(lines: Sequence[Mapping[str, Any]], keys: Sequence[str], title: str, 
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5.2, 2.9))
-    for key, colour in zip(keys, COLOURS, strict=False):
+    for key, colour in zip(keys, COLOURS):
         points = [(line["step"], line[key]) for line in lines if key in line and math.isfinite(line[key])]
         if not points:
             continue
@@ -67,7 +67,7 @@ def histogram(groups: Mapping[str, Tensor], title: str, label: str) -> str:
 
     figure, axes = plt.subplots(figsize=(5.2, 2.9))
     high = max(float(values.max()) for values in groups.values())
-    for (name, values), colour in zip(groups.items(), COLOURS, strict=False):
+    for (name, values), colour in zip(groups.items(), COLOURS):
         axes.hist(
             values.numpy(), bins=np.linspace(0, high, 41), density=True, histtype="step", color=colour, linewidth=1.4
         )

@@ -45,8 +45,9 @@ th { color: var(--soft); font-weight: 600 } th:first-child, td:first-child { tex
 tr.mark { background: var(--band); font-weight: 600 }
 .row { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start } figure { margin: .5rem 0 }
 figcaption { font-size: .85rem; color: var(--soft) } img { image-rendering: pixelated; max-width: 100% }
-svg { max-width: 100%; height: auto } svg text { fill: currentColor } dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem;
-  font-size: .9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
+svg { max-width: 100%; height: auto } svg text { fill: currentColor }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem }
+dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 pre { background: var(--band); padding: .8rem; overflow-x: auto; font-size: .8rem }
 </style></head><body>
 <h1>{{ title }}</h1><p class="soft">{{ subtitle }}</p>

@@ -1,4 +1,4 @@
-"""The report of a run: what was trained, how it went, what its samples look like and, where measured, how good they are."""
+"""The report of a run: how it went, what its samples look like and, where measured, how good they are."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def quality_section(results: Sequence[dict[str, Any]]) -> Section:
         student = by_key["student", 2]
         faster = student["images_per_second"] / best["images_per_second"]
         text = (
-            f"With 2 evaluations the student makes images {faster:.1f} times as fast as the teacher with 35; its Fréchet "
-            f"distance is {student['frechet']:.2f} against {best['frechet']:.2f}. "
+            f"With 2 evaluations the student makes images {faster:.1f} times as fast as the teacher with 35; its "
+            f"Fréchet distance is {student['frechet']:.2f} against {best['frechet']:.2f}. "
         )
     text += (
         "Distance: to the training images, lower is better; the data row is what unseen images reach. Confirmed: the "
@@ -85,8 +85,8 @@ def memory_section(distances: dict[str, tuple[Tensor, Tensor]]) -> Section:
         for name, (a, b) in distances.items()
     ]
     text = (
-        "Each sample's distance to its nearest training image and to its nearest held-out image (root mean square over "
-        "pixels). Copied training images would show as samples much nearer to the training images than fresh images are."
+        "Each sample's distance to its nearest training image and to its nearest held-out image (root mean square "
+        "over pixels). Copied images would show as samples much nearer to the training images than fresh ones are."
     )
     columns = ("samples", "median to training", "median to held-out", "far nearer than most")
     figures = [

@@ -72,7 +72,7 @@ class Health:
 
     @torch.no_grad()
     def _sampled(self, denoiser: Denoiser, sampler: Any) -> Tensor:
-        return sampler(denoiser, denoiser.process, self.noise, self.cond, self.draws.fork("sampler"))  # type: ignore[no-any-return]
+        return sampler(denoiser, denoiser.process, self.noise, self.cond, self.draws.fork("sampler"))
 
 
 def _contrast(x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
 
 @torch.no_grad()
 def guarded_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """optimizer.step(), or nothing at all where `bad` (0-d bool) is true; decided on the device, without waiting for it.
+    """optimizer.step(), or nothing at all where `bad` (0-d bool) is true; decided on the device, without waiting.
 
     Fused optimizers know that themselves (`found_inf`, made for loss scaling). For the others the gradient is made
     harmless, and weights and state are put back by an interpolation whose weight is exactly 0 or 1.

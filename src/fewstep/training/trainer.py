@@ -108,7 +108,7 @@ class Trainer:
         self._new_optimizers()
         self._new_averages()
         starts = tuple(method.phases(config.steps))
-        assert starts[0] == 0 and list(starts) == sorted(set(starts)), f"phases must begin at 0 and rise: {starts}"
+        assert sorted({0, *starts}) == list(starts), f"phases must begin at 0 and rise: {starts}"
         self._phases = (*starts, config.steps)
 
     def clock(self, step: int) -> Clock:
@@ -187,7 +187,7 @@ class Trainer:
             with seeded(hash((config.seed, clock.step, index, first)) & (2**63 - 1), self.device):
                 losses = update.loss(self.nets, self.data(number, rows, draws), clock)
             loss = torch.stack([term.sum() for term in losses.terms.values()]).sum() / config.batch
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
             for key, value in {**losses.terms, **losses.notes}.items():
                 sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach().sum() / config.batch
@@ -241,7 +241,8 @@ class Trainer:
         }
         if self.folder is not None:
             write_json(self.folder / "diverged.json", dump)
-        reason = f"{len(bad)} of the last {WINDOW} steps had a non-finite loss or gradient (max_skips={self.config.max_skips})"
+        limit = self.config.max_skips
+        reason = f"{len(bad)} of the last {WINDOW} steps had a non-finite loss or gradient (max_skips={limit})"
         self._status("diverged", step + 1, reason)
         raise DivergedError(f"{reason}; a lower learning rate is the usual remedy, diverged.json names the batches")
 

@@ -1,0 +1,65 @@
+"""What the tests of this folder share. New classes are found by their base, so they are tested without being named."""
+
+import pytest
+import torch
+
+from fewstep.diffusion.parameterization import Parameterization
+from fewstep.diffusion.process import Process, VarianceExploding
+from fewstep.diffusion.samplers import Sampler
+from fewstep.diffusion.solvers import Solver
+from fewstep.diffusion.times import Density, Times
+
+PROCESSES = {kind: cls() for kind, cls in Process.kinds().items()}
+PARAMETERIZATIONS = {kind: cls() for kind, cls in Parameterization.kinds().items()}
+SOLVERS = {kind: cls() for kind, cls in Solver.kinds().items()}
+SAMPLERS = {kind: cls() for kind, cls in Sampler.kinds().items()}
+TIMES = {kind: cls() for kind, cls in Times.kinds().items()}
+DENSITIES = {kind: cls() for kind, cls in Density.kinds().items()}
+
+
+def every(name, choices):
+    return pytest.mark.parametrize(name, choices.values(), ids=choices.keys())
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rows(value, n):
+    """One number as the time of n samples."""
+    return torch.full((n,), float(value), dtype=torch.float64)
+
+
+def inner_times(process):
+    """Times inside the range; for a table of 1000 all lie between two indices, where its rates are smooth."""
+    shares = f64(0.0137, 0.1177, 0.3331, 0.5213, 0.7777, 0.9393)
+    return process.t_min + (process.t_max - process.t_min) * shares
+
+
+def narrowed(process):
+    """The process without the end where alpha is 0: sigma/alpha at most 80."""
+    return process.within(VarianceExploding())
+
+
+def close(a, b, rtol=1e-12, atol=0.0):
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
+
+
+class Watched:
+    """A denoiser that counts its calls and remembers their times."""
+
+    def __init__(self, denoise):
+        self.denoise, self.times = denoise, []
+
+    def __call__(self, x_t, t, cond, s=None):
+        self.times.append(float(t[0]))
+        return self.denoise(x_t, t, cond, s)
+
+    @property
+    def calls(self):
+        return len(self.times)
+
+
+def constant(x0):
+    """A denoiser that always answers x0: every solver must end there."""
+    return lambda x_t, t, cond, s=None: x0.to(x_t).expand_as(x_t)

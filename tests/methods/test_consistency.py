@@ -1,0 +1,198 @@
+"""The consistency methods against closed forms: Gaussian data N(0, 0.5²), where every step of the teacher is linear."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.process import VarianceExploding
+from fewstep.diffusion.solvers import Euler, Heun, Solver
+from fewstep.diffusion.times import Karras, LogNormal
+from fewstep.learning.losses import Absolute, PseudoHuber, Squared
+from fewstep.learning.method import Clock
+from fewstep.methods.consistency_distillation import ConsistencyDistillation
+from fewstep.methods.consistency_training import ConsistencyTraining
+from fewstep.methods.easy_consistency import EasyConsistency
+from tests.oracles import Exact, Gains, Gaussian, batch_of
+
+VE = VarianceExploding()
+DATA = Gaussian(VE, std=0.5)
+CLOCK = Clock(0, 100, 64)
+
+
+def samples(n, seed=1):
+    return 0.5 * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def step_gains(solver, grid):
+    """What one teacher step over each interval multiplies x by."""
+    x = torch.ones(1, 1, dtype=torch.float64)
+    return torch.stack([solver(DATA, VE, x, t[None], s[None], Cond())[0, 0] for t, s in zip(grid, grid[1:])])
+
+
+def composed(solver, grid):
+    """The optimum of consistency distillation: from each time, all steps that are left."""
+    return step_gains(solver, grid).flip(0).cumprod(0).flip(0)
+
+
+def distillation_nets(method, student):
+    return method.Nets(student, student, Exact(VE, DATA))
+
+
+@dataclass(frozen=True)
+class ExactFlow(Solver):
+    """The exact solution of the ODE as a step."""
+
+    order: ClassVar[int] = 99
+    calls: ClassVar[int] = 0
+
+    def __call__(self, denoise, process, x_t, t, s, cond, history=None):
+        return DATA.flow(x_t, t, s)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun()])
+@pytest.mark.parametrize("metric", [Squared(), Absolute(), PseudoHuber(0.03)])
+def test_the_chain_of_teacher_steps_has_exactly_zero_loss(solver, metric):
+    method = ConsistencyDistillation(bins=12, solver=solver, metric=metric)
+    grid = method.times(VE, 12)
+    best = Gains(VE, grid, composed(solver, grid))
+    loss = method.consistency_loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
+    assert loss.terms["consistency"].abs().max() < 1e-12
+    best.gains.data[5] *= 1.01
+    loss = method.consistency_loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
+    assert loss.terms["consistency"].mean() > 1e-9
+
+
+def test_training_reaches_the_chain_of_teacher_steps():
+    """The closed-form optimum, by value: gradient descent on the method's own loss ends at the composed gains."""
+    method = ConsistencyDistillation(bins=6, solver=Euler(), target_decay=0.0)
+    grid = method.times(VE, 6)
+    student = Gains(VE, grid, torch.full((6,), 0.3, dtype=torch.float64))
+    nets = distillation_nets(method, student)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+    for step in range(600):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * step / 600))
+        loss = method.consistency_loss(nets, batch_of(samples(256, step), seed=step), CLOCK).terms["consistency"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.allclose(student.gains, composed(Euler(), grid), atol=2e-3)
+
+
+def test_the_exact_student_is_stationary_only_for_an_exact_solver():
+    exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
+    method = ConsistencyDistillation(solver=ExactFlow())
+    nets = method.Nets(exact, exact, Exact(VE, DATA))
+    loss = method.consistency_loss(nets, batch_of(samples(512)), CLOCK).terms["consistency"]
+    assert loss.abs().max() < 1e-24
+
+
+def test_the_loss_of_the_exact_student_falls_with_the_fourth_power_of_the_grid():
+    """Euler's error per interval is O(1/N²), the loss is its square; the values are those of the specification."""
+    exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
+    found = []
+    for points in (20, 40, 80):
+        method = ConsistencyDistillation(bins=points - 1, solver=Euler())
+        nets = method.Nets(exact, exact, Exact(VE, DATA))
+        loss = method.consistency_loss(nets, batch_of(samples(200_000)), CLOCK).terms["consistency"].mean().item()
+        found.append(loss)
+    assert found == pytest.approx([5.62e-5, 3.28e-6, 1.97e-7], rel=0.03)
+
+
+def test_consistency_training_has_the_gradient_of_euler_distillation_in_expectation():
+    """E[x_s | x_t] of one sample and one noise is the teacher's Euler step, so for a student linear in x and a squared
+    metric the two gradients agree; the losses differ by a floor that no student can change."""
+    grid = Karras(end="t_min")(VE, 8)
+    gains = torch.linspace(0.02, 0.9, 8, dtype=torch.float64)
+    x0 = samples(400_000)
+    distil = ConsistencyDistillation(bins=8, solver=Euler(), target_decay=0.0)
+    train = ConsistencyTraining(last=8, first=8, curriculum="fixed", density=None, metric=Squared())
+    gradients = []
+    for method, weighted in ((distil, False), (train, True)):
+        student = Gains(VE, grid, gains)
+        nets = distillation_nets(distil, student) if not weighted else train.Nets(student)
+        losses = method.consistency_loss(nets, batch_of(x0), CLOCK)
+        per_sample = losses.notes["distance"] if weighted else losses.terms["consistency"]
+        per_sample.mean().backward()
+        gradients.append(student.gains.grad)
+    # Standard errors: the draws are the same, the difference is noise of x_s about its mean alone.
+    assert torch.allclose(*gradients, rtol=0.02, atol=0.02 * gradients[0].abs().max().item())
+
+
+def test_the_target_and_the_teacher_carry_no_gradient():
+    grid = Karras(end="t_min")(VE, 8)
+    student, target, teacher = Gains(VE, grid), Gains(VE, grid), Gains(VE, grid)
+    method = ConsistencyDistillation(bins=8)
+    nets = method.Nets(student, target, teacher)
+    method.consistency_loss(nets, batch_of(samples(64)), CLOCK).terms["consistency"].sum().backward()
+    assert student.gains.grad is not None
+    assert target.gains.grad is None
+    assert teacher.gains.grad is None
+
+
+def test_the_curriculum_of_2023():
+    """N(k) = N'(k) + 1 of the specification at shares of the run."""
+    method = ConsistencyTraining(first=2, last=150, curriculum="progressive")
+    steps = 100_000
+    points = [
+        method.bins(Clock(int(share * steps), steps, 1)) + 1 for share in (0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 1)
+    ]
+    assert points == [2, 6, 16, 48, 76, 107, 131, 151]
+
+
+def test_the_doubling_curriculum():
+    method = ConsistencyTraining()
+    found = [method.bins(Clock(step, 800, 1)) for step in range(0, 800, 100)]
+    assert found == [10, 20, 40, 80, 160, 320, 640, 1280]
+    assert method.bins(Clock(799, 800, 1)) == 1280
+    with pytest.raises(ValueError, match="more than"):
+        ConsistencyTraining(first=20, last=10)
+
+
+@pytest.mark.parametrize(
+    ("stage", "shares"),
+    [
+        (0, [0, 0, 0, 0.00179, 0.47323, 0.5]),
+        (1, [0, 0, 0.21212, 0.50089, 0.73661, 0.75]),
+        (2, [0.39998, 0.45749, 0.60606, 0.75045, 0.86831, 0.875]),
+        (3, [0.69999, 0.72874, 0.80303, 0.87522, 0.93415, 0.9375]),
+        (7, [0.98125, 0.98305, 0.98769, 0.99220, 0.99588, 0.99609]),
+    ],
+)
+def test_the_lower_time_of_easy_consistency(stage, shares):
+    """r/t of the published schedule (q = 2, k = 8, b = 1), raised to t_min where it would be lower."""
+    method = EasyConsistency(stages=8)
+    t = torch.tensor([0.1, 0.333, 1, 1.95, 5, 80], dtype=torch.float64)
+    r = method.lower(VE, t, Clock(stage * 100, 800, 1))
+    expected = torch.maximum(torch.tensor(shares, dtype=torch.float64) * t, torch.tensor(VE.t_min))
+    assert torch.allclose(r, expected, atol=2e-5 * 80, rtol=1e-4)
+    assert (r < t).all()
+
+
+def test_easy_consistency_with_an_exact_step_leaves_the_exact_student_alone():
+    exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
+    method = EasyConsistency(solver=ExactFlow())
+    losses = method.consistency_loss(method.Nets(exact, Exact(VE, DATA)), batch_of(samples(512)), CLOCK)
+    assert losses.notes["distance"].max() < 1e-12
+
+
+def test_easy_consistency_by_the_data_is_weighted_by_the_gap():
+    """With the plain norm the gradient with respect to the student's output has length 1/(t - r)."""
+    method = EasyConsistency(density=LogNormal(0.0, 0.5))
+    batch = batch_of(samples(256).float())
+    seen = {}
+
+    def student(x, t):
+        out = (0.5 * x).requires_grad_()
+        seen.setdefault("first", (out, t))
+        return out
+
+    nets = method.Nets(Exact(VE, student), Exact(VE, DATA))
+    method.consistency_loss(nets, batch, CLOCK).terms["consistency"].sum().backward()
+    out, t = seen["first"]
+    gap = t - method.lower(VE, t, CLOCK)
+    assert torch.allclose(out.grad.norm(dim=1).double() * gap, torch.ones(len(t), dtype=torch.float64), rtol=1e-4)

@@ -1,0 +1,71 @@
+"""Teacher training against closed forms."""
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, SamplePrediction, Velocity
+from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
+from fewstep.learning.method import Clock
+from fewstep.methods.diffusion import Diffusion
+from tests.oracles import Gaussian, batch_of
+
+CLOCK = Clock(0, 100, 64)
+
+
+class Output(nn.Module):
+    """A network whose output is any function of (x, t)."""
+
+    inputs = ()
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, t, cond, s=None):
+        return self.function(x, t)
+
+
+def test_a_silent_edm_network_has_loss_one_on_data_of_its_own_spread():
+    """With F = 0 and data N(0, sigma_data²) the expected weighted loss is 1 at every noise level (EDM, table 1)."""
+    denoiser = Denoiser(Output(lambda x, t: torch.zeros_like(x)), VarianceExploding(), Edm(0.5))
+    x0 = 0.5 * torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
+    loss = Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
+    assert loss.mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("parameterization", "process", "target"),
+    [
+        (Epsilon(), VariancePreserving(), lambda p, t, x0, e: e),
+        (Velocity(), VariancePreserving(), lambda p, t, x0, e: p.alpha(t)[:, None] * e - p.sigma(t)[:, None] * x0),
+        (Flow(), RectifiedFlow(), lambda p, t, x0, e: e - x0),
+        (SamplePrediction(), RectifiedFlow(), lambda p, t, x0, e: x0),
+    ],
+)
+def test_the_loss_is_the_squared_error_of_what_the_network_predicts(parameterization, process, target):
+    """One weight, 1/out², is the plain regression of noise, v, flow and sample alike."""
+    x0 = torch.randn(256, 4, dtype=torch.float64)
+    batch, again = batch_of(x0), batch_of(x0)
+    noise = again.noise().double()
+    t = Diffusion().density(process, again.draws)
+    guess = 0.3
+    denoiser = Denoiser(Output(lambda x, t: torch.full_like(x, guess)), process, parameterization)
+    loss = Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch, CLOCK).terms["denoising"]
+    expected = (target(process, t, x0, noise) - guess).square().mean(1)
+    assert torch.allclose(loss, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_ideal_denoiser_is_stationary():
+    """The gradient with respect to a scale of the exact denoiser vanishes in expectation, and not for a wrong one."""
+    process = VarianceExploding()
+    ideal = Gaussian(process, std=0.5)
+    x0 = 0.5 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0)).double()
+    gradients = {}
+    for start in (1.0, 1.1):
+        scale = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+        denoiser = Denoiser(Output(lambda x, t, a=scale: a * ideal(x, t)), process, SamplePrediction())
+        loss = Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
+        (gradients[start],) = torch.autograd.grad(loss.mean(), scale)
+    assert abs(gradients[1.0]) < 0.02 * abs(gradients[1.1])

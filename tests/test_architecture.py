@@ -1,0 +1,144 @@
+"""The rules of the house (docs/architecture.md), held by a test."""
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from fewstep.choice import Choice
+
+HOME = Path(__file__).parent.parent / "src" / "fewstep"
+FILES = sorted(HOME.rglob("*.py"))
+ROOMS = [
+    *("errors", "choice", "files", "yaml", "diffusion", "models", "learning", "methods", "data", "metrics"),
+    *("training", "export", "report", "run", "recipes", "cli", "app"),
+]
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
+
+
+def name_of(path):
+    return str(path.relative_to(HOME))
+
+
+def room_of(path):
+    first = path.relative_to(HOME).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path):
+    """Every module of fewstep that the file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield from ([f"{node.module}.{a.name}" for a in node.names] if node.module == "fewstep" else [node.module])
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down_only(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    for module in imports(path):
+        if not module.startswith("fewstep."):
+            continue
+        other = module.split(".")[1]
+        if other in ROOMS:
+            assert ROOMS.index(other) <= ROOMS.index(room), f"{name_of(path)} imports {module}, which lies above it"
+        if room in ("training", "data", "metrics"):
+            assert other != "methods", f"{name_of(path)} knows a method"
+
+
+def test_the_mathematics_imports_torch_and_nothing_else():
+    allowed = {"torch", "jaxtyping", "fewstep"}
+    standard = {"__future__", "abc", "collections", "dataclasses", "functools", "hashlib", "math", "typing"}
+    for path in (HOME / "diffusion").glob("*.py"):
+        for module in imports(path):
+            root = module.split(".")[0]
+            assert root in allowed | standard, f"{name_of(path)} imports {module}"
+            if root == "fewstep":
+                assert module.startswith(("fewstep.diffusion", "fewstep.choice")), f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_sizes(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    limit = 150 if room_of(path) == "methods" else 350
+    assert len(lines) <= limit, f"{name_of(path)} has {len(lines)} lines"
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            text = ast.get_docstring(node, clean=False)
+            described = first.end_lineno - first.lineno + 1 if text is not None else 0
+            length = node.end_lineno - node.lineno + 1 - described
+            assert length <= 60, f"{name_of(path)}: {node.name} has {length} lines"
+
+
+def test_the_whole_is_small():
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) <= 4500
+
+
+def test_names_explain():
+    for path in FILES:
+        assert not FORBIDDEN_NAMES & {part.removesuffix(".py") for part in path.relative_to(HOME).parts}
+
+
+METHOD_FORBIDDEN = ("torch.optim", ".backward(", "torch.rand", "logging", "open(", "diffusers", ".to(device", "cuda")
+
+
+@pytest.mark.parametrize("path", sorted((HOME / "methods").glob("[!_]*.py")), ids=name_of)
+def test_methods_know_no_loop(path):
+    text = path.read_text(encoding="utf-8")
+    for word in METHOD_FORBIDDEN:
+        assert word not in text, f"{name_of(path)} contains {word}"
+
+
+def test_the_loop_knows_no_method():
+    for path in (HOME / "training").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "isinstance(method" not in text
+        assert "isinstance(self.method" not in text
+
+
+def test_no_probing_and_no_second_way_to_name_prediction_types():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert "hasattr(" not in text, name_of(path)
+        assert "nan_to_num" not in text, name_of(path)
+        assert "weights_only=False" not in text, name_of(path)
+        if path.name != "parameterization.py":
+            assert "prediction_type" not in text, name_of(path)
+
+
+def all_choices():
+    import importlib
+    import pkgutil
+
+    import fewstep
+
+    for module in pkgutil.walk_packages(fewstep.__path__, "fewstep."):
+        importlib.import_module(module.name)
+    waiting, found = [Choice], []
+    while waiting:
+        one = waiting.pop()
+        waiting += one.__subclasses__()
+        if one is not Choice and one.__module__.startswith("fewstep.") and "__dataclass_fields__" in vars(one):
+            found.append(one)
+    return found
+
+
+def test_choices_are_frozen_and_hold_no_callables():
+    for cls in all_choices():
+        assert cls.__dataclass_params__.frozen, cls
+        for field in dataclasses.fields(cls):
+            assert "Callable" not in str(get_type_hints(cls)[field.name]), f"{cls.__name__}.{field.name}"
+
+
+def test_classes_are_abstract_or_final_and_shallow():
+    """Composition by wrapping: below `Choice` and nn.Module at most two levels, and nothing below a concrete choice."""
+    for cls in all_choices():
+        assert not [c for c in cls.__subclasses__() if c.__module__.startswith("fewstep.")], (
+            f"{cls.__name__} is not final"
+        )

@@ -1,0 +1,217 @@
+"""Laws that every method, solver and recipe obeys. A new file in the folder falls under them without being named."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.choice import replaced
+from fewstep.cli.configure import listed
+from fewstep.data.digits import Digits
+from fewstep.data.stream import Stream
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.draws import Draws
+from fewstep.learning.method import Clock, Method
+from fewstep.models.adapters import FullCopy
+from fewstep.models.source import Fresh
+from fewstep.models.unet import UNet
+from fewstep.run import Run
+from fewstep.training.optimizers import Sgd
+from fewstep.training.trainer import Trainer, TrainerConfig
+from fewstep.yaml import from_yaml, to_yaml
+
+METHODS = {name: cls for name, cls in Method.kinds().items() if cls.__module__.startswith("fewstep.methods.")}
+RECIPES = sorted(listed("recipes"))
+TINY = UNet(channels=8, multipliers=(1, 1), blocks=1, attention=(2,), head_channels=8, groups=4)
+ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(limit=64).dataset()
+
+
+def teacher_of(digits):
+    """A tiny teacher with weights everywhere: a fresh one is zero in its last layers and would hide mistakes."""
+    model = Fresh(network=TINY).load(digits.shape, digits.classes, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.denoiser.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    assert sum(p.numel() for p in model.denoiser.parameters()) < 50_000
+    return model
+
+
+def trainer_of(cls, digits, **config):
+    """A trainer of the method's defaults on the tiny teacher."""
+    model = teacher_of(digits)
+    method = cls()
+    nets = method.build_nets(model, FullCopy(model.denoiser))
+    stream = Stream(digits, model.codec, model.conditioner, 0, ROWS)
+    config = {"steps": 3, "batch": ROWS, "optimizer": Sgd(lr=0.05), "ema": (0.5,)} | config
+    return model, Trainer(method, nets, stream, TrainerConfig(**config))
+
+
+def weights(trainer):
+    return {f"{n}/{k}": v.clone() for n, m in trainer.modules.items() for k, v in m.state_dict().items()}
+
+
+def test_the_folder_is_the_list():
+    assert sorted(METHODS) == sorted(listed("methods"))
+
+
+@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+class TestMethod:
+    def test_a_round_trip_through_a_file_keeps_it(self, cls, digits):
+        method = cls()
+        assert Method.parse(from_yaml(to_yaml(method.dump()), "test")) == method
+
+    def test_names_a_paper(self, cls, digits):
+        import sys
+
+        assert "arXiv:" in (sys.modules[cls.__module__].__doc__ + cls.__doc__)
+
+    def test_only_the_declared_networks_change(self, cls, digits):
+        model, trainer = trainer_of(cls, digits)
+        handed_in = copy.deepcopy(model.denoiser.state_dict())
+        before = weights(trainer)
+        trainer.fit()
+        for key, value in weights(trainer).items():
+            net = key.split("/")[0]
+            if net not in (*trainer.method.trains, *trainer.method.moves):
+                assert torch.equal(value, before[key]), f"{key} changed and is neither trained nor moved"
+        for net in (*trainer.method.trains, *trainer.method.moves):
+            changed = [k for k, v in weights(trainer).items() if k.startswith(net) and not torch.equal(v, before[k])]
+            assert changed, f"{net} did not change at all"
+        assert all(torch.equal(handed_in[k], v) for k, v in model.denoiser.state_dict().items())
+
+    def test_frozen_networks_get_no_gradient(self, cls, digits):
+        _, trainer = trainer_of(cls, digits)
+        clock = Clock(1, 3, ROWS)
+        update = trainer.method.updates(clock)[0]
+        losses = update.loss(trainer.nets, trainer.data(0, range(ROWS), Draws(0, range(ROWS))), clock)
+        sum(term.sum() for term in losses.terms.values()).backward()
+        for name, module in trainer.modules.items():
+            has = any(p.grad is not None for p in module.parameters())
+            assert has == (name in update.trains), name
+
+    def test_losses_are_per_sample_finite_and_repeat(self, cls, digits):
+        _, trainer = trainer_of(cls, digits)
+        for step in (0, 1, 2):
+            clock = Clock(step, 3, ROWS)
+            for update in trainer.method.updates(clock):
+                found = [
+                    update.loss(trainer.nets, trainer.data(0, range(ROWS), Draws(7, range(ROWS), step=step)), clock)
+                    for _ in range(2)
+                ]
+                for key, value in found[0].terms.items():
+                    assert value.shape == (ROWS,)
+                    assert torch.isfinite(value).all()
+                    assert torch.equal(value, found[1].terms[key])
+
+    def test_accumulation_gives_the_whole_batch(self, cls, digits):
+        """1×16 rows equal 4×4 rows: draws belong to rows, and the mean is over the global batch."""
+        runs = []
+        for micro in (0, 4):
+            _, trainer = trainer_of(cls, digits, micro_batch=micro)
+            trainer.fit()
+            runs.append(weights(trainer))
+        for key, value in runs[0].items():
+            assert torch.allclose(value, runs[1][key], atol=2e-6, rtol=1e-5), key
+
+    def test_bf16_follows_fp32(self, cls, digits):
+        losses = []
+        for precision in ("fp32", "bf16"):
+            _, trainer = trainer_of(cls, digits, precision=precision)
+            clock = trainer.clock(0)
+            values = trainer._apply(trainer.method.updates(clock)[0], clock, 0)
+            losses.append(float(next(iter(values.values()))))
+        assert losses[1] == pytest.approx(losses[0], rel=0.05)
+        assert all(p.dtype == torch.float32 for p in trainer.modules["student"].parameters())
+
+    def test_the_student_samples_at_its_cost(self, cls, digits):
+        """The exported network goes through the method's sampler with the evaluations that it announces."""
+        model, trainer = trainer_of(cls, digits)
+        trainer.fit()
+        clock = trainer.clock(2)
+        for name in trainer.method.exports:
+            sampler = trainer.method.sampler(clock, name)
+            made = model.trained(trainer.exported(name), sampler, trainer.method.guidance(), {}, {})
+            calls = []
+            made.denoiser.network.register_forward_pre_hook(lambda *_: calls.append(1))
+            images = made.generate(num=4, steps=2)
+            assert len(calls) == made.evaluations(sampler.with_steps(2))
+            assert images.shape == (4, *digits.shape)
+            assert 0 <= images.min() <= images.max() <= 1
+
+    def test_a_consistency_student_is_the_identity_at_t_min(self, cls, digits):
+        """Where a method changes the parameterization it is to a boundary: f(x, t_min) = x bit by bit."""
+        model, trainer = trainer_of(cls, digits)
+        student = trainer.modules["student"]
+        assert isinstance(student, Denoiser)
+        if student.parameterization == model.denoiser.parameterization:
+            return  # trained with the teacher's own prediction: a denoiser, without a boundary
+        trainer.fit()
+        x = torch.randn(4, *digits.shape)
+        t = torch.full((4,), student.process.t_min, dtype=torch.float64)
+        with torch.no_grad():
+            assert torch.equal(student.eval()(x, t, model.conditioner(torch.arange(4))), x)
+
+    def test_the_average_starts_anew_with_a_phase(self, cls, digits):
+        phases = list(cls().phases(100))
+        assert phases[0] == 0
+        assert phases == sorted(set(phases))
+        assert phases[-1] < 100
+
+
+def write_idx(folder, count=64, size=28):
+    """A small made folder in MNIST's format."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, size, size), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    header = np.array([0x0803, count, size, size], dtype=">u4").tobytes()
+    (folder / "train-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    (folder / "train-labels-idx1-ubyte").write_bytes(
+        np.array([0x0801, count], dtype=">u4").tobytes() + labels.tobytes()
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+class TestRecipe:
+    def recipe(self, name):
+        import importlib
+
+        module = importlib.import_module(f"fewstep.recipes.{name}")
+        return module, module.recipe()
+
+    def test_a_round_trip_through_a_file_keeps_it(self, name):
+        _, run = self.recipe(name)
+        again = Run.parse(from_yaml(to_yaml(run.dump()), "test"))
+        assert again.dump() == run.dump()
+        assert again == run
+
+    def test_says_what_it_is(self, name):
+        module, _ = self.recipe(name)
+        assert module.__doc__.strip()
+        assert module.recipe.__doc__.strip()
+
+    def test_its_classes_take_a_step_on_its_data(self, name, tmp_path):
+        """Two updates on a few rows, with the recipe's own network, method and data."""
+        _, run = self.recipe(name)
+        fields = {f.name for f in dataclasses.fields(run.data)}
+        if "path" in fields:
+            write_idx(tmp_path)
+            run = replaced(run, data=replaced(run.data, path=str(tmp_path)))
+        dataset = run.data.dataset()
+        if "path" in {f.name for f in dataclasses.fields(run.teacher)}:
+            run = replaced(run, teacher=Fresh(network=TINY))
+        model = run.teacher.load(dataset.shape, dataset.classes, 0)
+        nets = run.method.build_nets(model, FullCopy(model.denoiser, 0, run.dropout))
+        stream = Stream(dataset, model.codec, model.conditioner, 0, 8)
+        config = replaced(run.trainer, steps=2, batch=8)
+        trainer = Trainer(run.method, nets, stream, config)
+        before = weights(trainer)
+        trainer.fit()
+        assert any(not torch.equal(before[k], v) for k, v in weights(trainer).items())
+        assert all(torch.isfinite(v).all() for v in weights(trainer).values())

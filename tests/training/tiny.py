@@ -1,0 +1,193 @@
+"""Runs that train in milliseconds: real batches of 20 tiny images, networks of 58 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.choice import Choice
+from fewstep.data.source import Dataset
+from fewstep.data.stream import Stream
+from fewstep.learning.averaging import ema_update
+from fewstep.learning.batch import Batch
+from fewstep.learning.losses import Squared
+from fewstep.learning.method import Clock, Losses, Update
+from fewstep.learning.schedules import Linear
+from fewstep.models.codec import Pixels
+from fewstep.models.conditioner import Unconditional
+from fewstep.training.optimizers import AdamW
+from fewstep.training.trainer import Trainer, TrainerConfig
+
+SHAPE = (1, 2, 2)
+IMAGES = 20
+
+
+def data(seed: int = 0, batch: int = 8, images_seed: int = 0) -> Stream:
+    """Batches that cross the ends of epochs: 20 images do not divide by 8."""
+    generator = torch.Generator().manual_seed(images_seed)
+    images = torch.randint(256, (IMAGES, *SHAPE), generator=generator, dtype=torch.uint8)
+    return Stream(Dataset(images, None, 0, torch.arange(IMAGES)), Pixels(), Unconditional(), seed, batch)
+
+
+def network(seed: int, dropout: float) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = nn.Linear(4, 6), nn.SiLU(), nn.Dropout(dropout), nn.Linear(6, 4)
+    return nn.Sequential(nn.Flatten(), *layers, nn.Unflatten(1, SHAPE))
+
+
+@dataclass(frozen=True)
+class Single(Choice):
+    """One optimizer and a slow copy, as in consistency distillation.
+
+    Not a `Method` by inheritance: it would join the methods that the library offers, in every other test.
+    poison: steps whose loss or gradient is not finite, in update number `poisoned_update`.
+    """
+
+    trains: ClassVar[tuple[str, ...]] = ("student",)
+    moves: ClassVar[tuple[str, ...]] = ("target",)
+    exports: ClassVar[tuple[str, ...]] = ("student",)
+    needs: ClassVar[tuple[str, ...]] = ("x0",)
+
+    dropout: float = 0.1
+    target_decay: float = 0.9
+    poison: tuple[int, ...] = ()
+    poisoned: Literal["loss", "gradient"] = "loss"
+    poisoned_update: int = 0
+
+    @dataclass
+    class Nets:
+        student: nn.Module
+        target: nn.Module
+
+    def nets(self) -> Any:
+        student, target = network(1, self.dropout), network(2, self.dropout)
+        target.load_state_dict(student.state_dict())
+        return self.Nets(student, target)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        return [Update(("student",), self.student_loss)]
+
+    def after_step(self, nets: Any, clock: Clock) -> None:
+        ema_update(nets.target, nets.student, self.target_decay)
+
+    def phases(self, steps: int) -> Sequence[int]:
+        return (0,)
+
+    def student_loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
+        x0, noise = batch.data, batch.noise()
+        t = batch.draws.uniform().float().view(-1, 1, 1, 1)
+        jump = nets.student(x0 + t * noise)
+        with torch.no_grad():
+            goal = nets.target(x0 + 0.5 * t * noise)
+        value = Squared()(jump, 0.5 * (x0 + goal))
+        return Losses({"student": self._spoilt(value, nets.student, clock, 0)}, {"size": jump.square().flatten(1).mean(1)})
+
+    def _spoilt(self, value: Tensor, net: nn.Module, clock: Clock, update: int) -> Tensor:
+        if clock.step not in self.poison or update != self.poisoned_update:
+            return value
+        if self.poisoned == "loss":
+            return value * float("nan")
+        weight = next(net.parameters()).sum()
+        return value + (weight - weight.detach()).sqrt()  # adds 0 with an infinite slope
+
+
+@dataclass(frozen=True)
+class Rhythm(Single):
+    """Two optimizers in the rhythm of distribution matching: the fake network twice, then the student."""
+
+    trains: ClassVar[tuple[str, ...]] = ("student", "fake")
+
+    @dataclass
+    class Nets:
+        student: nn.Module
+        fake: nn.Module
+        target: nn.Module
+
+    def nets(self) -> Any:
+        student, target = network(1, self.dropout), network(2, self.dropout)
+        target.load_state_dict(student.state_dict())
+        return self.Nets(student, network(3, self.dropout), target)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        fake = ("fake",)
+        return [Update(fake, self.fake_loss), Update(fake, self.second_loss), Update(("student",), self.match_loss)]
+
+    def fake_loss(self, nets: Any, batch: Batch, clock: Clock, update: int = 0) -> Losses:
+        with torch.no_grad():
+            made = nets.student(batch.noise())
+        value = Squared()(nets.fake(made + batch.noise()), made)
+        return Losses({"fake": self._spoilt(value, nets.fake, clock, update)})
+
+    def second_loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
+        return self.fake_loss(nets, batch, clock, 1)
+
+    def match_loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
+        made = nets.student(batch.noise())
+        value = Squared()(made, 0.5 * (batch.data + nets.fake(made) + nets.target(made)))
+        return Losses({"match": self._spoilt(value, nets.student, clock, 2)})
+
+
+@dataclass(frozen=True)
+class Phased(Rhythm):
+    """Three phases as in progressive distillation: at the end of each the student becomes the target."""
+
+    def phases(self, steps: int) -> Sequence[int]:
+        return (0, steps // 3, 2 * steps // 3)
+
+    def after_step(self, nets: Any, clock: Clock) -> None:
+        if clock.phase_step == clock.phase_steps - 1:
+            ema_update(nets.target, nets.student, 0.0)
+
+
+def config(**changes: Any) -> TrainerConfig:
+    """Twelve steps with all that a resumed run could get wrong: warm-up, two averages, a rate that moves."""
+    chosen: dict[str, Any] = {
+        "steps": 12,
+        "batch": 8,
+        "optimizer": AdamW(lr=1e-2, weight_decay=0.1),
+        "schedule": Linear(warmup=3, end=0.1),
+        "ema": (0.9, 0.5),
+        "device": "cpu",
+        "save_every": 0,
+        "health_every": 0,
+    }
+    return TrainerConfig(**{**chosen, **changes})
+
+
+def trainer(method: Any, folder: Any = None, chosen: TrainerConfig | None = None, stream: Any = None) -> Trainer:
+    chosen = chosen or config()
+    return Trainer(method, method.nets(), stream or data(chosen.seed, chosen.batch), chosen, folder)
+
+
+def state(trainer: Trainer) -> dict[str, Tensor]:
+    """Copies of everything that training changes, read from the trainer and not through its checkpoints."""
+    found: dict[str, Tensor] = {}
+    for name, module in trainer.modules.items():
+        found |= {f"net/{name}/{k}": v for k, v in module.state_dict().items()}
+    for name, by_decay in trainer.averages.items():
+        found |= {f"ema/{name}/{d}/{k}": v for d, average in by_decay.items() for k, v in average.items()}
+    for name, optimizer in trainer.optimizers.items():
+        for index, values in optimizer.state_dict()["state"].items():
+            found |= {f"optimizer/{name}/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+    found |= {"flags": trainer.flags, "batches": torch.tensor(trainer.batches)}
+    return {key: value.detach().clone() for key, value in found.items()}
+
+
+def part(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if key.startswith(prefixes)}
+
+
+def bits(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().numpy().tobytes()
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], why: str = "") -> None:
+    """Bitwise: a tolerance would hide a random state or a counter that was not restored."""
+    assert found.keys() == expected.keys(), why
+    other = [key for key in expected if bits(found[key]) != bits(expected[key])]
+    assert not other, f"{other} differ; {why}"
