@@ -1,7 +1,5 @@
 """fewstep: diffusion and flow models distilled into ones that make images in 1 to 8 network evaluations."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

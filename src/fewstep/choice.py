@@ -8,8 +8,6 @@ valid name. There is no second description anywhere.
     Metric.parse({"kind": "pseudo_huber", "c": 0.03})  # PseudoHuber(c=0.03); "pseudo_huber" alone means its defaults
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib

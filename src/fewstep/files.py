@@ -1,7 +1,5 @@
 """Files that are either whole or absent: written beside, synced, then renamed."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """`Run`: what one training run is made of, and `distil`, which carries it out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,12 +38,7 @@ class Run(Choice):
 
 
 def distil(
-    run: Run,
-    folder: Path,
-    *,
-    restart: bool = False,
-    watch: Watch | None = None,
-    say: Callable[[str], None] = print,
+    run: Run, folder: Path, *, restart: bool = False, watch: Watch | None = None, say: Callable[[str], None] = print
 ) -> bool:
     """Carries out a run in its folder; an unfinished one goes on. Returns False where it was finished already.
 

@@ -1,7 +1,5 @@
 """Run files: plain YAML, read safely."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

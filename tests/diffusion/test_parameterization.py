@@ -48,11 +48,6 @@ def test_the_exact_target_gives_x0(kind, process):
     close(answer(PARAMETERIZATIONS[kind], process, process.add_noise(x0, noise, t), t, target), x0, 1e-9, 1e-9)
 
 
-def test_every_prediction_has_its_target_here():
-    boundaries = {kind for kind, p in PARAMETERIZATIONS.items() if p.boundary() == p}
-    assert set(PARAMETERIZATIONS) - boundaries == set(TARGETS)
-
-
 @every("process", PROCESSES)
 @every("parameterization", PARAMETERIZATIONS)
 def test_coefficients_are_finite_float64_and_read_the_network(parameterization, process):
@@ -203,7 +198,7 @@ BOUNDARIES = {
 def test_a_boundary_is_the_identity_at_t_min(case, dtype):
     boundary, process = case
     x, f = torch.randn(2, 5, 3, 4, dtype=dtype)
-    assert torch.equal(answer(boundary, process, x, rows(process.t_min, 5), 100 * f), x)
+    close(answer(boundary, process, x, rows(process.t_min, 5), 100 * f), x, rtol=0)  # bit for bit
 
 
 @every("parameterization", PARAMETERIZATIONS)

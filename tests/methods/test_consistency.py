@@ -52,6 +52,9 @@ class ExactFlow(Solver):
     def __call__(self, denoise, process, x_t, t, s, cond, history=None):
         return DATA.flow(x_t, t, s)
 
+    def correction(self, step, history):
+        return None
+
 
 @pytest.mark.parametrize("solver", [Euler(), Heun()])
 @pytest.mark.parametrize("metric", [Squared(), Absolute(), PseudoHuber(0.03)])

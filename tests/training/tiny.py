@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -162,6 +163,24 @@ def config(**changes: Any) -> TrainerConfig:
 def trainer(method: Any, folder: Any = None, chosen: TrainerConfig | None = None, stream: Any = None) -> Trainer:
     chosen = chosen or config()
     return Trainer(method, method.nets(), stream or data(chosen.seed, chosen.batch), chosen, folder)
+
+
+class StopError(Exception):
+    """Ends a run from its `watch`, behind a step."""
+
+
+def stop_at(step: int) -> Any:
+    def watch(done: int, values: Any) -> None:
+        if values is None and done == step:
+            raise StopError
+
+    return watch
+
+
+def cut(method: Any, folder: Any, step: int, **changes: Any) -> None:
+    """A run that ended behind `step`, with checkpoints of the multiples of save_every (default: of that step)."""
+    with pytest.raises(StopError):
+        trainer(method, folder, config(**{"save_every": step, **changes})).fit(stop_at(step))
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """`fewstep data`."""
 
-from __future__ import annotations
-
 import typer
 
 app = typer.Typer(help="Looks at data.", no_args_is_help=True, rich_markup_mode=None)

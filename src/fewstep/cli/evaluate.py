@@ -1,7 +1,5 @@
 """`fewstep evaluate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer

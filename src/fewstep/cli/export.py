@@ -1,7 +1,5 @@
 """`fewstep export`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer

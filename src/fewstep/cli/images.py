@@ -1,7 +1,5 @@
 """Images in and out of files: .npz, a grid, a folder of PNG files."""
 
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path

@@ -1,15 +1,11 @@
 """`fewstep inspect`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer
 
 
-def inspect(
-    what: str = typer.Argument(help="methods, recipes, or a run's or model's folder or name."),
-) -> None:
+def inspect(what: str = typer.Argument(help="methods, recipes, or a run's or model's folder or name.")) -> None:
     """Lists methods or recipes, or says what a model is.
 
     Example: fewstep inspect methods

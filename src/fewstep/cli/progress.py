@@ -1,7 +1,5 @@
 """Progress: a bar with rate and remaining time on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """`fewstep train`."""
 
-from __future__ import annotations
-
 import typer
 
 

@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits: 1,797 images of 8×8 in 17 grey levels, on every machine without a download."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +17,7 @@ class Digits(Source):
     fraction: Share = 1.0
     split_seed: int = 0
 
-    def read(self) -> Dataset:  # noqa: D102
+    def read(self) -> Dataset:
         from sklearn.datasets import load_digits
 
         digits = load_digits()

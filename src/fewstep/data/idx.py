@@ -1,7 +1,5 @@
 """IDX files: MNIST and its kin (Fashion-MNIST, KMNIST, EMNIST), plain or gzipped."""
 
-from __future__ import annotations
-
 import gzip
 import struct
 import zlib
@@ -31,7 +29,7 @@ class Idx(Source):
     fraction: Share = 1.0
     split_seed: int = 0
 
-    def read(self) -> Dataset:  # noqa: D102
+    def read(self) -> Dataset:
         if not self.path:
             raise ValueError("no data: give data.path=DIR, a folder with IDX files such as MNIST's")
         path = Path(self.path)

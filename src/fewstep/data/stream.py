@@ -1,7 +1,5 @@
 """`Stream`: a dataset as an endless sequence of batches in a fixed random order."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

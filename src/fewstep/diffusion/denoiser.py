@@ -74,13 +74,7 @@ class Denoiser(nn.Module):
         return self._own(t, None)[0]
 
     def features(
-        self,
-        x_t: Sample,
-        t: Time,
-        cond: Cond,
-        layers: Sequence[str],
-        until_last: bool = True,
-        s: Time | None = None,
+        self, x_t: Sample, t: Time, cond: Cond, layers: Sequence[str], until_last: bool = True, s: Time | None = None
     ) -> tuple[Sample | None, dict[str, Tensor]]:
         """(x0, outputs of the named sub-modules of the network) of one pass; keys in the order of `layers`.
 

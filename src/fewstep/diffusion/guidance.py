@@ -4,8 +4,6 @@ One convention everywhere, the g-form: x0 = x0_null + g (x0_cond - x0_null); g =
 papers is g = 1 + w, converted where such numbers come in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 

@@ -39,11 +39,24 @@ class Parameterization(Choice, ABC):
         return ConsistencyBoundary(of=self)
 
 
+class Boundary(Parameterization, ABC):
+    """A consistency function already."""
+
+    def boundary(self) -> Parameterization:
+        return self
+
+
+def _identity_at_end(process: Process, t: Time, c: Coefficients) -> Coefficients:
+    """Exactly 1 and 0 at t_min: an elementary function need not give the same last bit in every place of a tensor."""
+    at_end = t == process.t_min
+    return Coefficients(c.skip.masked_fill(at_end, 1.0), c.out.masked_fill(at_end, 0.0), c.inp)
+
+
 @dataclass(frozen=True)
 class Epsilon(Parameterization):
     """F is the noise: x0 = (x_t - sigma F)/alpha (Ho et al. 2020, arXiv:2006.11239). Undefined at alpha = 0."""
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         return Coefficients(1 / alpha, -sigma / alpha, torch.ones_like(alpha))
 
@@ -52,7 +65,7 @@ class Epsilon(Parameterization):
 class Velocity(Parameterization):
     """F is v = (alpha noise - sigma x0)/rho, rho² = alpha² + sigma² (Salimans & Ho 2022, arXiv:2202.00512)."""
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         rho = torch.hypot(alpha, sigma)
         return Coefficients(alpha / rho**2, -sigma / rho, 1 / rho)
@@ -62,7 +75,7 @@ class Velocity(Parameterization):
 class Flow(Parameterization):
     """F is dx_t/dt = alpha' x0 + sigma' noise; noise - x0 for rectified flow (Lipman et al. 2022, arXiv:2210.02747)."""
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         alpha_rate, sigma_rate = process.rates(t)
         delta = alpha * sigma_rate - alpha_rate * sigma
@@ -73,7 +86,7 @@ class Flow(Parameterization):
 class SamplePrediction(Parameterization):
     """F is x0 itself."""
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         one = torch.ones_like(process.alpha(t))
         return Coefficients(torch.zeros_like(one), one, one)
 
@@ -88,7 +101,7 @@ class Edm(Parameterization):
 
     sigma_data: Positive = 0.5
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         q = torch.hypot(self.sigma_data * alpha, sigma)
         return Coefficients(self.sigma_data**2 * alpha / q**2, sigma * self.sigma_data / q, 1 / q)
@@ -99,7 +112,7 @@ class Edm(Parameterization):
 
 
 @dataclass(frozen=True)
-class ConsistencyBoundary(Parameterization):
+class ConsistencyBoundary(Boundary):
     """Any prediction, then `Process.step` to t_min: the identity at t_min, for every process and without sigma_data.
 
     With c = sigma_min/sigma_t and o = alpha_min - alpha_t c: skip' = c + o·skip, out' = o·out.
@@ -107,20 +120,16 @@ class ConsistencyBoundary(Parameterization):
 
     of: Parameterization = dataclasses.field(default_factory=Edm)
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         inner = self.of(process, t)
         end = torch.full_like(t, process.t_min)
         c = process.sigma(end) / process.sigma(t)
         o = process.alpha(end) - process.alpha(t) * c
-        return Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
-
-    def boundary(self) -> Parameterization:
-        """Itself: it is a boundary already."""
-        return self
+        return _identity_at_end(process, t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp))
 
 
 @dataclass(frozen=True)
-class CmBoundary(Parameterization):
+class CmBoundary(Boundary):
     """The boundary published with consistency models (Song et al. 2023, arXiv:2303.01469, appendix C).
 
     In VE units u = sigma/alpha: skip = sigma_data²/((u - u_min)² + sigma_data²),
@@ -129,21 +138,19 @@ class CmBoundary(Parameterization):
 
     sigma_data: Positive = 0.5
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         end = torch.full_like(t, process.t_min)
         u, u_min = sigma / alpha, process.sigma(end) / process.alpha(end)
         q = torch.hypot(u, torch.full_like(u, self.sigma_data))
         skip = self.sigma_data**2 / ((u - u_min) ** 2 + self.sigma_data**2)
-        return Coefficients(skip / alpha, (u - u_min) * self.sigma_data / q, 1 / (alpha * q))
-
-    def boundary(self) -> Parameterization:
-        """Itself: it is a boundary already."""
-        return self
+        keep = process.alpha(end)  # the jump ends at t_min, where a sample is alpha times that of VE units
+        out = keep * (u - u_min) * self.sigma_data / q
+        return _identity_at_end(process, t, Coefficients(keep * skip / alpha, out, 1 / (alpha * q)))
 
 
 @dataclass(frozen=True)
-class LcmBoundary(Parameterization):
+class LcmBoundary(Boundary):
     """The boundary of released latent consistency models and of diffusers' LCMScheduler (arXiv:2310.04378).
 
     With tau = 10 t in table units: skip = c + o·skip_of, out = o·out_of, where c = 0.25/(tau² + 0.25) and
@@ -152,12 +159,8 @@ class LcmBoundary(Parameterization):
 
     of: Parameterization = dataclasses.field(default_factory=Epsilon)
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:  # noqa: D102
+    def __call__(self, process: Process, t: Time) -> Coefficients:
         inner = self.of(process, t)
         tau = 10 * t
         c, o = 0.25 / (tau**2 + 0.25), tau / torch.sqrt(tau**2 + 0.25)
         return Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
-
-    def boundary(self) -> Parameterization:
-        """Itself: it is a boundary already."""
-        return self

@@ -34,16 +34,20 @@ class Process(Choice, ABC):
     t_max: float
 
     @abstractmethod
+    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+        """alpha, sigma and their derivatives alpha', sigma' at t."""
+
     def alpha(self, t: Time) -> Time:
         """The share of data in x_t."""
+        return self.at(t)[0]
 
-    @abstractmethod
     def sigma(self, t: Time) -> Time:
         """The standard deviation of noise in x_t."""
+        return self.at(t)[1]
 
-    @abstractmethod
     def rates(self, t: Time) -> tuple[Time, Time]:
         """The derivatives alpha'(t) and sigma'(t)."""
+        return self.at(t)[2:]
 
     @abstractmethod
     def time_of(self, angle: Time) -> Time:
@@ -82,8 +86,8 @@ class Process(Choice, ABC):
         return (x_s - per_sample(keep, x_t) * x_t) / per_sample(move, x_t)
 
     def prior(self, noise: Sample) -> Sample:
-        """x at t_max made of unit noise alone."""
-        return noise * float(self.sigma(torch.tensor([self.t_max], dtype=torch.float64)))
+        """x at t_max made of unit noise alone; VP models start from unit noise, though a table ends at alpha 0.068."""
+        return noise * self.sigma(torch.tensor([self.t_max], dtype=torch.float64)).item()
 
     def _step_coefficients(self, t: Time, s: Time) -> tuple[Time, Time]:
         keep = self.sigma(s) / self.sigma(t)
@@ -97,16 +101,11 @@ class VarianceExploding(Process):
     t_min: Positive = 0.002
     t_max: Positive = 80.0
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
-        return torch.ones_like(t)
+    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+        one = torch.ones_like(t)
+        return one, t, torch.zeros_like(t), one
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
-        return t
-
-    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
-        return torch.zeros_like(t), torch.ones_like(t)
-
-    def time_of(self, angle: Time) -> Time:  # noqa: D102
+    def time_of(self, angle: Time) -> Time:
         return torch.tan(angle)
 
 
@@ -122,28 +121,20 @@ class VariancePreserving(Process):
     t_min: Positive = 1e-3
     t_max: Positive = 1.0
 
-    def _log_alpha(self, t: Time) -> Time:
-        return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+        slope = self.beta_max - self.beta_min
+        log_alpha = -0.25 * t * t * slope - 0.5 * t * self.beta_min
+        alpha, sigma = torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
+        rate = -0.5 * (t * slope + self.beta_min)
+        return alpha, sigma, rate * alpha, -rate * alpha * alpha / sigma
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
-        return torch.exp(self._log_alpha(t))
-
-    def sigma(self, t: Time) -> Time:  # noqa: D102
-        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
-
-    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
-        slope = -0.5 * (t * (self.beta_max - self.beta_min) + self.beta_min)
-        alpha, sigma = self.alpha(t), self.sigma(t)
-        return slope * alpha, -slope * alpha * alpha / sigma
-
-    def time_of(self, angle: Time) -> Time:  # noqa: D102
+    def time_of(self, angle: Time) -> Time:
         # log alpha = -c solved for t >= 0 in the form that does not cancel at small c.
         c = -torch.log(torch.cos(angle))
         slope = self.beta_max - self.beta_min
         return 4 * c / (self.beta_min + torch.sqrt(self.beta_min**2 + 4 * slope * c))
 
     def prior(self, noise: Sample) -> Sample:
-        """Unit noise, as these models were trained to start from."""
         return noise
 
 
@@ -175,32 +166,22 @@ class VariancePreservingTable(Process):
         angles = torch.atan2(torch.sqrt(-torch.expm1(log_alpha2)), torch.exp(0.5 * log_alpha2))
         return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
 
-    def _at(self, t: Time) -> tuple[Time, Time]:
-        """Angle and its slope at t."""
+    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
         table = self._angles.to(t.device, t.dtype)
         place = (t + 1).clamp(0, self.size)
         below = place.floor().clamp(max=self.size - 1).long()
         slope = table[below + 1] - table[below]
-        return table[below] + (place - below) * slope, slope
+        angle = table[below] + (place - below) * slope
+        alpha, sigma = torch.cos(angle), torch.sin(angle)
+        return alpha, sigma, -sigma * slope, alpha * slope
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
-        return torch.cos(self._at(t)[0])
-
-    def sigma(self, t: Time) -> Time:  # noqa: D102
-        return torch.sin(self._at(t)[0])
-
-    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
-        angle, slope = self._at(t)
-        return -torch.sin(angle) * slope, torch.cos(angle) * slope
-
-    def time_of(self, angle: Time) -> Time:  # noqa: D102
+    def time_of(self, angle: Time) -> Time:
         table = self._angles.to(angle.device, angle.dtype)
         above = torch.searchsorted(table, angle.contiguous()).clamp(1, self.size)
         share = (angle - table[above - 1]) / (table[above] - table[above - 1])
         return (above - 2 + share).clamp(-1, self.size - 1)
 
     def prior(self, noise: Sample) -> Sample:
-        """Unit noise, though the table ends at alpha 0.068: what these models are sampled from everywhere."""
         return noise
 
 
@@ -211,16 +192,11 @@ class RectifiedFlow(Process):
     t_min: Positive = 1e-3
     t_max: Positive = 1.0
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
-        return 1 - t
+    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+        one = torch.ones_like(t)
+        return 1 - t, t, -one, one
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
-        return t
-
-    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
-        return -torch.ones_like(t), torch.ones_like(t)
-
-    def time_of(self, angle: Time) -> Time:  # noqa: D102
+    def time_of(self, angle: Time) -> Time:
         return torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))
 
 
@@ -232,14 +208,9 @@ class Trig(Process):
     t_min: Positive = 0.004
     t_max: Positive = math.pi / 2
 
-    def alpha(self, t: Time) -> Time:  # noqa: D102
-        return torch.cos(t)
+    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+        cos, sin = torch.cos(t), torch.sin(t)
+        return cos, self.sigma_data * sin, -sin, self.sigma_data * cos
 
-    def sigma(self, t: Time) -> Time:  # noqa: D102
-        return self.sigma_data * torch.sin(t)
-
-    def rates(self, t: Time) -> tuple[Time, Time]:  # noqa: D102
-        return -torch.sin(t), self.sigma_data * torch.cos(t)
-
-    def time_of(self, angle: Time) -> Time:  # noqa: D102
+    def time_of(self, angle: Time) -> Time:
         return torch.atan2(torch.sin(angle), self.sigma_data * torch.cos(angle))

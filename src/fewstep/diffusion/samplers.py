@@ -1,7 +1,5 @@
 """Samplers: the whole way from unit noise to x0. A student saves the one that it was made for."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from abc import ABC, abstractmethod
@@ -68,9 +66,7 @@ class Ode(Sampler):
         last = self.solver.calls - 1 if self.times.end == "t_data" else 0
         return self.solver.calls * self.steps - last
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
-    ) -> Sample:
+    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
         history: History = []
@@ -110,12 +106,10 @@ class Renoise(Sampler):
     times: Times = dataclasses.field(default_factory=Explicit)
 
     @property
-    def evaluations(self) -> int:  # noqa: D102
+    def evaluations(self) -> int:
         return self.steps
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
-    ) -> Sample:
+    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
         *rows, end = self._rows(process, len(noise))
         x = denoise(process.prior(noise), rows[0], cond)
         for t in rows[1:]:
@@ -136,12 +130,10 @@ class FlowMap(Sampler):
     gamma: Share = 0.0
 
     @property
-    def evaluations(self) -> int:  # noqa: D102
+    def evaluations(self) -> int:
         return self.steps
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
-    ) -> Sample:
+    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
         for i, (t, s) in enumerate(zip(rows, rows[1:])):

@@ -1,11 +1,8 @@
 """Solvers: one step from t to s of the probability-flow ODE, written with `Process.step`.
 
 Each second-order step is a first-order one with a corrected x0; r = sigma/alpha. So a solver works for every process,
-and a teacher's step and a sampler's step are the same code. Rows that end at the data (sigma(s) = 0), or start where
-alpha is 0 (r infinite), take the first-order step: one such step keeps the order of the whole.
+and a teacher's step and a sampler's step are the same code.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -22,13 +19,24 @@ from fewstep.diffusion.types import Sample, Time, per_sample
 History = list[tuple[Time, Sample]]
 
 
+class Step:
+    """What a solver knows of the step that it corrects: from (t, x_t) to s, with the x0 seen at t."""
+
+    def __init__(self, denoise: Denoise, process: Process, x_t: Sample, x0: Sample, t: Time, s: Time, cond: Cond):
+        self.denoise, self.process, self.x_t, self.x0, self.t, self.s, self.cond = denoise, process, x_t, x0, t, s, cond
+        self.r_t, self.r_s = (process.sigma(u) / process.alpha(u) for u in (t, s))
+
+    def x0_seen_from(self, u: Time) -> Sample:
+        """x0 at the point that a first-order step reaches at u."""
+        return self.denoise(self.process.step(self.x_t, self.x0, self.t, u), u, self.cond)
+
+
 class Solver(Choice, ABC):
     """One step t -> s. `order`: of the global error; `calls`: evaluations of a step that does not end at the data."""
 
     order: ClassVar[int]
     calls: ClassVar[int]
 
-    @abstractmethod
     def __call__(
         self,
         denoise: Denoise,
@@ -39,20 +47,27 @@ class Solver(Choice, ABC):
         cond: Cond,
         history: History | None = None,
     ) -> Sample:
-        """x_s. history: the (t, x0) of the steps before, which multistep solvers read and extend themselves."""
+        """x_s. history: the (t, x0) of the steps before, which is extended here.
 
+        Rows that end at the data (r_s = 0), or start where alpha is 0 (r_t infinite), take the first-order step: one
+        such step keeps the order of the whole.
+        """
+        x0 = denoise(x_t, t, cond)
+        step = Step(denoise, process, x_t, x0, t, s, cond)
+        usable = (step.r_s > 0) & torch.isfinite(step.r_t)
+        # Whether any row is usable can be asked without waiting only of times on the CPU.
+        if usable.device.type != "cpu" or bool(usable.any()):
+            correction = self.correction(step, history or [])
+            if correction is not None:
+                other, share = correction
+                x0 = x0 + per_sample(torch.where(usable, share, torch.zeros_like(share)), x0) * (other - x0)
+        if history is not None:
+            history.append((t, step.x0))
+        return process.step(x_t, x0, t, s)
 
-def _second_order(process: Process, t: Time, s: Time) -> tuple[Time, Time, bool]:
-    """r_t, r_s and whether any row can take a second-order step (known without waiting only for times on the CPU)."""
-    r_t, r_s = process.sigma(t) / process.alpha(t), process.sigma(s) / process.alpha(s)
-    possible = True if r_s.device.type != "cpu" else bool(((r_s > 0) & torch.isfinite(r_t)).any())
-    return r_t, r_s, possible
-
-
-def _corrected(x0: Sample, other: Sample, share: Time, r_t: Time, r_s: Time) -> Sample:
-    """X0 + share (other - x0), and plain x0 in rows of first order."""
-    share = torch.where((r_s > 0) & torch.isfinite(r_t), share, torch.zeros_like(share))
-    return x0 + per_sample(share, x0) * (other - x0)
+    @abstractmethod
+    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+        """(other x0, share): the step is taken with x0 + share (other - x0); None for a first-order step."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +77,8 @@ class Euler(Solver):
     order: ClassVar[int] = 1
     calls: ClassVar[int] = 1
 
-    def __call__(  # noqa: D102
-        self,
-        denoise: Denoise,
-        process: Process,
-        x_t: Sample,
-        t: Time,
-        s: Time,
-        cond: Cond,
-        history: History | None = None,
-    ) -> Sample:
-        return process.step(x_t, denoise(x_t, t, cond), t, s)
+    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -82,22 +88,8 @@ class Heun(Solver):
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 2
 
-    def __call__(  # noqa: D102
-        self,
-        denoise: Denoise,
-        process: Process,
-        x_t: Sample,
-        t: Time,
-        s: Time,
-        cond: Cond,
-        history: History | None = None,
-    ) -> Sample:
-        x0 = denoise(x_t, t, cond)
-        x_s = process.step(x_t, x0, t, s)
-        r_t, r_s, possible = _second_order(process, t, s)
-        if not possible:
-            return x_s
-        return process.step(x_t, _corrected(x0, denoise(x_s, s, cond), r_t / (2 * r_s), r_t, r_s), t, s)
+    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+        return step.x0_seen_from(step.s), step.r_t / (2 * step.r_s)
 
 
 @dataclass(frozen=True)
@@ -107,25 +99,9 @@ class Midpoint(Solver):
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 2
 
-    def __call__(  # noqa: D102
-        self,
-        denoise: Denoise,
-        process: Process,
-        x_t: Sample,
-        t: Time,
-        s: Time,
-        cond: Cond,
-        history: History | None = None,
-    ) -> Sample:
-        x0 = denoise(x_t, t, cond)
-        r_t, r_s, possible = _second_order(process, t, s)
-        if not possible:
-            return process.step(x_t, x0, t, s)
-        finite = torch.where(torch.isfinite(r_t), r_t, r_s)
-        r_m = (finite + r_s) / 2
-        m = process.time_of(torch.atan(r_m))
-        x0_m = denoise(process.step(x_t, x0, t, m), m, cond)
-        return process.step(x_t, _corrected(x0, x0_m, r_t / r_m, r_t, r_s), t, s)
+    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+        r_m = (torch.where(torch.isfinite(step.r_t), step.r_t, step.r_s) + step.r_s) / 2
+        return step.x0_seen_from(step.process.time_of(torch.atan(r_m))), step.r_t / r_m
 
 
 @dataclass(frozen=True)
@@ -139,24 +115,9 @@ class Dpmpp2m(Solver):
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 1
 
-    def __call__(  # noqa: D102
-        self,
-        denoise: Denoise,
-        process: Process,
-        x_t: Sample,
-        t: Time,
-        s: Time,
-        cond: Cond,
-        history: History | None = None,
-    ) -> Sample:
-        x0 = denoise(x_t, t, cond)
-        best = x0
-        if history:
-            before, x0_before = history[-1]
-            r_t, r_s, _ = _second_order(process, t, s)
-            r_before = process.sigma(before) / process.alpha(before)
-            share = torch.log(r_t / r_s) / (2 * torch.log(r_before / r_t))
-            best = _corrected(x0, x0_before, -share, r_t, r_s)
-        if history is not None:
-            history.append((t, x0))
-        return process.step(x_t, best, t, s)
+    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+        if not history:
+            return None
+        before, x0_before = history[-1]
+        r_before = step.process.sigma(before) / step.process.alpha(before)
+        return x0_before, -torch.log(step.r_t / step.r_s) / (2 * torch.log(r_before / step.r_t))

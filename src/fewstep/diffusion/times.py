@@ -1,7 +1,5 @@
 """Times: grids for samplers and training, and the densities from which training draws. All float64."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -46,9 +44,14 @@ class Karras(Times):
     rho: Positive = 7.0
     end: End = "t_data"
 
-    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+    def __call__(self, process: Process, n: int) -> Grid:
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
         high, low = torch.tan(process.angle(ends)).tolist()
+        if high > 1e6:
+            name = type(process).__name__
+            raise ValueError(
+                f"{name} has no finite sigma/alpha at t_max={process.t_max:g}; use uniform or linspace times"
+            )
         points = n if self.end == "t_data" else n + 1
         levels = _spaced(high ** (1 / self.rho), low ** (1 / self.rho), points) ** self.rho
         times = process.time_of(torch.atan(levels))
@@ -66,7 +69,7 @@ class Linspace(Times):
     end: End = "t_data"
     whole: bool = False
 
-    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+    def __call__(self, process: Process, n: int) -> Grid:
         times = _spaced(process.t_max, _end(process, self.end), n + 1)
         return times.round() if self.whole else times
 
@@ -78,10 +81,13 @@ class Trailing(Times):
     For a continuous process the same without rounding: even steps from t_max to t_data.
     """
 
-    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+    def __call__(self, process: Process, n: int) -> Grid:
         size = process.t_max - process.t_data
-        times = process.t_max - torch.arange(n + 1, dtype=torch.float64) * size / n
-        return times.round() if process.t_data < 0 else times
+        times = size - torch.arange(n + 1, dtype=torch.float64) * size / n
+        times = (times.round() if process.t_data < 0 else times) + process.t_data
+        times[0] = process.t_max  # not through the rounding of the division
+        times[-1] = process.t_data
+        return times
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Uniform(Times):
 
     end: End = "t_data"
 
-    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+    def __call__(self, process: Process, n: int) -> Grid:
         ends = torch.tensor([process.t_max, _end(process, self.end)], dtype=torch.float64)
         high, low = process.angle(ends).tolist()
         times = process.time_of(_spaced(high, low, n + 1))
@@ -112,7 +118,7 @@ class Strided(Times):
         """Where the finer grid ends."""
         return self.of.end
 
-    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+    def __call__(self, process: Process, n: int) -> Grid:
         fine = self.of(process, self.total)
         return fine[[i * self.total // n for i in range(n)] + [self.total]]
 
@@ -134,7 +140,7 @@ class Explicit(Times):
             if any(a <= b for a, b in zip(times, times[1:])):
                 raise ValueError(f"times must decrease, got {', '.join(f'{t:g}' for t in times)}")
 
-    def __call__(self, process: Process, n: int) -> Grid:  # noqa: D102
+    def __call__(self, process: Process, n: int) -> Grid:
         for times in self.between:
             if len(times) == n - 1:
                 if times and not process.t_min < times[-1] <= times[0] < process.t_max:
@@ -142,6 +148,11 @@ class Explicit(Times):
                 ends = process.t_max, _end(process, self.end)
                 return torch.tensor([ends[0], *times, ends[1]], dtype=torch.float64)
         return self.otherwise(process, n)
+
+
+def _known(process: Process, t: Time) -> Time:
+    """Times as they are, but for a table, beyond whose ends there is nothing."""
+    return t.clamp(process.t_min, process.t_max) if process.t_data < 0 else t
 
 
 class Density(Choice, ABC):
@@ -159,9 +170,9 @@ class LogNormal(Density):
     mean: float = -1.2
     std: Positive = 1.2
 
-    def __call__(self, process: Process, draws: Draws) -> Time:  # noqa: D102
+    def __call__(self, process: Process, draws: Draws) -> Time:
         level = torch.exp(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
-        return process.time_of(torch.atan(level))
+        return _known(process, process.time_of(torch.atan(level)))
 
 
 @dataclass(frozen=True)
@@ -171,9 +182,9 @@ class LogitNormal(Density):
     mean: float = 0.0
     std: Positive = 1.0
 
-    def __call__(self, process: Process, draws: Draws) -> Time:  # noqa: D102
+    def __call__(self, process: Process, draws: Draws) -> Time:
         u = torch.sigmoid(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
-        return process.time_of(torch.atan2(u, 1 - u))
+        return _known(process, process.time_of(torch.atan2(u, 1 - u)))
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,7 @@ class UniformTime(Density):
 
     whole: bool = False
 
-    def __call__(self, process: Process, draws: Draws) -> Time:  # noqa: D102
+    def __call__(self, process: Process, draws: Draws) -> Time:
         if self.whole:
             low, high = round(process.t_min), round(process.t_max)
             return (low + draws.integers(high - low + 1)).to(time_dtype(draws.device))

@@ -1,7 +1,5 @@
 """Names of tensor shapes. They are checked while pytest runs (jaxtyping + beartype) and cost nothing otherwise."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

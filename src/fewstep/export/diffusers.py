@@ -5,8 +5,6 @@ is refused. Its bare call with n steps walks a Karras grid; with num_train_times
 grid exactly wherever n divides 4000.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

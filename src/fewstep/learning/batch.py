@@ -1,7 +1,5 @@
 """`Batch`: what a loss sees of the data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

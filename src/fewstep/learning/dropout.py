@@ -1,7 +1,5 @@
 """The same dropout masks for two forward passes."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Neighbouring times of a grid, as consistency methods train on them."""
 
-from __future__ import annotations
-
 import torch
 
 from fewstep.diffusion.draws import Draws

@@ -1,7 +1,5 @@
 """Distances between two batches of samples, one number per sample."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -23,7 +21,7 @@ class Metric(Choice, ABC):
 class Squared(Metric):
     """Mean over the elements of (a - b)². Papers write the sum; official code takes the mean."""
 
-    def __call__(self, a: Sample, b: Sample) -> Time:  # noqa: D102
+    def __call__(self, a: Sample, b: Sample) -> Time:
         return (a - b).square().flatten(1).mean(1)
 
 
@@ -31,7 +29,7 @@ class Squared(Metric):
 class Absolute(Metric):
     """Mean over the elements of |a - b|."""
 
-    def __call__(self, a: Sample, b: Sample) -> Time:  # noqa: D102
+    def __call__(self, a: Sample, b: Sample) -> Time:
         return (a - b).abs().flatten(1).mean(1)
 
 
@@ -45,7 +43,7 @@ class PseudoHuber(Metric):
 
     scale: NonNegative = 0.00054
 
-    def __call__(self, a: Sample, b: Sample) -> Time:  # noqa: D102
+    def __call__(self, a: Sample, b: Sample) -> Time:
         difference = (a - b).flatten(1)
         if self.scale == 0:
             return torch.linalg.vector_norm(difference, dim=1)

@@ -4,8 +4,6 @@ A method says which networks train on which loss, and when. From that the traine
 precision, accumulation, checkpoints, averages and logs; neither knows the other.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType

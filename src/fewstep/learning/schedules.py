@@ -1,7 +1,5 @@
 """Numbers as functions of the clock."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class Constant(Schedule):
 
     warmup: Natural = 0
 
-    def after_warmup(self, progress: float) -> float:  # noqa: D102
+    def after_warmup(self, progress: float) -> float:
         return 1.0
 
 
@@ -43,7 +41,7 @@ class Cosine(Schedule):
     warmup: Natural = 0
     end: Share = 0.0
 
-    def after_warmup(self, progress: float) -> float:  # noqa: D102
+    def after_warmup(self, progress: float) -> float:
         return self.end + (1 - self.end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -54,5 +52,5 @@ class Linear(Schedule):
     warmup: Natural = 0
     end: NonNegative = 0.0
 
-    def after_warmup(self, progress: float) -> float:  # noqa: D102
+    def after_warmup(self, progress: float) -> float:
         return 1 + (self.end - 1) * min(1.0, progress)

@@ -1,7 +1,5 @@
 """Consistency distillation (Song et al. 2023, arXiv:2303.01469, algorithm 2)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,12 +46,12 @@ class ConsistencyDistillation(Method):
         target: Denoiser
         teacher: Denoiser
 
-    def build_nets(self, model: Any, clone: Clone) -> Nets:  # noqa: D102
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
         boundary = model.denoiser.parameterization.boundary()
         student, target = (clone(name, parameterization=boundary) for name in ("student", "target"))
         return self.Nets(student, target, model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: D102
+    def updates(self, clock: Clock) -> Sequence[Update]:
         return [Update(("student",), self.consistency_loss)]
 
     def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -70,8 +68,8 @@ class ConsistencyDistillation(Method):
             goal = nets.target(x_s, s, batch.cond)
         return Losses({"consistency": self.metric(jump, goal)})
 
-    def after_step(self, nets: Nets, clock: Clock) -> None:  # noqa: D102
+    def after_step(self, nets: Nets, clock: Clock) -> None:
         ema_update(nets.target, nets.student, self.target_decay)
 
-    def sampler(self, clock: Clock, net: str = "student") -> Sampler:  # noqa: D102
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

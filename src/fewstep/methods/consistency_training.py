@@ -1,7 +1,5 @@
 """Consistency training without a teacher (Song & Dhariwal 2023, arXiv:2310.14189; first in arXiv:2303.01469)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -48,10 +46,10 @@ class ConsistencyTraining(Method):
 
         student: Denoiser
 
-    def build_nets(self, model: Any, clone: Clone) -> Nets:  # noqa: D102
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(clone("student", parameterization=model.denoiser.parameterization.boundary()))
 
-    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: D102
+    def updates(self, clock: Clock) -> Sequence[Update]:
         return [Update(("student",), self.consistency_loss)]
 
     def bins(self, clock: Clock) -> int:
@@ -79,5 +77,5 @@ class ConsistencyTraining(Method):
         distance = self.metric(jump, goal)
         return Losses({"consistency": distance / gap.to(distance)}, {"distance": distance})
 
-    def sampler(self, clock: Clock, net: str = "student") -> Sampler:  # noqa: D102
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

@@ -1,7 +1,5 @@
 """Denoising score matching: how teachers are trained (Karras et al. 2022, arXiv:2206.00364, eq. 2 and 8)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +34,10 @@ class Diffusion(Method):
 
         student: Denoiser
 
-    def build_nets(self, model: Any, clone: Clone) -> Nets:  # noqa: D102
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(clone("student"))
 
-    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: D102
+    def updates(self, clock: Clock) -> Sequence[Update]:
         return [Update(("student",), self.denoising_loss)]
 
     def denoising_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -52,7 +50,7 @@ class Diffusion(Method):
         weight = nets.student.coefficients(t).out ** -2
         return Losses({"denoising": error * weight.to(error)})
 
-    def sampler(self, clock: Clock, net: str = "student") -> Sampler:  # noqa: D102
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Ode(steps=self.solver_steps)
 
     def guidance(self) -> Guidance:

@@ -1,7 +1,5 @@
 """Easy consistency tuning (Geng et al. 2024, arXiv:2406.14548), with a step by the data or by the teacher."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +46,11 @@ class EasyConsistency(Method):
         student: Denoiser
         teacher: Denoiser
 
-    def build_nets(self, model: Any, clone: Clone) -> Nets:  # noqa: D102
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
         student = clone("student", parameterization=model.denoiser.parameterization.boundary())
         return self.Nets(student, model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: D102
+    def updates(self, clock: Clock) -> Sequence[Update]:
         return [Update(("student",), self.consistency_loss)]
 
     def lower(self, process: Process, t: Time, clock: Clock) -> Time:
@@ -82,5 +80,5 @@ class EasyConsistency(Method):
         distance = self.metric(jump, goal)
         return Losses({"consistency": distance / gap.to(distance)}, {"distance": distance})
 
-    def sampler(self, clock: Clock, net: str = "student") -> Sampler:  # noqa: D102
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

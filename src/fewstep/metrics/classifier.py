@@ -63,7 +63,7 @@ class ClassifierModule(nn.Module):
         """The feature layer."""
         return self.body(x)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
 
 
@@ -145,7 +145,7 @@ class FreshClassifier(ModelSource):
 
     network: ClassifierNetwork = field(default_factory=ClassifierNetwork)
 
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Classifier:  # noqa: D102
+    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Classifier:
         if not classes:
             raise ValueError("a classifier needs labelled data")
         with torch.random.fork_rng(devices=[]):
@@ -168,10 +168,10 @@ class Classification(Method):
 
         student: nn.Module
 
-    def build_nets(self, model: Any, clone: Clone) -> Nets:  # noqa: D102
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(model.network)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: D102
+    def updates(self, clock: Clock) -> Sequence[Update]:
         return [Update(("student",), self.cross_entropy)]
 
     def cross_entropy(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:

@@ -1,7 +1,5 @@
 """Diversity inside classes, and distances to the nearest neighbour."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

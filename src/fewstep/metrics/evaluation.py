@@ -1,7 +1,5 @@
 """Rows of a comparison: a model at a number of network evaluations, sampled, judged and timed."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The Fréchet distance between two sets of features (Heusel et al. 2017, arXiv:1706.08500)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

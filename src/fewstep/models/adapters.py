@@ -1,7 +1,5 @@
 """What "a copy of the teacher" means. Methods ask for clones by name and cannot tell how they are made."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Set
 from dataclasses import dataclass

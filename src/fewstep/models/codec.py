@@ -1,7 +1,5 @@
 """Codecs: images in [0, 1] to model space and back."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -27,8 +25,8 @@ class Codec(Choice, ABC):
 class Pixels(Codec):
     """Model space is the image in [-1, 1], where the field's sigma_data = 0.5 and diffusers' pipelines live."""
 
-    def encode(self, images: Tensor) -> Sample:  # noqa: D102
+    def encode(self, images: Tensor) -> Sample:
         return images * 2 - 1
 
-    def decode(self, x0: Sample) -> Tensor:  # noqa: D102
+    def decode(self, x0: Sample) -> Tensor:
         return (x0 / 2 + 0.5).clamp(0, 1)

@@ -1,7 +1,5 @@
 """Conditioners: what a user says (a class label, later a prompt) to the `Cond` that a network reads."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -34,10 +32,10 @@ class Unconditional(Conditioner):
     classes = 0
     null = False
 
-    def __call__(self, labels: Tensor | None) -> Cond:  # noqa: D102
+    def __call__(self, labels: Tensor | None) -> Cond:
         return Cond()
 
-    def labels(self, first: int, num: int) -> Tensor | None:  # noqa: D102
+    def labels(self, first: int, num: int) -> Tensor | None:
         return None
 
 
@@ -48,7 +46,7 @@ class Labels(Conditioner):
     classes: Count = 10
     null: bool = True
 
-    def __call__(self, labels: Tensor | None) -> Cond:  # noqa: D102
+    def __call__(self, labels: Tensor | None) -> Cond:
         if labels is None:
             raise ValueError("this model needs class labels")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
@@ -58,5 +56,5 @@ class Labels(Conditioner):
         null = {"label": torch.full_like(labels, self.classes)} if self.null else {}
         return Cond({"label": labels}, null)
 
-    def labels(self, first: int, num: int) -> Tensor | None:  # noqa: D102
+    def labels(self, first: int, num: int) -> Tensor | None:
         return torch.arange(first, first + num) % self.classes

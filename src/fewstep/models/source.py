@@ -1,7 +1,5 @@
 """How a run names its teacher: a model that exists, or a new network."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -46,7 +44,7 @@ class Saved(ModelSource):
     path: str
     ema: str | None = None
 
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:  # noqa: D102
+    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:
         model = load(self.path, self.ema)
         if tuple(model.shape) != tuple(shape):
             raise ValueError(f"the teacher {self.path} makes samples of shape {model.shape}, the data has {shape}")
@@ -69,7 +67,7 @@ class Fresh(ModelSource):
     conditional: bool = True
     null: bool = True
 
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:  # noqa: D102
+    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:
         labelled = self.conditional and classes > 0
         conditioner: Conditioner = Labels(classes, self.null) if labelled else Unconditional()
         with torch.random.fork_rng(devices=[]):

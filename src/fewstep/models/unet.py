@@ -5,8 +5,6 @@ the export to diffusers' UNet2DModel is a renaming (export/diffusers.py). Fixed:
 resample, attention in the middle.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Set
 from dataclasses import dataclass, replace
@@ -43,7 +41,7 @@ class UNet(Network):
 
     known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
 
-    def build(self, outside: Outside) -> NetworkModule:  # noqa: D102
+    def build(self, outside: Outside) -> NetworkModule:
         factor = 2 ** (len(self.multipliers) - 1)
         if len(outside.shape) != 3 or any(n % factor for n in outside.shape[1:]):
             raise ValueError(
@@ -61,7 +59,7 @@ class UNet(Network):
 class Stack(nn.Sequential):
     """A sequence whose residual blocks also take the embedding."""
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]  # noqa: D102
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
             x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
         return x
@@ -90,7 +88,7 @@ class ResBlock(nn.Module):
             return F.avg_pool2d(x, 2)
         return F.interpolate(x, scale_factor=2, mode="nearest") if self.resample == "up" else x
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         norm, silu, conv = self.in_layers
         h = conv(self._resampled(silu(norm(x))))
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -109,7 +107,7 @@ class Attention(nn.Module):
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         # Contiguous (batch, heads, positions, channels) lets PyTorch take its fast kernels.
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).permute(1, 0, 2, 4, 3).contiguous()
@@ -125,7 +123,7 @@ class Embedding(nn.Module):
         self.size = size
         self.linear = _zero(nn.Linear(size, outputs))
 
-    def forward(self, values: Time) -> Tensor:  # noqa: D102
+    def forward(self, values: Time) -> Tensor:
         return self.linear(sinusoid(values, self.size).to(self.linear.weight.dtype))
 
 

@@ -1,7 +1,5 @@
 """Pictures for a page: curves and histograms as SVG that take the page's colours, image grids as PNG."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """The page: a headline table, pictures, curves and the protocol, in light and dark, without any outside request."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of a run: how it went, what its samples look like and, where measured, how good they are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

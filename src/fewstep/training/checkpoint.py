@@ -5,8 +5,6 @@ beside, synced and renamed, so under its final name it is whole; damage that com
 is no pointer to the newest one: the newest that verifies is used.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Signs of life that a loss curve does not give, measured on fixed seeds while a run goes on."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """log.jsonl: one line per step, each step exactly once however often the run was interrupted."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Optimizers by name, and a step that a non-finite gradient cannot enter."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class AdamW(OptimizerSpec):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
 
-    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:  # noqa: D102
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(
             parameters, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
@@ -49,7 +47,7 @@ class RAdam(OptimizerSpec):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
 
-    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:  # noqa: D102
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         on_gpu = parameters[0].device.type == "cuda"
         return torch.optim.RAdam(
             parameters,
@@ -68,7 +66,7 @@ class Sgd(OptimizerSpec):
 
     lr: Positive = 1e-2
 
-    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:  # noqa: D102
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=self.lr, foreach=True)
 
 

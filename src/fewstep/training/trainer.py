@@ -1,7 +1,5 @@
 """The loop. It knows the contract of methods (learning/method.py) and no method."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import signal
