@@ -19,7 +19,8 @@ from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.run import Run
 from fewstep.training.optimizers import Sgd
-from fewstep.training.trainer import Trainer, TrainerConfig
+from fewstep.training.config import TrainerConfig
+from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml, to_yaml
 
 METHODS = {name: cls for name, cls in Method.kinds().items() if cls.__module__.startswith("fewstep.methods.")}

@@ -52,6 +52,15 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process was writing (.tmp-…) or removing (.del-…)."""
+    for path in [*folder.glob(".tmp-*"), *folder.glob(".del-*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes its final name, replacing what was there, only if the block ends without an error."""
@@ -77,9 +86,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file. safetensors gives its files mode 0600, whatever the umask: mended here."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, path)
+    try:
+        save_file({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
     path.chmod(0o644)
 
 

@@ -16,8 +16,9 @@ from fewstep.learning.method import Method
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.training.checkpoint import Checkpoints, Lock
+from fewstep.training.config import TrainerConfig, difference
 from fewstep.training.health import Health
-from fewstep.training.trainer import Trainer, TrainerConfig, Watch, difference
+from fewstep.training.trainer import Trainer, Watch
 from fewstep.yaml import from_yaml, to_yaml
 
 
@@ -56,8 +57,9 @@ def distil(
         begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
         nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
         if restart:
+            for name in ("status.json", "log.jsonl"):  # first: a restart that is cut must not pass for the old run
+                (folder / name).unlink(missing_ok=True)
             Checkpoints(folder / "checkpoints").discard_all()
-            (folder / "log.jsonl").unlink(missing_ok=True)
         write_bytes(folder / "run.yaml", to_yaml(run.dump()).encode())
         stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
         trainer = Trainer(run.method, nets, stream, run.trainer, folder)

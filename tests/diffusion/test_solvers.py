@@ -63,9 +63,9 @@ def test_the_whole_way_on_gaussian_data_has_at_least_the_declared_order(pair):
         exact = oracle.flow(x, grid[:1], grid[-1:])
         return (trajectory(solver, oracle, process, x, grid)[-1] - exact).abs().max().item()
 
-    errors = error(40), error(80)
-    assert math.log2(errors[0] / errors[1]) > solver.order - 0.05
-    assert errors[1] < (0.03 if solver.order == 1 else 2e-3) * exact.abs().max()
+    errors = error(20), error(40)
+    assert math.log2(errors[0] / errors[1]) > solver.order - 0.1
+    assert errors[1] < (0.05 if solver.order == 1 else 7e-3) * exact.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,10 @@ def test_a_row_that_ends_at_the_data_ignores_what_a_network_says_there(pair):
     assert torch.isfinite(end).all()
 
 
-@every("pair", PAIRS)
+@every("pair", {name: pair for name, pair in PAIRS.items() if pair[1].alpha(f64(pair[1].t_max)).item() < 1e-12})
 def test_the_first_step_from_pure_noise_is_one_of_first_order(pair):
     # sigma/alpha is infinite there (in Trig up to the rounding of pi/2), so nothing may be extrapolated from it.
-    solver, process = pair[0], pair[1]
-    if process.alpha(f64(process.t_max)).item() > 1e-12:
-        pytest.skip("keeps some data at t_max")
+    solver, process = pair
     oracle, x = Gaussian(process, mean=0.3), torch.randn(2, 3, dtype=torch.float64)
     t, s = rows(process.t_max, 2), process.time_of(f64(1.0, 1.4))
     euler = Euler()(oracle, process, x, t, s, Cond(), [])
@@ -239,6 +237,8 @@ def test_orders_and_calls_of_the_known_solvers():
 
 
 # diffusers
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def driven(scheduler, x, network):
     return points
 
 
-def agree(ours, theirs, places=None):
+def agree(ours, theirs):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         close(a, b.double(), rtol=1e-5, atol=1e-5)  # theirs computes in float32

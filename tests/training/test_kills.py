@@ -5,7 +5,6 @@ the disk. FEWSTEP_KILLS: the number of kills over all scenarios. FEWSTEP_KILLS_S
 machine repeats its timing.
 """
 
-import json
 import math
 import os
 import random
@@ -30,11 +29,12 @@ from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import RAdam
 from fewstep.training.trainer import TrainerConfig
-from tests.training.tiny import Phased, Rhythm, Single, assert_same, config, state, trainer
+from tests.training.tiny import Phased, Rhythm, Single, config, trainer
 
 KILLS = int(os.environ.get("FEWSTEP_KILLS", "20"))
 SEED = int(os.environ.get("FEWSTEP_KILLS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
 BEGIN, END = b"\x01", b"\x02"
+LIMIT = 120.0
 
 
 def refuse(message):
@@ -45,9 +45,7 @@ def train(method, steps):
     """A run of the loop alone."""
 
     def work(folder, say=refuse):
-        one = trainer(method, folder, config(steps=steps, save_every=3, log_every=2))
-        one.fit(say=say)
-        return one
+        trainer(method, folder, config(steps=steps, save_every=3, log_every=2)).fit(say=say)
 
     return work, steps
 
@@ -79,18 +77,20 @@ SCENARIOS = {
     "phases": train(Phased(), 18),
     "distillation": distilled(),
 }
+QUOTA = math.ceil(KILLS / len(SCENARIOS))  # kills of each scenario
+INSIDE = max(2, QUOTA // 4)  # of which so many inside a save
 
 
 class Life(NamedTuple):
-    """ended: by itself. inside: killed between the begin and the end of a save. saves: (begin, end) of each."""
+    """ended: by itself, not killed. inside: killed between the begin and the end of a save."""
 
     ended: bool
     inside: bool
     seconds: float
-    saves: list
+    saving: list[float]
 
 
-def live(work, after=None, save=None, delay=0.0):
+def live(work, after=LIMIT, save=0, delay=0.0):
     """One child: killed `after` seconds, or `delay` behind the begin of its save number `save`, or left to its end."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -99,14 +99,7 @@ def live(work, after=None, save=None, delay=0.0):
         try:
             os.close(reader)
             torch.set_num_threads(1)
-            real = Checkpoints.save
-
-            def announced(self, step, saved):
-                os.write(writer, BEGIN)
-                real(self, step, saved)
-                os.write(writer, END)
-
-            Checkpoints.save = announced
+            announce(writer)
             work()
             code = 0
         except BaseException:
@@ -116,22 +109,136 @@ def live(work, after=None, save=None, delay=0.0):
     os.close(writer)
     start, heard, times = time.monotonic(), b"", []
     while True:
-        left = None if after is None else max(0.0, after - (time.monotonic() - start))
+        left = max(0.0, start + after - time.monotonic())
         if not select.select([reader], [], [], left)[0]:
+            os.kill(child, signal.SIGKILL)
             break
         byte = os.read(reader, 1)
-        if not byte:
-            break  # the child has closed its end: it is about to exit
+        if not byte:  # the child has closed its end: it exits
+            break
         heard += byte
         times.append(time.monotonic() - start)
-        if save is not None and heard.count(BEGIN) == save and byte == BEGIN:
+        if byte == BEGIN and heard.count(BEGIN) == save:
             time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
             break
-    if byte_left := (not heard.endswith(b"") or True):
-        pass
-    del byte_left
-    return _end(child, reader, heard, times, start)
+    _, status = os.waitpid(child, 0)
+    seconds = time.monotonic() - start
+    with os.fdopen(reader, "rb") as pipe:
+        heard += pipe.read()
+    killed = os.WIFSIGNALED(status)
+    assert killed or os.WEXITSTATUS(status) == 0, f"seed {SEED}: {heard.strip(BEGIN + END).decode()}"
+    assert seconds < LIMIT, f"seed {SEED}: the child hung"
+    saving = [end - begin for begin, end in zip(times[::2], times[1::2])]
+    return Life(not killed, killed and heard.endswith(BEGIN), seconds, saving)
 
 
-def _end(child, reader, heard, times, start):
-    raise NotImplementedError
+def announce(writer):
+    """Tells the parent when a save begins and ends."""
+    real = Checkpoints.save
+
+    def save(self, step, saved):
+        os.write(writer, BEGIN)
+        real(self, step, saved)
+        os.write(writer, END)
+
+    Checkpoints.save = save
+
+
+def content(folder):
+    """Everything in a run's folder but the lock and what was set aside."""
+    return {
+        name: path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+        if ".bad-" not in (name := str(path.relative_to(folder))) and name != ".lock"
+    }
+
+
+def assert_finished(folder, expected, steps):
+    """The same files with the same bytes: weights, averages, optimizers, counters, log, export; nothing else."""
+    assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, steps + 1)), f"seed {SEED}"
+    found = content(folder)
+    assert sorted(found) == sorted(expected), f"seed {SEED}"
+    assert [name for name in expected if found[name] != expected[name]] == [], f"seed {SEED}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(tmp_path_factory):
+    """Everything is imported and read once, here: a child that imports for a second is killed in its imports."""
+    digits = sklearn.datasets.load_digits()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+        for name in ("two optimizers", "distillation"):
+            SCENARIOS[name][0](tmp_path_factory.mktemp("warm"))
+        yield
+
+
+def test_the_quota_has_power():
+    assert len(SCENARIOS) * INSIDE >= 5
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name):
+    work, steps = SCENARIOS[name]
+    rng = random.Random(f"{SEED} {name}")
+    whole = live(lambda: work(tmp_path / "whole"))
+    expected = content(tmp_path / "whole")
+    pause = statistics.median(whole.saving)
+    killed = inside = lives = runs = 0
+    while killed < QUOTA or inside < INSIDE:
+        lives += 1
+        assert lives < 20 * QUOTA, f"seed {SEED}: only {killed} kills, {inside} of them inside a save"
+        folder = tmp_path / f"run {runs}"
+        if inside < INSIDE and (killed >= QUOTA or rng.random() < 0.5):
+            life = live(lambda at=folder: work(at), save=rng.randint(1, 2), delay=rng.uniform(0, pause))
+        else:
+            life = live(lambda at=folder: work(at), after=rng.uniform(0, 0.7 * whole.seconds))
+        killed, inside = killed + (not life.ended), inside + life.inside
+        if life.ended:
+            assert_finished(folder, expected, steps)
+            runs += 1
+    folder = tmp_path / f"run {runs}"
+    assert live(lambda: work(folder)).ended
+    assert_finished(folder, expected, steps)
+    assert inside >= INSIDE
+
+
+def test_kills_and_damage_together(tmp_path):
+    """After each kill a bit of the newest checkpoint may flip; the child must say so and use the one before."""
+    rng = random.Random(f"{SEED} damage")
+    work, steps = SCENARIOS["two optimizers"]
+    whole = live(lambda: work(tmp_path / "whole"))
+    folder, heard = tmp_path / "run", tmp_path / "heard"
+
+    def say(message):
+        with heard.open("a") as file:
+            file.write(message + "\n")
+
+    damaged = 0
+    for _ in range(QUOTA):
+        life = live(lambda: work(folder, say), after=rng.uniform(0.3, 0.6) * whole.seconds)
+        if life.ended:
+            break
+        kept = sorted(folder.glob("checkpoints/step-*"))
+        if len(kept) >= 2 and damaged == len(list(folder.glob("checkpoints/.bad-*"))):
+            path = rng.choice(sorted(kept[-1].iterdir()))
+            flipped = bytearray(path.read_bytes())
+            flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+            path.write_bytes(flipped)
+            damaged += 1
+    if not life.ended:
+        assert live(lambda: work(folder, say)).ended
+    assert_finished(folder, content(tmp_path / "whole"), steps)
+    assert len(list(folder.glob("checkpoints/.bad-*"))) == damaged, f"seed {SEED}"
+    assert (len(heard.read_text().splitlines()) if damaged else 0) == damaged, f"seed {SEED}"
+
+
+def test_what_a_killed_process_left_in_the_folder_is_removed(folder):
+    """A kill inside the writing of status.json, log.jsonl or an exported model leaves a file or folder beside it."""
+    for name in (".tmp-99-status.json", ".tmp-99-log.jsonl", ".tmp-99-run.yaml"):
+        (folder / name).write_text("{")
+    for name in (".tmp-99-student", ".del-99-student"):
+        (folder / name).mkdir()
+        (folder / name / "model.json").write_text("{")
+    trainer(Single(), folder, config(steps=2)).fit()
+    assert [p.name for p in folder.rglob(".*") if p.name.startswith((".tmp-", ".del-"))] == []

@@ -39,7 +39,7 @@ def sample(
     from fewstep.cli.images import write_images
     from fewstep.metrics.evaluation import samples
     from fewstep.models.bundle import load
-    from fewstep.training.trainer import pick_device
+    from fewstep.training.config import pick_device
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if dtype not in dtypes:

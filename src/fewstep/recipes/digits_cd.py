@@ -6,8 +6,8 @@ from fewstep.learning.schedules import Cosine
 from fewstep.methods.easy_consistency import EasyConsistency
 from fewstep.models.source import Saved
 from fewstep.run import Run
+from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
-from fewstep.training.trainer import TrainerConfig
 
 
 def recipe() -> Run:

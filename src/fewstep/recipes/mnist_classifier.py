@@ -4,8 +4,8 @@ from fewstep.data.idx import Idx
 from fewstep.learning.schedules import Cosine
 from fewstep.metrics.classifier import Classification, FreshClassifier
 from fewstep.run import Run
+from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
-from fewstep.training.trainer import TrainerConfig
 
 
 def recipe() -> Run:

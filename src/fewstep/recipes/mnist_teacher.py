@@ -6,8 +6,8 @@ from fewstep.methods.diffusion import Diffusion
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.run import Run
+from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
-from fewstep.training.trainer import TrainerConfig
 
 
 def recipe() -> Run:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fewstep.errors import RefusedError
-from fewstep.files import load_tensors, save_tensors, sha256, sync
+from fewstep.files import load_tensors, remove_leftovers, save_tensors, sha256, sync
 
 FORMAT = 1
 
@@ -58,7 +58,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = print):
         self.folder, self.keep, self.say = folder, max(2, keep), say
         folder.mkdir(parents=True, exist_ok=True)
-        self._clean()
+        remove_leftovers(self.folder)
 
     def save(self, step: int, saved: Saved) -> None:
         """Writes step `step`. Nothing appears under the final name before all of it is on the disk."""
@@ -86,7 +86,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         self._prune()
-        self._clean()
+        remove_leftovers(self.folder)
 
     def newest(self) -> Saved | None:
         """The newest checkpoint that verifies; damaged ones are named and set aside. None where there is none.
@@ -98,8 +98,6 @@ class Checkpoints:
             reason = self._verify(path)
             if reason is None:
                 manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-                if manifest["format"] > FORMAT:
-                    raise RefusedError(f"{path} has format {manifest['format']}; this fewstep knows up to {FORMAT}")
                 groups = {Path(name).stem: load_tensors(path / name) for name in manifest["files"]}
                 return Saved(groups, manifest["facts"] | {"step": manifest["step"]})
             reasons.append(f"{path.name}: {reason}")
@@ -120,22 +118,27 @@ class Checkpoints:
 
     def _verify(self, path: Path) -> str | None:
         """None, or what is wrong."""
+        reading = "manifest.json"
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            if manifest["format"] > FORMAT:  # its layout is not known here, so nothing of it can be called damaged
+                raise RefusedError(f"{path} has format {manifest['format']}; this fewstep knows up to {FORMAT}")
             if manifest.pop("sha256") != _own_hash(manifest):
                 return "manifest.json does not match its own hash"
             for name, expected in manifest["files"].items():
-                file = path / name
+                file = path / (reading := name)
                 if not file.is_file():
                     return f"{name} is missing"
                 if file.stat().st_size != expected["size"]:
                     return f"{name} has {file.stat().st_size} bytes of {expected['size']}"
                 if sha256(file) != expected["sha256"]:
                     return f"{name} does not match its hash"
+        except RefusedError:
+            raise
         except FileNotFoundError:
-            return "manifest.json is missing"
+            return f"{reading} is missing"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"manifest.json cannot be read: {type(error).__name__}"
+            return f"{reading} cannot be read: {type(error).__name__}"
         return None
 
     def _quarantine(self, path: Path) -> None:
@@ -152,11 +155,6 @@ class Checkpoints:
         doomed = self.folder / f".del-{path.name}-{os.getpid()}"
         path.rename(doomed)
         shutil.rmtree(doomed)
-
-    def _clean(self) -> None:
-        for pattern in (".tmp-*", ".del-*"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:

@@ -5,64 +5,26 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.choice import Choice, Count, Decay, Natural, NonNegative
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
 from fewstep.errors import DivergedError, RefusedError
-from fewstep.files import write_json
+from fewstep.files import remove_leftovers, write_json
 from fewstep.learning.averaging import lerp
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Clock, Method, Update
-from fewstep.learning.schedules import Constant, Schedule
 from fewstep.training.checkpoint import Checkpoints, Saved
+from fewstep.training.config import TrainerConfig, difference, pick_device
 from fewstep.training.log import Log
-from fewstep.training.optimizers import AdamW, OptimizerSpec, clip, guarded_step
+from fewstep.training.optimizers import clip, guarded_step
 
 WINDOW = 100  # steps over which skipped ones are counted
-
-
-@dataclass(frozen=True)
-class TrainerConfig(Choice):
-    """Options of the loop.
-
-    batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by network, where one wants
-    another than `optimizer`. clip: limit of the gradient's norm (0: none). ema: decays of the exported averages; the
-    first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. sample_every and
-    health_every: 0 for never.
-    """
-
-    steps: Count = 1000
-    batch: Count = 128
-    micro_batch: Natural = 0
-    optimizer: OptimizerSpec = field(default_factory=AdamW)
-    optimizers: dict[str, OptimizerSpec] = field(default_factory=dict)
-    schedule: Schedule = field(default_factory=Constant)
-    clip: NonNegative = 1.0
-    ema: tuple[Decay, ...] = (0.999,)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
-    device: str = "auto"
-    save_every: Natural = 500
-    keep: Count = 2
-    log_every: Count = 50
-    health_every: Natural = 100
-    sample_every: Natural = 0
-    max_skips: Natural = 10
-
-    # What a resumed run may change: the result stays the same up to rounding (or does not depend on it at all).
-    free = ("micro_batch", "device", "save_every", "keep", "log_every", "health_every", "sample_every", "max_skips")
-
-    def __post_init__(self) -> None:
-        if not self.ema:
-            raise ValueError("ema needs at least one decay (0 exports the weights as they are)")
 
 
 class Data(Protocol):
@@ -121,6 +83,8 @@ class Trainer:
         Raises DivergedError, RefusedError (a checkpoint that does not fit), SystemExit behind SIGINT or SIGTERM.
         """
         config = self.config
+        if self.folder is not None:
+            remove_leftovers(self.folder)
         checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", config.keep, say)
         start = self._resume(checkpoints)
         log = None if self.folder is None else Log(self.folder / "log.jsonl", start)
@@ -137,13 +101,13 @@ class Trainer:
                     values |= self._apply(update, clock, i)
                 self.method.after_step(self.nets, clock)
                 self._average()
-                last = done == config.steps
+                last, stop = done == config.steps, self._stop  # a signal that comes later belongs to the next step
                 if probe and config.health_every and (done % config.health_every == 0 or last):
                     values |= probe(self.clock(step), {name: self.exported(name) for name in self.method.exports})
                 if log:
                     log.add(done, values)
-                due = done % config.log_every == 0 or last or self._stop is not None
-                save = checkpoints and (last or self._stop is not None or _every(done, config.save_every))
+                due = done % config.log_every == 0 or last or stop is not None
+                save = checkpoints and (last or stop is not None or _every(done, config.save_every))
                 if due or save:
                     lines = log.flush() if log else []
                     if watch and lines:
@@ -155,9 +119,9 @@ class Trainer:
                     checkpoints.save(done, self._saved())
                 if watch:
                     watch(done, None)
-                if self._stop is not None and not last:
-                    self._status("stopped", done, f"signal {self._stop}")
-                    raise SystemExit(128 + self._stop)
+                if stop is not None and not last:
+                    self._status("stopped", done, f"signal {stop}")
+                    raise SystemExit(128 + stop)
         self._status("trained", config.steps)
 
     def exported(self, name: str, decay: float | None = None) -> nn.Module:
@@ -246,20 +210,9 @@ class Trainer:
 
     def _saved(self) -> Saved:
         kept = (*self.method.trains, *self.method.moves)
-        nets = {f"{name}/{k}": v for name in kept for k, v in self.modules[name].state_dict().items()}
-        ema = {
-            f"{name}/{decay}/{k}": v
-            for name, by_decay in self.averages.items()
-            for decay, average in by_decay.items()
-            for k, v in average.items()
-        }
-        optim = {
-            f"{name}/{i}/{k}": v
-            for name, optimizer in self.optimizers.items()
-            for i, state in optimizer.state_dict()["state"].items()
-            for k, v in state.items()
-        }
-        return Saved({"nets": nets, "ema": ema, "optim": optim}, self._facts())
+        nets = {name: self.modules[name].state_dict() for name in kept}
+        optim = {name: optimizer.state_dict()["state"] for name, optimizer in self.optimizers.items()}
+        return Saved({"nets": _flat(nets), "ema": _flat(self.averages), "optim": _flat(optim)}, self._facts())
 
     def _facts(self) -> dict[str, Any]:
         free = TrainerConfig.free
@@ -290,7 +243,8 @@ class Trainer:
             self.modules[name].load_state_dict(groups[name], strict=True)
         for name, by_decay in _by_owner(tensors["ema"]).items():
             for decay, average in _by_owner(by_decay).items():
-                self.averages[name][float(decay)] = {k: v.to(self.device) for k, v in average.items()}
+                for k, v in self.averages[name][float(decay)].items():  # in its own order, which a file does not keep
+                    v.copy_(average[k])
         for name, by_index in _by_owner(tensors["optim"]).items():
             state = {int(i): values for i, values in _by_owner(by_index).items()}
             groups_now = self.optimizers[name].state_dict()["param_groups"]
@@ -331,6 +285,14 @@ def _every(step: int, period: int) -> bool:
     return bool(period) and step % period == 0
 
 
+def _flat(nested: Mapping[Any, Any], path: str = "") -> dict[str, Tensor]:
+    """Tensors of nested mappings by their path, with slashes."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in nested.items():
+        tensors |= {f"{path}{key}": value} if isinstance(value, Tensor) else _flat(value, f"{path}{key}/")
+    return tensors
+
+
 def _by_owner(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Splits keys at their first slash."""
     owners: dict[str, dict[str, Tensor]] = {}
@@ -338,26 +300,3 @@ def _by_owner(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         owner, _, rest = key.partition("/")
         owners.setdefault(owner, {})[rest] = tensor
     return owners
-
-
-def difference(old: Any, new: Any, path: str = "") -> str:
-    """The differing leaves of two plain values: `optimizer.lr: 0.001 -> 0.002`."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        parts = [
-            difference(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
-            for k in dict.fromkeys([*old, *new])
-            if old.get(k) != new.get(k)
-        ]
-        return ", ".join(parts)
-    return f"{path + ': ' if path else ''}{old} -> {new}"
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU. ValueError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

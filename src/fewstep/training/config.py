@@ -1,0 +1,79 @@
+"""Options of the loop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from fewstep.choice import Choice, Count, Decay, Natural, NonNegative
+from fewstep.learning.schedules import Constant, Schedule
+from fewstep.training.optimizers import AdamW, OptimizerSpec
+
+
+@dataclass(frozen=True)
+class TrainerConfig(Choice):
+    """Options of the loop.
+
+    batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by network, where one wants
+    another than `optimizer`. clip: limit of the gradient's norm (0: none). ema: decays of the exported averages; the
+    first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. sample_every and
+    health_every: 0 for never.
+    """
+
+    steps: Count = 1000
+    batch: Count = 128
+    micro_batch: Natural = 0
+    optimizer: OptimizerSpec = field(default_factory=AdamW)
+    optimizers: dict[str, OptimizerSpec] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Constant)
+    clip: NonNegative = 1.0
+    ema: tuple[Decay, ...] = (0.999,)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    device: str = "auto"
+    save_every: Natural = 500
+    keep: Count = 2
+    log_every: Count = 50
+    health_every: Natural = 100
+    sample_every: Natural = 0
+    max_skips: Natural = 10
+
+    # What a resumed run may change: the result stays the same up to rounding (or does not depend on it at all).
+    free: ClassVar[tuple[str, ...]] = (
+        "micro_batch",
+        "device",
+        "save_every",
+        "keep",
+        "log_every",
+        "health_every",
+        "sample_every",
+        "max_skips",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.ema:
+            raise ValueError("ema needs at least one decay (0 exports the weights as they are)")
+
+
+def difference(old: Any, new: Any, path: str = "") -> str:
+    """The differing leaves of two plain values: `optimizer.lr: 0.001 -> 0.002`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        parts = [
+            difference(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
+            for k in dict.fromkeys([*old, *new])
+            if old.get(k) != new.get(k)
+        ]
+        return ", ".join(parts)
+    return f"{path + ': ' if path else ''}{old} -> {new}"
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one, else the CPU. ValueError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,436 @@
+"""`DiffusionModel`: what is saved is what is loaded, damage is refused, and image i depends on (seed, i) alone."""
+
+import json
+import os
+import stat
+
+import pytest
+import torch
+
+from fewstep import load
+from fewstep.diffusion.guidance import Guidance
+from fewstep.diffusion.parameterization import CmBoundary, Edm
+from fewstep.diffusion.process import VarianceExploding
+from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
+from fewstep.diffusion.solvers import Dpmpp2m, Euler
+from fewstep.diffusion.times import Explicit, Karras
+from fewstep.models import bundle
+from fewstep.models.bundle import FORMAT, load_folder, shipped
+from fewstep.models.codec import Pixels
+from fewstep.models.conditioner import Labels, Unconditional
+from fewstep.models.source import Fresh
+from fewstep.models.unet import UNet
+
+TINY = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, groups=4)
+DOUBLED = Guidance("doubled", 1.0, 8.0, 1.0)
+JSON, WEIGHTS = "model.json", "model.safetensors"
+
+
+def stirred(network, seed):
+    """Weights everywhere: a fresh network is zero in its last layers, and all its images would be alike."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
+    return network.state_dict()
+
+
+def made(null=True, classes=10):
+    model = Fresh(network=TINY, null=null).load((1, 8, 8), classes, seed=0)
+    model.sampler, model.guidance = Ode(3), DOUBLED if null and classes else Guidance()
+    model.card = {"ema": 0.99, "data": {"fingerprint": "x"}}
+    stirred(model.denoiser.network, 1)
+    return model
+
+
+@pytest.fixture
+def model():
+    return made()
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    other = Fresh(network=TINY).load((1, 8, 8), 10, seed=0).denoiser.network
+    model.variants = {"0.9": stirred(other, 2)}
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def described(folder):
+    return json.loads((folder / JSON).read_text())
+
+
+def describe(folder, **changed):
+    """Changes model.json; a value of `...` takes the key away."""
+    plain = {k: v for k, v in (described(folder) | changed).items() if v is not ...}
+    (folder / JSON).write_text(json.dumps(plain))
+
+
+def nothing_left_over(parent):
+    return [p.name for p in parent.iterdir() if p.name.startswith(".")] == []
+
+
+class TestSaving:
+    def test_bit_by_bit(self, model, folder):
+        again = load_folder(folder)
+        mine, other = model.denoiser.network.state_dict(), again.denoiser.network.state_dict()
+        assert list(mine) == list(other)
+        assert all(torch.equal(mine[key], other[key]) for key in mine)
+        for field in ("codec", "conditioner", "shape", "sampler", "guidance", "card"):
+            assert getattr(again, field) == getattr(model, field), field
+        assert again.denoiser.process == model.denoiser.process
+        assert again.denoiser.parameterization == model.denoiser.parameterization
+        assert torch.equal(again.generate(num=6, seed=3), model.generate(num=6, seed=3))
+
+    def test_everything_that_a_student_may_carry(self, tmp_path):
+        """Another process than the network's own, explicit times, a fixed guidance, no labels."""
+        model = made(classes=0)
+        model.denoiser = model.denoiser.under(VarianceExploding(0.01, 20.0))
+        model.denoiser.parameterization = CmBoundary(0.6)
+        model.sampler = Renoise(3, Explicit(((5.0, 0.8),), end="t_min"))
+        model.guidance = Guidance("fixed", 3.0, 3.0, 3.0)
+        model.save(tmp_path / "model")
+        again = load_folder(tmp_path / "model")
+        assert again.denoiser.process == VarianceExploding(0.01, 20.0)
+        assert again.denoiser.own == VarianceExploding()
+        assert again.conditioner == Unconditional()
+        assert again.sampler == model.sampler
+        assert again.guidance == model.guidance
+        assert torch.equal(again.generate(num=3), model.generate(num=3))
+
+    def test_saving_what_was_loaded_gives_the_same_bytes(self, folder, tmp_path):
+        """No date, no path: equal models are equal files."""
+        again = load_folder(folder)
+        again.variants = {"0.9": load_folder(folder, "0.9").denoiser.network.state_dict()}
+        again.save(tmp_path / "again")
+        for file in sorted(folder.iterdir()):
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+    def test_the_description(self, folder):
+        plain = described(folder)
+        assert plain["format"] == FORMAT == 1
+        assert plain["network"]["kind"] == "unet"
+        assert plain["process"] == plain["own"] == VarianceExploding().dump()
+        assert plain["parameterization"] == Edm().dump()
+        assert plain["sampler"] == Ode(3).dump()
+        assert plain["guidance"] == {"kind": "doubled", "low": 1.0, "high": 8.0, "default": 1.0}
+        assert plain["codec"] == Pixels().dump()
+        assert plain["conditioner"] == Labels(10).dump()
+        assert plain["shape"] == [1, 8, 8]
+        assert plain["card"] == {"ema": 0.99, "data": {"fingerprint": "x"}}
+        assert sorted(plain["weights"]) == ["model-0.9.safetensors", WEIGHTS]
+        assert all(len(digest) == 64 for digest in plain["weights"].values())
+
+    def test_the_description_is_json_for_every_reader(self, folder):
+        """Python's own reader takes Infinity and NaN, which the standard does not know: no other reader would."""
+
+        def refuse(word):
+            raise AssertionError(f"{word} is no JSON")
+
+        json.loads((folder / JSON).read_text(), parse_constant=refuse)
+
+    def test_files_can_be_read_by_others(self, model, tmp_path):
+        before = os.umask(0o022)
+        try:
+            model.save(tmp_path / "mine")
+        finally:
+            os.umask(before)
+        for file in (tmp_path / "mine").iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o644, file.name
+
+    def test_it_replaces_what_was_there(self, model, folder):
+        (folder / "stale.txt").write_text("old")
+        with torch.no_grad():
+            next(model.denoiser.parameters()).add_(1)
+        model.save(folder)
+        assert not (folder / "stale.txt").exists()
+        assert torch.equal(next(load_folder(folder).denoiser.parameters()), next(model.denoiser.parameters()))
+        assert nothing_left_over(folder.parent)
+
+    @pytest.mark.parametrize("step", ["save_tensors", "write_json", "load_folder"])
+    def test_a_failure_leaves_nothing_half_written(self, model, tmp_path, monkeypatch, step):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(bundle, step, full)
+        with pytest.raises(OSError, match="No space left"):
+            model.save(tmp_path / "new")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_failure_keeps_the_old_model(self, model, folder, monkeypatch):
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(bundle, "write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            model.save(folder)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        assert nothing_left_over(folder.parent)
+
+    def test_a_model_with_infinite_or_missing_numbers_is_not_saved(self, model, tmp_path):
+        """Weights with NaN are no model: an error in words, not a failed assertion."""
+        with torch.no_grad():
+            next(model.denoiser.parameters()).view(-1)[0] = float("nan")
+        with pytest.raises((ValueError, RuntimeError), match="finite|NaN"):
+            model.save(tmp_path / "bad")
+        assert not (tmp_path / "bad").exists()
+
+
+class TestDamage:
+    @pytest.mark.parametrize("place", [0, 9, 200, -1])
+    def test_a_flipped_bit_is_found(self, folder, place):
+        """In the length of the header, in the header, in the numbers."""
+        content = bytearray((folder / WEIGHTS).read_bytes())
+        content[place] ^= 2
+        (folder / WEIGHTS).write_bytes(content)
+        with pytest.raises(ValueError, match=WEIGHTS):
+            load_folder(folder)
+
+    @pytest.mark.parametrize("keep", [0, 5, 100, -1])
+    def test_truncated_weights_are_found(self, folder, keep):
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).write_bytes(content[:keep])
+        with pytest.raises(ValueError, match=WEIGHTS):
+            load_folder(folder)
+
+    def test_damage_of_a_variant_is_found_where_it_is_used(self, folder):
+        file = folder / "model-0.9.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        load_folder(folder)
+        with pytest.raises(ValueError, match=r"model-0\.9\.safetensors is damaged"):
+            load_folder(folder, "0.9")
+
+    def test_missing_weights(self, folder):
+        (folder / WEIGHTS).unlink()
+        with pytest.raises(FileNotFoundError, match=WEIGHTS):
+            load_folder(folder)
+
+    def test_weights_of_another_network(self, folder):
+        network = described(folder)["network"]
+        describe(folder, network=network | {"channels": 16})
+        with pytest.raises(ValueError, match=rf"{WEIGHTS} does not fit"):
+            load_folder(folder)
+
+    def test_a_newer_format(self, folder):
+        describe(folder, format=FORMAT + 1)
+        with pytest.raises(ValueError, match=f"format {FORMAT + 1}, newer"):
+            load_folder(folder)
+
+    KEYS = ("network", "process", "own", "parameterization", "sampler", "guidance", "codec", "conditioner", "shape")
+
+    @pytest.mark.parametrize("key", [*KEYS, "weights", "card"])
+    def test_a_missing_part_of_the_description(self, folder, key):
+        describe(folder, **{key: ...})
+        with pytest.raises(ValueError, match=JSON):
+            load_folder(folder)
+
+    @pytest.mark.parametrize("key", [*KEYS, "weights", "format"])
+    def test_a_senseless_part_of_the_description(self, folder, key):
+        for value in (None, 3.5, "nonsense", {"kind": "nonsense"}):
+            describe(folder, **{key: value})
+            with pytest.raises(ValueError, match=r".+"):
+                load_folder(folder)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', "\x00"])
+    def test_a_damaged_description(self, folder, text):
+        (folder / JSON).write_text(text)
+        with pytest.raises(ValueError, match=JSON):
+            load_folder(folder)
+
+    def test_a_description_that_is_no_text(self, folder):
+        (folder / JSON).write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ValueError, match=rf"{JSON} is damaged"):
+            load_folder(folder)
+
+
+class TestFinding:
+    def test_a_model_and_a_run(self, folder, tmp_path):
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / "run.yaml").write_text("method: diffusion\n")
+        with pytest.raises(FileNotFoundError, match="no finished model yet"):
+            load(run)
+        folder.rename(run / "student")
+        assert load(run).card["ema"] == 0.99
+        assert load(str(run / "student")).card["ema"] == 0.99
+
+    def test_foreign_things(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no model folder: it has no model\.json"):
+            load(tmp_path)
+        file = tmp_path / "model.pt"
+        file.write_bytes(b"x")
+        with pytest.raises(ValueError, match="is a file; a model is a folder"):
+            load(file)
+        with pytest.raises(FileNotFoundError, match=f"'nobody'; shipped models: {', '.join(shipped())}"):
+            load("nobody")
+
+    def test_a_classifier_is_no_diffusion_model(self):
+        with pytest.raises(ValueError, match="digits_classifier.*diffusion model"):
+            load("digits_classifier")
+
+    def test_variants(self, folder):
+        first, other = load(folder), load(folder, "0.9")
+        keys = first.denoiser.network.state_dict()
+        assert any(not torch.equal(keys[k], v) for k, v in other.denoiser.network.state_dict().items())
+        assert (first.generate(num=4) - other.generate(num=4)).abs().max() > 0.01
+        with pytest.raises(ValueError, match=r"no weights '0\.5'; it has: 0\.9"):
+            load(folder, "0.5")
+        with pytest.raises(ValueError, match="no weights"):
+            load(folder, "/../model")
+
+
+class TestGenerate:
+    def test_what_comes_out(self, model):
+        images = model.generate(num=5)
+        assert images.shape == (5, 1, 8, 8)
+        assert images.dtype == torch.float32
+        assert images.device.type == "cpu"
+        assert not images.requires_grad
+        assert 0 <= images.min() <= images.max() <= 1
+        assert model.generate().shape[0] == 16
+
+    @pytest.mark.parametrize("sampler", [Ode(3), Ode(3, solver=Dpmpp2m()), Ode(3, churn=3.0), Renoise(3), FlowMap(2)])
+    def test_the_batch_does_not_matter(self, model, sampler):
+        """Image i depends on (seed, i) alone, up to the rounding of the arithmetic."""
+        whole = model.generate(num=70, sampler=sampler, seed=5, batch=64)
+        for batch, num in ((7, 70), (1, 10)):
+            part, expected = model.generate(num=num, sampler=sampler, seed=5, batch=batch), whole[:num]
+            assert (part - expected).abs().max() <= 1e-5
+            steps = ((part * 255).round() - (expected * 255).round()).abs()
+            assert steps.max() <= 1
+            assert (steps > 0).double().mean() <= 1e-3
+
+    @pytest.mark.parametrize("sampler", [Ode(3), Renoise(2)])
+    @pytest.mark.parametrize("few", [1, 5, 17])
+    def test_fewer_images_are_the_first_of_more(self, model, sampler, few):
+        more = model.generate(num=33, sampler=sampler, seed=2)
+        assert torch.allclose(model.generate(num=few, sampler=sampler, seed=2), more[:few], atol=1e-5)
+
+    def test_images_differ_by_place_and_seed(self, model):
+        images = model.generate([3] * 12, seed=1)
+        assert torch.pdist(images.flatten(1)).min() > 0.1
+        assert (model.generate([3] * 12, seed=2) - images).abs().amax((1, 2, 3)).min() > 0.01
+        assert torch.equal(model.generate([3] * 12, seed=1), images)
+
+    def test_global_random_state_has_no_part(self, model):
+        torch.manual_seed(1)
+        first = model.generate(num=4, sampler=Renoise(2))
+        torch.manual_seed(2)
+        state = torch.get_rng_state()
+        assert torch.equal(model.generate(num=4, sampler=Renoise(2)), first)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_a_model_in_training_generates_without_dropout(self, model):
+        model.denoiser.train()
+        assert torch.equal(model.generate(num=4), model.generate(num=4))
+
+    def test_labels_are_respected(self, model):
+        """Row i of a mixed call is row i of a call with its label everywhere, and labels change the image."""
+        labels = [7, 0, 7, 3, 9]
+        mixed = model.generate(labels, seed=4)
+        for label in set(labels):
+            alone = model.generate(torch.tensor([label] * 5), seed=4)
+            for i, mine in enumerate(labels):
+                gap = (mixed[i] - alone[i]).abs().max()
+                assert gap <= 1e-5 if mine == label else gap > 1e-3
+
+    def test_no_labels_means_balanced_classes(self, model):
+        assert torch.allclose(model.generate(num=13), model.generate([i % 10 for i in range(13)]), atol=1e-5)
+        parts = list(model.stream(num=47, batch=10))
+        assert [len(images) for images, _ in parts] == [10, 10, 10, 10, 7]
+        counts = torch.cat([labels for _, labels in parts]).bincount()
+        assert counts.tolist() == [5] * 7 + [4] * 3
+
+    def test_a_model_without_classes(self):
+        model = made(classes=0)
+        assert [labels for _, labels in model.stream(num=3)] == [None]
+        assert model.generate(num=3).shape == (3, 1, 8, 8)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"steps": -3}, "steps must be at least 1, got -3"),
+            ({"num": 0}, "at least 1, got 0"),
+            ({"labels": []}, "at least 1, got 0"),
+            ({"labels": [3, 4], "num": 3}, "2 labels for 3 images"),
+            ({"labels": [3, 10]}, "0 … 9, got 3 … 10"),
+            ({"labels": [-1, 4]}, "0 … 9, got -1 … 4"),
+            ({"guidance": float("nan")}, "guidance"),
+            ({"guidance": float("inf")}, "guidance"),
+            ({"sampler": Ode(2, Explicit(((90.0,),)))}, "between 0.002 and 80"),
+            ({"batch": -4}, "batch"),
+        ],
+    )
+    def test_mistakes(self, model, options, message):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**options)
+
+    def test_labels_for_a_model_without_classes(self):
+        with pytest.raises(ValueError, match="label"):
+            made(classes=0).generate(labels=[1, 2])
+
+    def test_mistakes_are_found_before_the_first_image(self, model):
+        calls = []
+        model.denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
+        with pytest.raises(ValueError, match="0 … 9"):
+            model.generate([0] * 300 + [10], batch=100)
+        assert not calls
+
+
+class TestGuidance:
+    def test_models_that_cannot_be_guided(self, model):
+        model.guidance = Guidance()
+        assert torch.equal(model.generate(num=3, guidance=1.0), model.generate(num=3))
+        with pytest.raises(ValueError, match="no unconditional side: guidance 3 cannot be applied"):
+            model.generate(num=3, guidance=3.0)
+        model.guidance = Guidance("fixed", 4.0, 4.0, 4.0)
+        assert torch.equal(model.generate(num=3, guidance=4.0), model.generate(num=3))
+        with pytest.raises(ValueError, match="distilled at guidance 4: guidance 3 cannot be applied"):
+            model.generate(num=3, guidance=3.0)
+
+    def test_doubled(self, model):
+        plain = model.generate(num=6)
+        assert torch.equal(model.generate(num=6, guidance=1.0), plain)
+        assert (model.generate(num=6, guidance=4.0) - plain).abs().max() > 1e-3
+        model.guidance = Guidance("doubled", 1.0, 8.0, 4.0)
+        assert torch.equal(model.generate(num=6), model.generate(num=6, guidance=4.0))
+        assert torch.equal(model.generate(num=6, guidance=1.0), plain)
+
+    def test_guidance_zero_forgets_the_label(self, model):
+        """g = 0 is the unconditional model: x0 = x0_null."""
+        a, b = (model.generate([label] * 4, guidance=0.0) for label in (2, 8))
+        assert torch.allclose(a, b, atol=1e-5)
+
+    @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
+    @pytest.mark.parametrize("sampler", [Ode(3), Ode(4, solver=Euler()), Ode(3, Karras(end="t_min")), Renoise(3), FlowMap(2)])
+    def test_evaluations_are_what_the_network_sees(self, model, sampler, guidance):
+        rows = []
+        model.denoiser.network.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+        model.generate(num=4, sampler=sampler, guidance=guidance)
+        assert sum(rows) == 4 * model.evaluations(sampler, guidance)
+
+    def test_a_student_without_a_null_class_has_no_guidance(self):
+        model = made(null=False)
+        student = model.trained(model.denoiser, Ode(), DOUBLED, {}, {})
+        assert student.guidance == Guidance()
+        assert made().trained(made().denoiser, Ode(), DOUBLED, {}, {}).guidance == DOUBLED
+
+
+class TestTo:
+    def test_bfloat16_is_close_and_reversible(self, model):
+        full = model.generate(num=32, sampler=Renoise(1))
+        half = model.to(dtype=torch.bfloat16).generate(num=32, sampler=Renoise(1))
+        assert half.dtype == torch.float32
+        assert not torch.equal(half, full)  # it is really used
+        assert (half - full).abs().mean() < 2e-3
+        assert (half - full).abs().max() < 0.03
+        assert torch.equal(model.to(dtype=torch.float32).generate(num=32, sampler=Renoise(1)), full)
+        assert all(p.dtype == torch.float32 for p in model.denoiser.parameters())
+
+    def test_it_gives_the_model_itself(self, model):
+        assert model.to("cpu") is model
+        assert model.device.type == "cpu"
