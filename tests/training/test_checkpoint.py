@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.tiny import Single, assert_same, bits, config, cut, data, state, trainer
 
 import fewstep.training.checkpoint as checkpoint
 from fewstep.errors import RefusedError
 from fewstep.training.checkpoint import FORMAT, Checkpoints, Saved
 from fewstep.training.optimizers import Sgd
-from tests.training.tiny import Single, assert_same, bits, config, cut, data, state, trainer
 
 GROUPS = ("nets.safetensors", "ema.safetensors", "optim.safetensors")
 FILES = (*GROUPS, "manifest.json")
@@ -161,7 +161,7 @@ def test_several_damaged_ones_are_all_named(store, said):
 def test_where_all_are_damaged_the_run_is_refused_and_stays_refused(store):
     for step in (1, 2, 3):
         flip(store.folder / f"step-{step:08d}" / "nets.safetensors")
-    with pytest.raises(RefusedError, match="nets.safetensors does not match its hash") as error:
+    with pytest.raises(RefusedError, match=r"nets\.safetensors does not match its hash") as error:
         store.newest()
     assert all(f"step-{step:08d}" in str(error.value) for step in (1, 2, 3))
     # Not a fresh start by the back door: nothing was deleted, and the next attempt is refused as well.
@@ -208,7 +208,7 @@ def test_what_was_saved_comes_back(folder):
         "nets": {"a/b": strange, "a/t": torch.arange(6.0).view(2, 3).t(), "a/i": torch.tensor(2**60)},
         "optim": {},
     }
-    facts = {"numbers": [0, 1], "ratio": 0.1, "nothing": None, "nested": {"text": "ü \"quoted\""}}
+    facts = {"numbers": [0, 1], "ratio": 0.1, "nothing": None, "nested": {"text": 'ü "quoted"'}}
     store.save(7, Saved(tensors, facts))
     found = store.newest()
     assert found.facts == facts | {"step": 7}

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 import sklearn.datasets
 import torch
+from tests.training.tiny import Phased, Rhythm, Single, config, trainer
 
 from fewstep.data.digits import Digits
 from fewstep.learning.schedules import Constant
@@ -26,10 +27,9 @@ from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.run import Run, distil
 from fewstep.training.checkpoint import Checkpoints
+from fewstep.training.config import TrainerConfig
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import RAdam
-from fewstep.training.trainer import TrainerConfig
-from tests.training.tiny import Phased, Rhythm, Single, config, trainer
 
 KILLS = int(os.environ.get("FEWSTEP_KILLS", "20"))
 SEED = int(os.environ.get("FEWSTEP_KILLS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)

@@ -6,19 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from fewstep.data.digits import Digits
-from fewstep.diffusion.times import Karras
-from fewstep.learning.schedules import Constant
-from fewstep.methods.consistency_distillation import ConsistencyDistillation
-from fewstep.methods.diffusion import Diffusion
-from fewstep.models.source import Fresh
-from fewstep.models.unet import UNet
-from fewstep.run import Run, distil
-from fewstep.training.checkpoint import Checkpoints
-from fewstep.training.log import read_log
-from fewstep.training.optimizers import AdamW, RAdam, Sgd
-from fewstep.training.trainer import TrainerConfig
 from tests.training.tiny import (
     Phased,
     Rhythm,
@@ -33,6 +20,19 @@ from tests.training.tiny import (
     stop_at,
     trainer,
 )
+
+from fewstep.data.digits import Digits
+from fewstep.diffusion.times import Karras
+from fewstep.learning.schedules import Constant
+from fewstep.methods.consistency_distillation import ConsistencyDistillation
+from fewstep.methods.diffusion import Diffusion
+from fewstep.models.source import Fresh
+from fewstep.models.unet import UNet
+from fewstep.run import Run, distil
+from fewstep.training.checkpoint import Checkpoints
+from fewstep.training.config import TrainerConfig
+from fewstep.training.log import read_log
+from fewstep.training.optimizers import AdamW, RAdam, Sgd
 
 STEPS = 12
 SCENARIOS = {  # micro_batch=3 leaves a last part of 2 rows

@@ -20,8 +20,9 @@ from fewstep.learning.method import Clock, Losses, Update
 from fewstep.learning.schedules import Linear
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Unconditional
+from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
-from fewstep.training.trainer import Trainer, TrainerConfig
+from fewstep.training.trainer import Trainer
 
 SHAPE = (1, 2, 2)
 IMAGES = 20
@@ -86,7 +87,9 @@ class Single(Choice):
         with torch.no_grad():
             goal = nets.target(x0 + 0.5 * t * noise)
         value = Squared()(jump, 0.5 * (x0 + goal))
-        return Losses({"student": self._spoilt(value, nets.student, clock, 0)}, {"size": jump.square().flatten(1).mean(1)})
+        return Losses(
+            {"student": self._spoilt(value, nets.student, clock, 0)}, {"size": jump.square().flatten(1).mean(1)}
+        )
 
     def _spoilt(self, value: Tensor, net: nn.Module, clock: Clock, update: int) -> Tensor:
         if clock.step not in self.poison or update != self.poisoned_update:

@@ -90,7 +90,8 @@ class Denoiser(nn.Module):
 
             return hook
 
-        handles = [self.network.get_submodule(name).register_forward_hook(tap(name)) for name in layers]
+        modules = [self.network.get_submodule(name) for name in layers]  # a wrong name fails before any hook is there
+        handles = [module.register_forward_hook(tap(name)) for name, module in zip(layers, modules)]
         x0 = None
         try:
             x0 = self(x_t, t, cond, s)

@@ -79,12 +79,11 @@ class Ode(Sampler):
     def _stirred(self, process: Process, x: Sample, t: Time, draws: Draws) -> tuple[Sample, Time]:
         r = process.sigma(t) / process.alpha(t)
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
-        raised = r * torch.where((r >= self.churn_min) & (r <= self.churn_max) & torch.isfinite(r), 1 + gamma, 1.0)
-        up = process.time_of(torch.atan(raised))
-        alpha = process.alpha(up)
-        added = alpha * torch.sqrt((raised**2 - r**2).clamp(min=0)) * self.churn_noise
-        fresh = draws.normal(*x.shape[1:]).to(x)
-        return per_sample(alpha / process.alpha(t), x) * x + per_sample(added, x) * fresh, up
+        inside = (r >= self.churn_min) & (r <= self.churn_max) & (r < 1e8)  # beyond it alpha is 0 up to rounding
+        up = torch.where(inside, process.time_of(torch.atan(r * (1 + gamma))), t)
+        noise = self.churn_noise * draws.normal(*x.shape[1:]).to(x)
+        stirred = renoised(process, x, noise, t, up)
+        return torch.where(per_sample(inside.to(r.dtype), x) > 0, stirred, x), up
 
 
 def renoised(process: Process, x_s: Sample, noise: Sample, s: Time, t: Time) -> Sample:

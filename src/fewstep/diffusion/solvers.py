@@ -25,6 +25,7 @@ class Step:
     def __init__(self, denoise: Denoise, process: Process, x_t: Sample, x0: Sample, t: Time, s: Time, cond: Cond):
         self.denoise, self.process, self.x_t, self.x0, self.t, self.s, self.cond = denoise, process, x_t, x0, t, s, cond
         self.r_t, self.r_s = (process.sigma(u) / process.alpha(u) for u in (t, s))
+        self.starts_with_data = self.r_t < 1e8  # above it alpha is 0 up to rounding: cos(pi/2) is 6e-17
 
     def x0_seen_from(self, u: Time) -> Sample:
         """x0 at the point that a first-order step reaches at u."""
@@ -49,18 +50,19 @@ class Solver(Choice, ABC):
     ) -> Sample:
         """x_s. history: the (t, x0) of the steps before, which is extended here.
 
-        Rows that end at the data (r_s = 0), or start where alpha is 0 (r_t infinite), take the first-order step: one
+        Rows that end at the data (r_s = 0), or start where alpha is 0, take the first-order step: one
         such step keeps the order of the whole.
         """
         x0 = denoise(x_t, t, cond)
         step = Step(denoise, process, x_t, x0, t, s, cond)
-        usable = (step.r_s > 0) & torch.isfinite(step.r_t)
+        usable = (step.r_s > 0) & step.starts_with_data
         # Whether any row is usable can be asked without waiting only of times on the CPU.
         if usable.device.type != "cpu" or bool(usable.any()):
             correction = self.correction(step, history or [])
             if correction is not None:
                 other, share = correction
-                x0 = x0 + per_sample(torch.where(usable, share, torch.zeros_like(share)), x0) * (other - x0)
+                corrected = x0 + per_sample(torch.where(usable, share, 0), x0) * (other - x0)
+                x0 = torch.where(per_sample(usable.to(share.dtype), x0) > 0, corrected, x0)
         if history is not None:
             history.append((t, step.x0))
         return process.step(x_t, x0, t, s)
@@ -100,7 +102,7 @@ class Midpoint(Solver):
     calls: ClassVar[int] = 2
 
     def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
-        r_m = (torch.where(torch.isfinite(step.r_t), step.r_t, step.r_s) + step.r_s) / 2
+        r_m = (torch.where(step.starts_with_data, step.r_t, step.r_s) + step.r_s) / 2
         return step.x0_seen_from(step.process.time_of(torch.atan(r_m))), step.r_t / r_m
 
 

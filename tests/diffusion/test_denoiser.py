@@ -1,0 +1,463 @@
+"""The denoiser: one question for every process and prediction, its velocity, its features, guidance and conditions."""
+
+import pytest
+import torch
+from cases import PARAMETERIZATIONS, PROCESSES, close, every, f64, inner_times, rows
+from torch import nn
+
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, SamplePrediction, Velocity
+from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
+from tests.oracles import Gaussian
+
+VE = VarianceExploding()
+PAIRS = {f"{a}-from-{b}": (PROCESSES[a], PROCESSES[b]) for a in PROCESSES for b in PROCESSES if a != b}
+ANGLES = torch.linspace(0.05, 1.45, 9, dtype=torch.float64)  # inside every process
+
+
+class Net(nn.Module):
+    """A smooth function of x, of the time and of the target time, in any dtype; it remembers what it was given."""
+
+    inputs = ("s",)
+
+    def forward(self, x, t, cond, s=None):
+        self.t, self.s, self.dtype = t, s, x.dtype
+        f = torch.sin(2 * x) + torch.cos(t).to(x)[:, None]
+        return f if s is None else f + torch.sin(s).to(x)[:, None]
+
+
+class ExactNoise(nn.Module):
+    """The noise that Gaussian data makes one expect, in the network's own process."""
+
+    inputs = ()
+
+    def __init__(self, own, mean=0.3):
+        super().__init__()
+        self.oracle = Gaussian(own, mean)
+
+    def forward(self, x, t, cond, s=None):
+        own = self.oracle.process
+        return (x - own.alpha(t).to(x)[:, None] * self.oracle(x, t)) / own.sigma(t).to(x)[:, None]
+
+
+def inside(process):
+    """Nine times of the process at the same angles as in any other."""
+    return process.time_of(ANGLES)
+
+
+# x0
+
+
+@every("process", PROCESSES)
+@every("parameterization", PARAMETERIZATIONS)
+def test_x0_is_the_affine_map_of_the_parameterization(parameterization, process):
+    net, t = Net(), inner_times(process)
+    x = torch.randn(len(t), 3, dtype=torch.float64)
+    c = parameterization(process, t)
+    f = torch.sin(2 * c.inp[:, None] * x) + torch.cos(t)[:, None]
+    close(Denoiser(net, process, parameterization)(x, t, Cond()), c.skip[:, None] * x + c.out[:, None] * f, rtol=1e-10)
+    assert torch.equal(net.t, t)
+
+
+@every("pair", PAIRS)
+@every("parameterization", PARAMETERIZATIONS)
+def test_another_process_sees_the_same_x0(parameterization, pair):
+    process, own = pair
+    net, t, own_t = Net(), inside(process), inside(own)
+    x = torch.randn(len(t), 3, dtype=torch.float64)
+    scale = torch.hypot(own.alpha(own_t), own.sigma(own_t)) / torch.hypot(process.alpha(t), process.sigma(t))
+    denoiser = Denoiser(net, own, parameterization)
+    expected = denoiser(scale[:, None] * x, own_t, Cond(), own_t.flip(0))
+    narrow = process.within(own)
+    other = denoiser.under(narrow)
+    assert other.process == narrow
+    assert other.own == own
+    assert other.network is net
+    close(other(x, t, Cond(), t.flip(0)), expected, rtol=1e-8, atol=1e-8)
+    close(net.t, own_t, rtol=1e-9)  # the network is asked in its own unit
+    close(net.s, own_t.flip(0), rtol=1e-9)
+    c, own_c = other.coefficients(t), denoiser.coefficients(own_t)
+    close(torch.stack(c), torch.stack([own_c.skip * scale, own_c.out, own_c.inp * scale]), rtol=1e-8)
+
+
+def test_under_goes_back_and_keeps_autocast():
+    denoiser = Denoiser(Net(), VE, Edm())
+    denoiser.autocast = torch.bfloat16
+    there = denoiser.under(RectifiedFlow().within(VE))
+    back = there.under(VE)
+    assert there.autocast == back.autocast == torch.bfloat16
+    back.autocast = denoiser.autocast = None
+    x, t = torch.randn(4, 3), f64(0.01, 0.5, 3.0, 70.0)
+    assert torch.equal(back(x, t, Cond()), denoiser(x, t, Cond()))
+
+
+@every("pair", PAIRS)
+def test_under_refuses_what_the_network_does_not_know(pair):
+    process, own = pair
+    denoiser = Denoiser(Net(), own, Edm())
+    ends, own_ends = (p.angle(f64(p.t_min, p.t_max)) for p in pair)
+    if ends[0] < own_ends[0] * (1 - 1e-6) or ends[1] > own_ends[1] * (1 + 1e-6):
+        with pytest.raises(ValueError, match="narrow it first"):
+            denoiser.under(process)
+    denoiser.under(process.within(own))  # as the message says
+
+
+@every("process", PROCESSES)
+def test_times_in_float32_and_samples_in_half_are_computed_higher(process):
+    net, t = Net(), inner_times(process)
+    denoiser = Denoiser(net, process, Velocity())
+    x = torch.randn(len(t), 3)
+    assert denoiser(x.half(), t, Cond()).dtype == torch.float32
+    assert denoiser(x.double(), t, Cond()).dtype == torch.float64
+    denoiser(x, t.float(), Cond())
+    assert net.t.dtype == torch.float64
+    assert all(c.dtype == torch.float64 for c in denoiser.coefficients(t.float()))
+
+
+# Velocity
+
+
+@every("process", PROCESSES)
+@every("parameterization", PARAMETERIZATIONS)
+def test_the_velocity_is_made_of_x0_and_noise(parameterization, process):
+    t = inner_times(process)
+    x = torch.randn(len(t), 3, dtype=torch.float64)
+    denoiser = Denoiser(Net(), process, parameterization)
+    x0 = denoiser(x, t, Cond())
+    alpha, sigma, alpha_rate, sigma_rate = (
+        v[:, None] for v in (process.alpha(t), process.sigma(t), *process.rates(t))
+    )
+    expected = alpha_rate * x0 + sigma_rate * (x - alpha * x0) / sigma
+    close(denoiser.velocity(x, t, Cond()), expected, rtol=1e-8, atol=1e-8)
+
+
+@every("process", PROCESSES)
+@pytest.mark.parametrize("own", PROCESSES)
+def test_the_velocity_of_an_exact_network_is_the_exact_one(process, own):
+    own = PROCESSES[own]
+    denoiser = Denoiser(ExactNoise(own), process.within(own), Epsilon(), own=own)
+    t = inside(process)
+    x = torch.randn(len(t), 3, dtype=torch.float64)
+    close(denoiser(x, t, Cond()), Gaussian(process, 0.3)(x, t), rtol=1e-7, atol=1e-7)
+    close(denoiser.velocity(x, t, Cond()), Gaussian(process, 0.3).velocity(x, t), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("parameterization", [Edm(), Epsilon(), Velocity(), Flow()])
+@every("process", PROCESSES)
+def test_the_velocity_keeps_its_digits_near_the_data(process, parameterization):
+    """At sigma/alpha = 1e-4 the direct formula divides a rounded difference by sigma."""
+    denoiser = Denoiser(Net(), process, parameterization)
+    t = process.time_of(torch.atan(rows(1e-4, 64)))
+    x = torch.randn(64, 3)
+    exact = denoiser.velocity(x.double(), t, Cond())
+
+    def error(v):
+        return ((v - exact).abs().max() / exact.abs().max()).item()
+
+    x0 = denoiser(x, t, Cond())
+    alpha, sigma, alpha_rate, sigma_rate = (
+        v.float()[:, None] for v in (process.alpha(t), process.sigma(t), *process.rates(t))
+    )
+    direct = alpha_rate * x0 + sigma_rate * (x - alpha * x0) / sigma
+    assert error(denoiser.velocity(x, t, Cond())) < 1e-6
+    assert error(direct) > 1e-5
+
+
+def test_velocity_prediction_of_rectified_flow_is_the_network_itself():
+    net, x, t = Net(), torch.randn(4, 3), f64(0.001, 0.3, 0.8, 1.0)
+    close(Denoiser(net, RectifiedFlow(), Flow()).velocity(x, t, Cond()), net(x, t, Cond()), rtol=1e-6, atol=1e-6)
+
+
+# Features
+
+
+class Layers(nn.Module):
+    """Three layers, the second called twice; `reached` says how far a pass came."""
+
+    inputs = ()
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.inner = nn.ModuleDict({"deep": nn.Linear(4, 4)})
+        self.fails = False
+
+    def forward(self, x, t, cond, s=None):
+        self.reached = "first"
+        h = self.first(x)
+        self.reached = "middle"
+        h = self.middle(torch.tanh(self.middle(h)))
+        if self.fails:
+            raise RuntimeError("a broken network")
+        self.reached = "last"
+        return self.last(self.inner["deep"](h))
+
+    def hooks(self):
+        return sum(len(m._forward_hooks) for m in self.modules())
+
+
+def test_features_are_the_outputs_of_the_named_layers():
+    net = Layers()
+    denoiser, x, t = Denoiser(net, VE, Edm()), torch.randn(2, 3), f64(0.1, 5.0)
+    x0, taps = denoiser.features(x, t, Cond(), ["inner.deep", "first", "middle"], until_last=False)
+    assert list(taps) == ["inner.deep", "first", "middle"]
+    h = net.first(denoiser.coefficients(t).inp.float()[:, None] * x)
+    close(taps["first"], h, rtol=1e-6)
+    close(taps["middle"], net.middle(h), rtol=1e-6)  # of its two calls the first
+    close(taps["inner.deep"], net.inner["deep"](net.middle(torch.tanh(net.middle(h)))), rtol=1e-5)
+    assert torch.equal(x0, denoiser(x, t, Cond()))
+    assert net.hooks() == 0
+
+
+@pytest.mark.parametrize(("layers", "reached"), [(["first"], "first"), (["middle", "first"], "middle")])
+def test_features_stop_behind_the_last_layer_asked_for(layers, reached):
+    net = Layers()
+    denoiser, x, t = Denoiser(net, VE, Edm()), torch.randn(2, 3), f64(0.1, 5.0)
+    x0, taps = denoiser.features(x, t, Cond(), layers)
+    assert x0 is None
+    assert net.reached == reached
+    assert list(taps) == layers
+    whole = denoiser.features(x, t, Cond(), layers, until_last=False)[1]
+    for name in layers:
+        assert torch.equal(taps[name], whole[name])
+    assert net.hooks() == 0
+
+
+def test_features_carry_gradients():
+    net = Layers()
+    x = torch.randn(2, 3, requires_grad=True)
+    Denoiser(net, VE, Edm()).features(x, f64(0.1, 5.0), Cond(), ["first"])[1]["first"].sum().backward()
+    assert x.grad.abs().min() > 0
+    assert net.first.weight.grad is not None
+    assert net.middle.weight.grad is None
+
+
+def test_features_leave_no_hook_behind_an_error():
+    net = Layers()
+    denoiser, x, t = Denoiser(net, VE, Edm()), torch.randn(2, 3), f64(0.1, 5.0)
+    net.fails = True
+    with pytest.raises(RuntimeError, match="a broken network"):
+        denoiser.features(x, t, Cond(), ["first", "last"])
+    assert net.hooks() == 0
+    net.fails = False
+    with pytest.raises(AttributeError):
+        denoiser.features(x, t, Cond(), ["first", "no_such_layer"])
+    assert net.hooks() == 0
+
+
+# Autocast
+
+
+class Casting(nn.Module):
+    inputs = ()
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x, t, cond, s=None):
+        f = self.linear(x)
+        self.seen = torch.is_autocast_enabled("cpu"), x.dtype, f.dtype
+        return f
+
+
+def test_autocast_surrounds_the_network_alone():
+    net = Casting()
+    denoiser, x, t = Denoiser(net, VE, Edm()), torch.randn(5, 3), f64(0.002, 0.1, 1.0, 10.0, 80.0)
+    full = denoiser(x, t, Cond())
+    assert net.seen == (False, torch.float32, torch.float32)
+    denoiser.autocast = torch.bfloat16
+    half = denoiser(x, t, Cond())
+    assert net.seen == (True, torch.float32, torch.bfloat16)
+    assert half.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+    # skip·x stays in float32: what bfloat16 costs is its share of the network's part alone.
+    c = denoiser.coefficients(t)
+    assert ((half - full).abs().amax(1) <= 2**-6 * c.out * 3).all()
+    assert not torch.equal(half, full)
+    assert denoiser.velocity(x, t, Cond()).dtype == torch.float32
+
+
+# Guidance
+
+
+class Labelled(nn.Module):
+    """F = sin(x) + the row of its label; counts the rows that it was given."""
+
+    inputs = ("label",)
+
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.tensor([[0.3, -1.0], [0.9, 0.4], [0.0, 0.1]])  # the last one means "any"
+        self.batches = []
+
+    def forward(self, x, t, cond, s=None):
+        self.batches.append(len(x))
+        return torch.sin(x) + self.rows[cond["label"]].to(x) + (0 if s is None else s.to(x)[:, None])
+
+
+class Told(nn.Module):
+    """Reads the scale itself."""
+
+    inputs = ("label", "guidance")
+
+    def forward(self, x, t, cond, s=None):
+        self.batch, self.guidance = len(x), cond["guidance"]
+        return x * cond["guidance"].to(x)[:, None]
+
+
+LABELS = torch.tensor([0, 1, 1, 0])
+COND = Cond({"label": LABELS}, {"label": torch.full((4,), 2)})
+
+
+def sides(denoiser, x, t):
+    return denoiser(x, t, COND), denoiser(x, t, COND.unconditional())
+
+
+@every("process", PROCESSES)
+@pytest.mark.parametrize("g", [0.0, 1.0, 3.5, -1.0])
+def test_guidance_is_linear_in_its_scale(process, g):
+    net, t = Labelled(), inner_times(process)[:4]
+    denoiser, x = Denoiser(net, process, Velocity()), torch.randn(4, 2, dtype=torch.float64)
+    with_label, without = sides(denoiser, x, t)
+    net.batches.clear()
+    close(guided(denoiser, g)(x, t, COND), without + g * (with_label - without), rtol=1e-9, atol=1e-12)
+    assert net.batches == [8]  # one doubled batch
+
+
+def test_guidance_one_is_the_conditional_side():
+    denoiser, x, t = Denoiser(Labelled(), VE, Edm()), torch.randn(4, 2, dtype=torch.float64), f64(0.1, 1.0, 5.0, 80.0)
+    close(guided(denoiser, 1.0)(x, t, COND), denoiser(x, t, COND), rtol=1e-12)
+    assert torch.equal(guided(denoiser, 0.0)(x, t, COND), denoiser(x, t, COND.unconditional()))
+
+
+def test_a_scale_per_sample_and_a_scale_of_the_time():
+    denoiser, x, t = Denoiser(Labelled(), VE, Edm()), torch.randn(4, 2, dtype=torch.float64), f64(0.1, 1.0, 5.0, 80.0)
+    with_label, without = sides(denoiser, x, t)
+    scale = torch.tensor([0.5, 1.0, 2.0, 7.0])
+    close(guided(denoiser, scale)(x, t, COND), without + scale[:, None] * (with_label - without), rtol=1e-9)
+    early = guided(denoiser, lambda t: torch.where(t > 2, 4.0, 1.0).to(t))(x, t, COND)
+    close(early[:2], with_label[:2], rtol=1e-9)
+    close(early[2:], (without + 4 * (with_label - without))[2:], rtol=1e-9)
+
+
+def test_guidance_passes_the_target_time_on():
+    denoiser, x, t = Denoiser(Labelled(), VE, Edm()), torch.randn(4, 2, dtype=torch.float64), f64(0.1, 1.0, 5.0, 80.0)
+    s = t / 3
+    with_label, without = denoiser(x, t, COND, s), denoiser(x, t, COND.unconditional(), s)
+    close(guided(denoiser, 2.0)(x, t, COND, s), 2 * with_label - without, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [3.0, torch.tensor([1.0, 2.0, 3.0, 4.0]), lambda t: 1 + t])
+def test_a_network_that_reads_guidance_is_told_instead(scale):
+    net, x, t = Told(), torch.randn(4, 2), f64(0.1, 1.0, 5.0, 80.0)
+    denoiser = Denoiser(net, VE, SamplePrediction())
+    expected = scale(t) if callable(scale) else torch.as_tensor(scale).expand(4)
+    close(guided(denoiser, scale)(x, t, COND), x * expected[:, None].float(), rtol=1e-6)
+    assert net.batch == 4
+    close(net.guidance, expected, rtol=1e-6)
+
+
+@every("process", PROCESSES)
+def test_guided_gaussians_of_one_width_are_a_gaussian_further_out(process):
+    """mean = null + g (cond - null) of the exact denoisers."""
+
+    class Means(nn.Module):
+        inputs = ("label",)
+
+        def forward(self, x, t, cond, s=None):
+            return torch.stack(
+                [Gaussian(process, (0.2, -0.1)[int(k)])(x[i : i + 1], t[i : i + 1])[0] for i, k in enumerate(cond["label"])]
+            )
+
+    t = inner_times(process)[:3]
+    x = torch.randn(3, 2, dtype=torch.float64)
+    cond = Cond({"label": torch.zeros(3, dtype=torch.long)}, {"label": torch.ones(3, dtype=torch.long)})
+    x0 = guided(Denoiser(Means(), process, SamplePrediction()), 4.0)(x, t, cond)
+    close(x0, Gaussian(process, -0.1 + 4 * 0.3)(x, t), rtol=1e-10)
+
+
+# Conditions
+
+
+def conditions(n):
+    values = {"label": torch.arange(n), "text": torch.randn(n, 2, 3), "guidance": torch.arange(n) / n}
+    return Cond(values, {"label": torch.full((n,), -1), "text": torch.zeros(n, 2, 3)})
+
+
+def test_the_unconditional_side_keeps_what_has_no_null():
+    cond = conditions(4)
+    bare = cond.unconditional()
+    assert bare["label"].tolist() == [-1] * 4
+    assert bare["text"].abs().sum() == 0
+    assert torch.equal(bare["guidance"], cond["guidance"])
+    assert cond["label"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_share_of_the_rows_is_dropped(share):
+    n = 20_000
+    cond = Cond({"label": torch.arange(n)}, {"label": torch.full((n,), -1)})
+    dropped = cond.dropped(share, Draws(0, range(n)))["label"]
+    gone = dropped == -1
+    assert torch.equal(dropped[~gone], torch.arange(n)[~gone])
+    assert gone.double().mean().item() == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)
+
+
+def test_a_row_is_dropped_in_all_its_values_and_whatever_its_batch():
+    cond = conditions(64)
+    dropped = cond.dropped(0.5, Draws(0, range(64)))
+    gone = dropped["label"] == -1
+    assert 0 < gone.sum() < 64
+    assert torch.equal(dropped["text"].flatten(1).abs().sum(1) == 0, gone)
+    assert torch.equal(dropped["guidance"], cond["guidance"])
+    part = cond.select(10, 30).dropped(0.5, Draws(0, range(10, 30)))
+    for name in ("label", "text", "guidance"):
+        assert torch.equal(part[name], dropped[name][10:30])
+    other = cond.dropped(0.5, Draws(1, range(64)))
+    assert not torch.equal(other["label"], dropped["label"])
+
+
+def test_dropping_nothing_and_everything():
+    cond, draws = conditions(8), Draws(0, range(8))
+    assert cond.dropped(0.0, draws) is cond
+    assert draws.count == 0
+    assert cond.dropped(1.0, draws)["label"].tolist() == [-1] * 8
+    bare = Cond({"guidance": torch.ones(8)})
+    assert bare.dropped(1.0, draws) is bare
+
+
+def test_doubled_is_the_conditional_rows_and_then_the_others():
+    cond = conditions(3)
+    both = cond.doubled()
+    assert both["label"].tolist() == [0, 1, 2, -1, -1, -1]
+    assert torch.equal(both["text"], torch.cat([cond["text"], torch.zeros(3, 2, 3)]))
+    assert torch.equal(both["guidance"], cond["guidance"].repeat(2))
+    assert torch.equal(both.unconditional()["label"], torch.full((6,), -1))
+
+
+def test_other_views_of_a_condition():
+    cond = conditions(5)
+    part = cond.select(1, 3)
+    assert part["label"].tolist() == [1, 2]
+    assert part.null["text"].shape == (2, 2, 3)
+    more = cond.with_values(guidance=torch.full((5,), 2.0), extra=torch.ones(5))
+    assert more["guidance"].tolist() == [2.0] * 5
+    assert more["extra"].sum() == 5
+    assert "extra" not in cond.values
+    assert torch.equal(more.unconditional()["label"], torch.full((5,), -1))
+    assert cond.to("cpu")["label"].tolist() == [0, 1, 2, 3, 4]
+    assert cond.to("meta").null["label"].device.type == "meta"
+
+
+def test_a_table_denoiser_under_ve_is_asked_for_whole_times_between():
+    # 999 of the table is noise level 14.61464; the network gets the index, not the level.
+    net = Net()
+    table = VariancePreservingTable()
+    denoiser = Denoiser(net, table, Epsilon()).under(VE.within(table))
+    denoiser(torch.randn(1, 2, dtype=torch.float64), f64(14.61464), Cond())
+    assert net.t.item() == pytest.approx(999, abs=1e-3)
+    assert (denoiser.process.t_min, denoiser.process.t_max) == pytest.approx((0.02917, 14.61464), rel=1e-4)

@@ -1,0 +1,72 @@
+"""Two runs never share a folder; a run that was killed leaves no obstacle."""
+
+import os
+import signal
+import socket
+
+import pytest
+
+from fewstep.errors import RefusedError
+from fewstep.training.checkpoint import Lock
+
+
+@pytest.fixture
+def holder(folder):
+    """Another process that holds the folder: its id."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            lock = Lock(folder)
+            os.write(writer, b"1")
+            signal.pause()
+            lock.release()
+        finally:
+            os._exit(1)
+    assert os.read(reader, 1) == b"1"
+    yield child
+    os.close(reader)
+    os.close(writer)
+    try:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def test_a_second_run_is_refused_with_the_holders_name(folder, holder):
+    for _ in range(2):  # being refused must not break the lock
+        with pytest.raises(RefusedError) as error:
+            Lock(folder)
+        words = str(error.value).replace(";", " ").split()
+        assert str(holder) in words
+        assert socket.gethostname() in words
+        assert str(folder) in words
+
+
+def test_a_killed_holder_is_no_obstacle(folder, holder):
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    lock = Lock(folder)
+    assert (folder / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    with pytest.raises(RefusedError, match=f"process {os.getpid()} "):
+        Lock(folder)
+    lock.release()
+
+
+def test_a_released_folder_can_be_taken_again(folder):
+    Lock(folder).release()
+    lock = Lock(folder)
+    other = Lock(folder / "other")  # a folder that does not exist yet, and is not in use
+    other.release()
+    lock.release()
+
+
+def test_a_run_in_a_folder_that_is_in_use_is_refused_before_it_touches_anything(folder, holder):
+    from fewstep.data.digits import Digits
+    from fewstep.methods.diffusion import Diffusion
+    from fewstep.run import Run, distil
+
+    with pytest.raises(RefusedError, match=f"process {holder} "):
+        distil(Run(Digits(), Diffusion()), folder, restart=True)
+    assert [p.name for p in folder.iterdir()] == [".lock"]
