@@ -136,7 +136,9 @@ def test_no_name_twice(cls):
     mine = [c for c in CONCRETE if issubclass(c, cls)]
     spellings = [re.sub("[_-]", "", kind_of(c)) for c in mine]
     assert len(set(spellings)) == len(mine)
-    assert {k: c for k, c in cls.kinds().items() if c.__module__.startswith("fewstep.")} == {kind_of(c): c for c in mine}
+    assert {k: c for k, c in cls.kinds().items() if c.__module__.startswith("fewstep.")} == {
+        kind_of(c): c for c in mine
+    }
     assert list(cls.kinds()) == sorted(cls.kinds())
     for name, found in cls.kinds().items():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
@@ -338,7 +340,22 @@ def test_did_you_mean():
 def test_damaged_run_files_are_refused_without_a_crash():
     """Leaves of a valid run replaced by nonsense, 100 times: a valid run or a ValueError, never another error."""
     shuffle = random.Random(0)
-    nonsense = [None, -1, 0, 1e400, "", "text", [], {}, [1, "a"], {"kind": "x"}, {"a": {"b": 1}}, True, "runs/x", math.nan]
+    nonsense = [
+        None,
+        -1,
+        0,
+        1e400,
+        "",
+        "text",
+        [],
+        {},
+        [1, "a"],
+        {"kind": "x"},
+        {"a": {"b": 1}},
+        True,
+        "runs/x",
+        math.nan,
+    ]
     plain = Run(Digits(), ConsistencyTraining(density=LogNormal()), Fresh(), Saved("x"), 0.1).dump()
 
     def places(value, path=()):

@@ -17,7 +17,14 @@ NETWORK = (
     "teacher.network.head_channels=8",
     "teacher.network.groups=4",
 )
-TEACHER = ("train", "digits_teacher", *NETWORK, "data.limit=64", *LOOP)
+# Steps so large that the weights of two averages, or of two runs, make images that differ; and a short sampler.
+STRIDES = (
+    "trainer.optimizer.lr=0.02",
+    "trainer.schedule.warmup=0",
+    "trainer.ema=[0.5,0.9995]",
+    "method.solver_steps=4",
+)
+TEACHER = ("train", "digits_teacher", *NETWORK, "data.limit=64", *LOOP, *STRIDES)
 STUDENT = ("train", "digits_cd", "teacher=runs/tiny", "data.limit=64", *LOOP)
 
 
@@ -75,8 +82,9 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path, monkeypatch):
-    """Every test in a folder of its own."""
+    """Every test in a folder of its own, and without the drawing of curves, which takes longer than the training."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fewstep.report.run_report.curves", lambda *_, **__: "<svg></svg>")
 
 
 @pytest.fixture

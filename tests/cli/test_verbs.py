@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.cli.conftest import STUDENT, TEACHER
+from tests.data.idx_files import write_pair
 
 import fewstep as package
 from fewstep import load
@@ -19,11 +21,10 @@ from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import Explicit, Karras
 from fewstep.learning.schedules import Cosine
 from fewstep.models.unet import UNetModule
+from fewstep.recipes import digits_teacher
 from fewstep.run import Run
 from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml
-from tests.cli.conftest import STUDENT, TEACHER
-from tests.data.idx_files import write_pair
 
 HOME = Path(package.__file__).parent
 
@@ -88,7 +89,7 @@ class TestInspect:
 
     def test_a_teacher(self, done, runs):
         out = done("inspect", "runs/tiny")
-        assert "evaluations: 35" in out
+        assert "evaluations: 7" in out
         assert "guidance: doubled, 1 to 8" in out
         assert '"finished"' in out
 
@@ -175,9 +176,9 @@ class TestSample:
             ("cd", ("--times", "80,2.5,0.8"), Renoise(3, Explicit(((2.5, 0.8),))), 3),
             ("cd", ("--times", "80"), Renoise(1, Karras(20.0, "t_min")), 1),
             ("cd", ("--sampler", "euler"), Ode(2, solver=Euler()), 2),
-            ("tiny", (), None, 35),
+            ("tiny", (), None, 7),
             ("tiny", ("--sampler", "euler", "--steps", "4"), Ode(4, solver=Euler()), 4),
-            ("tiny", ("--sampler", "Heun", "--steps", "4"), Ode(4), 7),
+            ("tiny", ("--sampler", "heun", "--steps", "4"), Ode(4), 7),
             ("tiny", ("--sampler", "dpmpp2m", "--steps", "4"), None, 4),
             ("tiny", ("--times", "80,1", "--sampler", "euler"), Ode(2, Explicit(((1.0,),), "t_data"), Euler()), 2),
             ("tiny", ("--steps", "3", "--guidance", "2"), None, 10),
@@ -204,7 +205,7 @@ class TestSample:
     def test_the_first_average_has_its_name_too(self, done, runs):
         """The student is the average of the first decay: who asks for that decay gets it."""
         done("sample", "runs/tiny", "--out", "a.npz", "--steps", "2")
-        done("sample", "runs/tiny", "--out", "b.npz", "--steps", "2", "--ema", "0.999")
+        done("sample", "runs/tiny", "--out", "b.npz", "--steps", "2", "--ema", "0.5")
         assert np.array_equal(arrays("a.npz")["arr_0"], arrays("b.npz")["arr_0"])
 
     def test_arithmetic_and_batches(self, done, runs):
@@ -291,7 +292,7 @@ class TestTrain:
         card = load(tiny).card
         assert card["data"]["images"] == 64
         assert card["data"]["fingerprint"] == Digits(limit=64).dataset().fingerprint()
-        assert (card["ema"], card["batches"]) == (0.999, 3)
+        assert (card["ema"], card["batches"]) == (0.5, 3)
 
     def test_a_finished_run_says_so(self, done, runs):
         before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -367,9 +368,11 @@ class TestTrain:
         assert run == configured("digits_cd", STUDENT[2:])[0]
 
     def test_the_average_of_a_teacher(self, done, runs):
-        """The student begins with the weights that it is told."""
+        """The student begins with the weights that it is told: teacher=runs/tiny teacher.ema=0.9995."""
         done(*STUDENT, "name=other", "teacher.ema=0.9995")
         assert weights(runs / "other") != weights(runs / "cd")
+        done("train", "runs/cd/run.yaml", "name=third", "teacher.ema=0.9995")
+        assert weights(runs / "third") == weights(runs / "other")
 
     def test_another_method_on_the_command_line(self, done, runs):
         done(*STUDENT, "name=ct", "method=consistency_training", "method.first=2", "method.last=4")
@@ -399,7 +402,7 @@ class TestConfigured:
     def test_a_recipe_alone(self):
         run, folder = configured("digits_teacher", [])
         assert folder == RUNS / "digits_teacher"
-        assert run.dump() == __import__("fewstep.recipes.digits_teacher", fromlist=["recipe"]).recipe().dump()
+        assert run.dump() == digits_teacher.recipe().dump()
 
     def test_overrides(self):
         words = ["name=mine", "trainer.optimizer.lr=2e-4", "trainer.ema=[0.9, 0.99]", "data.limit=7", "dropout=null"]
@@ -442,8 +445,8 @@ VERBS = ("demo", "train", "sample", "evaluate", "export", "inspect", "data")
 @pytest.mark.parametrize("verb", [*((v,) for v in VERBS), ("data", "check")], ids=" ".join)
 def test_help_of_every_verb_has_an_example(done, verb):
     out = done(*verb, "--help")
-    assert f"Usage: {Path(sys.argv[0]).name} {' '.join(verb)}" in out or "Usage:" in out
-    assert f"Example: fewstep {verb[0]}" in out or verb == ("data",)
+    assert "Usage:" in out
+    assert f"Example: fewstep {' '.join(verb)}" in out or verb == ("data",)
 
 
 def test_the_help_names_every_verb(done):
@@ -462,7 +465,7 @@ def test_help_and_version_do_not_wait_for_torch():
         "        main(words)\n"
         "    except SystemExit as end:\n"
         "        assert end.code == 0, end.code\n"
-        "heavy = {'torch', 'diffusers', 'sklearn', 'matplotlib', 'pydantic', 'numpy', 'PIL'}\n"
+        "heavy = {'torch', 'diffusers', 'sklearn', 'matplotlib', 'numpy', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 import torch
+from tests.data.idx_files import idx_bytes, write_idx, write_pair
 
 from fewstep.data.idx import Idx
-from tests.data.idx_files import idx_bytes, write_idx, write_pair
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -65,7 +65,10 @@ def test_a_single_file_takes_its_own_labels(tmp_path, name):
 
 def test_names_of_the_kin_of_mnist(tmp_path):
     images, labels = write_pair(tmp_path, 12)
-    for old, new in ((IMAGES, "emnist-letters-train-images-idx3-ubyte"), (LABELS, "emnist-letters-train-labels-idx1-ubyte")):
+    for old, new in (
+        (IMAGES, "emnist-letters-train-images-idx3-ubyte"),
+        (LABELS, "emnist-letters-train-labels-idx1-ubyte"),
+    ):
         (tmp_path / old).rename(tmp_path / new)
     dataset = read(tmp_path, classes=26)
     assert dataset.classes == 26
@@ -115,11 +118,11 @@ def test_foreign_files_are_ignored(tmp_path):
 
 
 def test_nothing_found(tmp_path):
-    with pytest.raises(ValueError, match="data.path"):
+    with pytest.raises(ValueError, match=r"data\.path"):
         Idx().read()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no IDX images.*nothing"):
+    with pytest.raises(ValueError, match=r"no IDX images.*nothing"):
         read(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"no IDX images.*notes\.txt"):

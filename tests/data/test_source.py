@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from tests.data.idx_files import write_pair
 
 from fewstep.data.digits import Digits
 from fewstep.data.idx import Idx
 from fewstep.data.source import Dataset, check_labels
 from fewstep.models.bundle import shipped_folder
-from tests.data.idx_files import write_pair
 
 SIZE = 1797
 

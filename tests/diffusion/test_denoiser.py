@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from cases import PARAMETERIZATIONS, PROCESSES, close, every, f64, inner_times, rows
+from tests.diffusion.cases import PARAMETERIZATIONS, PROCESSES, close, every, f64, inner_times, rows
+from tests.oracles import Gaussian
 from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
@@ -11,7 +12,6 @@ from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, SamplePrediction, Velocity
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
-from tests.oracles import Gaussian
 
 VE = VarianceExploding()
 PAIRS = {f"{a}-from-{b}": (PROCESSES[a], PROCESSES[b]) for a in PROCESSES for b in PROCESSES if a != b}
@@ -127,9 +127,7 @@ def test_the_velocity_is_made_of_x0_and_noise(parameterization, process):
     x = torch.randn(len(t), 3, dtype=torch.float64)
     denoiser = Denoiser(Net(), process, parameterization)
     x0 = denoiser(x, t, Cond())
-    alpha, sigma, alpha_rate, sigma_rate = (
-        v[:, None] for v in (process.alpha(t), process.sigma(t), *process.rates(t))
-    )
+    alpha, sigma, alpha_rate, sigma_rate = (v[:, None] for v in (process.alpha(t), process.sigma(t), *process.rates(t)))
     expected = alpha_rate * x0 + sigma_rate * (x - alpha * x0) / sigma
     close(denoiser.velocity(x, t, Cond()), expected, rtol=1e-8, atol=1e-8)
 
@@ -370,7 +368,10 @@ def test_guided_gaussians_of_one_width_are_a_gaussian_further_out(process):
 
         def forward(self, x, t, cond, s=None):
             return torch.stack(
-                [Gaussian(process, (0.2, -0.1)[int(k)])(x[i : i + 1], t[i : i + 1])[0] for i, k in enumerate(cond["label"])]
+                [
+                    Gaussian(process, (0.2, -0.1)[int(k)])(x[i : i + 1], t[i : i + 1])[0]
+                    for i, k in enumerate(cond["label"])
+                ]
             )
 
     t = inner_times(process)[:3]

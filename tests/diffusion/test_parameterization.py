@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import PARAMETERIZATIONS, PROCESSES, close, every, f64, inner_times, rows
+from tests.diffusion.cases import PARAMETERIZATIONS, PROCESSES, close, every, f64, inner_times, rows
 
 from fewstep.choice import replaced
 from fewstep.diffusion.parameterization import (

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from cases import PROCESSES, SAMPLERS, SOLVERS, Watched, close, every, f64, inner_times, narrowed, rows
+from tests.diffusion.cases import PROCESSES, SAMPLERS, SOLVERS, Watched, close, every, f64, inner_times, narrowed, rows
+from tests.oracles import FiniteData, Gaussian
 
 from fewstep.choice import replaced
 from fewstep.diffusion.conditioning import Cond
@@ -13,7 +14,6 @@ from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import FlowMap, Ode, Renoise, renoised
 from fewstep.diffusion.solvers import Euler, Heun
 from fewstep.diffusion.times import Explicit, Karras, Uniform
-from tests.oracles import FiniteData, Gaussian
 
 VE = VarianceExploding()
 PAIRS = {f"{s}-{p}": (SAMPLERS[s], PROCESSES[p]) for s in SAMPLERS for p in PROCESSES}
@@ -141,7 +141,9 @@ def gain_error(sampler, process, end):
 @every("process", PROCESSES)
 def test_many_steps_are_the_exact_flow(process):
     process = narrowed(process)
-    assert gain_error(Ode(steps=80, times=Karras(end="t_min")), process, process.t_min) < 2.5e-3  # 6.4e-4 at 149 steps, second order
+    assert (
+        gain_error(Ode(steps=80, times=Karras(end="t_min")), process, process.t_min) < 2.5e-3
+    )  # 6.4e-4 at 149 steps, second order
 
 
 @every("process", PROCESSES)
@@ -268,16 +270,14 @@ def test_multistep_consistency_sampling_keeps_the_marginals(process, end, n):
     assert draws.count == n - 1
 
 
-def test_the_noise_between_two_jumps():
-    # x0-like samples at t_min get √(t² - t_min²), clean samples get t.
-    noise, fresh = torch.randn(4, 3, dtype=torch.float64), Draws(3, range(4)).normal(3)
-    for end, added in (("t_min", math.sqrt(0.8**2 - 0.002**2)), ("t_data", 0.8)):
-        seen = []
-        sampler = Renoise(steps=2, times=Explicit(between=((0.8,),), end=end))
-        x0 = torch.full_like(noise, 0.25)
-        sampler(lambda x_t, t, cond, s=None: seen.append(x_t) or x0, VE, noise, Cond(), Draws(3, range(4)))
-        close(seen[0], 80 * noise)
-        close(seen[1], 0.25 + added * fresh, rtol=1e-6)
+@pytest.mark.parametrize(("end", "added"), [("t_min", math.sqrt(0.8**2 - 0.002**2)), ("t_data", 0.8)])
+def test_the_noise_between_two_jumps(end, added):
+    # Samples at t_min get √(t² - t_min²), clean samples get t.
+    noise, fresh, seen = torch.randn(4, 3, dtype=torch.float64), Draws(3, range(4)).normal(3), []
+    sampler, x0 = Renoise(steps=2, times=Explicit(between=((0.8,),), end=end)), torch.full_like(noise, 0.25)
+    sampler(lambda x_t, t, cond, s=None: seen.append(x_t) or x0, VE, noise, Cond(), Draws(3, range(4)))
+    close(seen[0], 80 * noise)
+    close(seen[1], 0.25 + added * fresh, rtol=1e-6)
 
 
 def test_one_jump_from_the_plain_prior():
@@ -307,9 +307,7 @@ def test_flow_map_sampling_keeps_the_marginals_for_any_gamma(process, gamma, end
 def test_flow_map_sampling_with_exact_jumps_is_the_exact_flow(process, n):
     noise = torch.randn(4, 3, dtype=torch.float64)
     x = FlowMap(steps=n, times=Uniform())(jump(process), process, noise, Cond(), Draws(0, range(4)))
-    exact = Gaussian(process, MEAN, STD).flow(
-        process.prior(noise), rows(process.t_max, 4), rows(process.t_data, 4)
-    )
+    exact = Gaussian(process, MEAN, STD).flow(process.prior(noise), rows(process.t_max, 4), rows(process.t_data, 4))
     close(x, exact, rtol=1e-9, atol=1e-9)
     assert torch.equal(x, FlowMap(steps=n, times=Uniform())(jump(process), process, noise, Cond(), Draws(1, range(4))))
 

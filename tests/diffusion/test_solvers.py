@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from cases import PROCESSES, SOLVERS, Watched, close, constant, every, f64, inner_times, narrowed, rows
+from tests.diffusion.cases import PROCESSES, SOLVERS, Watched, close, constant, every, f64, inner_times, narrowed, rows
+from tests.oracles import FiniteData, Gaussian
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
@@ -12,7 +13,6 @@ from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, Variance
 from fewstep.diffusion.samplers import Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Midpoint
 from fewstep.diffusion.times import Explicit, Karras, Trailing, Uniform
-from tests.oracles import FiniteData, Gaussian
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
 POINTS = f64(-1.0, 0.2, 1.0)[:, None]
@@ -266,7 +266,9 @@ def agree(ours, theirs):
         close(a, b.double(), rtol=1e-5, atol=1e-5)  # theirs computes in float32
 
 
-@pytest.mark.parametrize(("name", "solver"), [("EDMEulerScheduler", Euler()), ("EDMDPMSolverMultistepScheduler", Dpmpp2m())])
+@pytest.mark.parametrize(
+    ("name", "solver"), [("EDMEulerScheduler", Euler()), ("EDMDPMSolverMultistepScheduler", Dpmpp2m())]
+)
 @pytest.mark.parametrize("n", [6, 18])
 def test_the_edm_schedulers_of_diffusers(diffusers, name, solver, n):
     if name == "EDMDPMSolverMultistepScheduler":

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import DENSITIES, PROCESSES, TIMES, close, every, f64, narrowed
+from tests.diffusion.cases import DENSITIES, PROCESSES, TIMES, close, every, f64, narrowed
 
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import RectifiedFlow, Trig, VarianceExploding, VariancePreservingTable

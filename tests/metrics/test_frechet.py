@@ -13,7 +13,7 @@ def normal(n, d, seed=0):
 
 
 def white(n, d, seed=0):
-    """Features with mean exactly 0 and unbiased covariance exactly 1, so that closed forms hold without sampling error."""
+    """Features with mean exactly 0 and covariance exactly 1, so that closed forms hold without sampling error."""
     x = normal(n, d, seed)
     x = x - x.mean(0)
     return x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T).reshape(d, d))).T

@@ -21,7 +21,7 @@ from fewstep.models.conditioner import Labels, Unconditional
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 
-TINY = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, groups=4)
+TINY = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)
 DOUBLED = Guidance("doubled", 1.0, 8.0, 1.0)
 JSON, WEIGHTS = "model.json", "model.safetensors"
 
@@ -172,7 +172,7 @@ class TestSaving:
         """Weights with NaN are no model: an error in words, not a failed assertion."""
         with torch.no_grad():
             next(model.denoiser.parameters()).view(-1)[0] = float("nan")
-        with pytest.raises((ValueError, RuntimeError), match="finite|NaN"):
+        with pytest.raises((ValueError, RuntimeError), match=r"finite|NaN"):
             model.save(tmp_path / "bad")
         assert not (tmp_path / "bad").exists()
 
@@ -268,7 +268,7 @@ class TestFinding:
             load("nobody")
 
     def test_a_classifier_is_no_diffusion_model(self):
-        with pytest.raises(ValueError, match="digits_classifier.*diffusion model"):
+        with pytest.raises(ValueError, match=r"digits_classifier.*diffusion model"):
             load("digits_classifier")
 
     def test_variants(self, folder):
@@ -331,6 +331,7 @@ class TestGenerate:
         """Row i of a mixed call is row i of a call with its label everywhere, and labels change the image."""
         labels = [7, 0, 7, 3, 9]
         mixed = model.generate(labels, seed=4)
+        assert torch.allclose(model.generate(labels, seed=4, batch=2), mixed, atol=1e-5)
         for label in set(labels):
             alone = model.generate(torch.tensor([label] * 5), seed=4)
             for i, mine in enumerate(labels):
@@ -406,7 +407,9 @@ class TestGuidance:
         assert torch.allclose(a, b, atol=1e-5)
 
     @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
-    @pytest.mark.parametrize("sampler", [Ode(3), Ode(4, solver=Euler()), Ode(3, Karras(end="t_min")), Renoise(3), FlowMap(2)])
+    @pytest.mark.parametrize(
+        "sampler", [Ode(3), Ode(4, solver=Euler()), Ode(3, Karras(end="t_min")), Renoise(3), FlowMap(2)]
+    )
     def test_evaluations_are_what_the_network_sees(self, model, sampler, guidance):
         rows = []
         model.denoiser.network.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))

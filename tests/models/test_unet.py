@@ -12,19 +12,24 @@ from fewstep.export.diffusers import unet_config, unet_weights
 from fewstep.models.network import Network, Outside, noise_features, sinusoid
 from fewstep.models.unet import UNet
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # of torch itself
+
 SMALL = UNet(channels=4, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=2, groups=2)
 
 
-def redrawn(network, scale=0.3):
+def redrawn(network):
     """A fresh network outputs zeros; these weights use every layer."""
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(scale * torch.randn(parameter.shape) + (parameter.ndim == 1))
+            parameter.copy_(0.3 * torch.randn(parameter.shape) + (parameter.ndim == 1))
     return network
 
 
-def built(spec=SMALL, outside=Outside((3, 8, 8), 5), **options):
-    network = redrawn(spec.build(outside), **options)
+OUTSIDE = Outside((3, 8, 8), 5)
+
+
+def built(spec=SMALL, outside=OUTSIDE):
+    network = redrawn(spec.build(outside))
     assert sum(p.numel() for p in network.parameters()) < 50_000
     return network.eval()
 
@@ -61,7 +66,7 @@ def test_the_layout_of_the_published_cifar10_network():
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     assert shapes["input_blocks.0.0.weight"] == (128, 3, 3, 3)
     assert shapes["input_blocks.5.0.in_layers.2.weight"] == (256, 128, 3, 3)
-    assert shapes["input_blocks.5.1.qkv.weight"] == (768, 256, 1)[:2] + (1, 1)
+    assert shapes["input_blocks.5.1.qkv.weight"] == (768, 256, 1, 1)
     assert shapes["middle_block.1.proj_out.weight"] == (128, 128, 1, 1)
     assert shapes["output_blocks.11.2.in_layers.2.weight"] == (256, 256, 3, 3)  # behind the attention: up
     assert shapes["output_blocks.15.0.skip_connection.weight"] == (128, 256, 1, 1)
@@ -109,7 +114,7 @@ def test_the_options_are_read_back():
 
 
 def test_the_sinusoid_is_cosines_and_then_sines():
-    # Published numbers for the guidance w = 7 at 1000 w, with 128 frequencies in 0 … 1: first three of each half.
+    # Frequencies 10000^(-k/half): the order and the spacing of openai's networks and of diffusers' defaults.
     half = 128
     values = sinusoid(torch.tensor([0.0, 2.5], dtype=torch.float64), 2 * half)
     assert values.shape == (2, 2 * half)

@@ -12,21 +12,23 @@ from fewstep.training.checkpoint import Lock
 
 @pytest.fixture
 def holder(folder):
-    """Another process that holds the folder: its id."""
+    """Another process that holds the folder: its id. It ends with this one, whatever happens."""
     reader, writer = os.pipe()
+    wait, alive = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            os.close(alive)
             lock = Lock(folder)
             os.write(writer, b"1")
-            signal.pause()
+            os.read(wait, 1)
             lock.release()
         finally:
             os._exit(1)
     assert os.read(reader, 1) == b"1"
     yield child
-    os.close(reader)
-    os.close(writer)
+    for end in (reader, writer, wait, alive):
+        os.close(end)
     try:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

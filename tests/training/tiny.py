@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -47,7 +48,7 @@ class Single(Choice):
     """One optimizer and a slow copy, as in consistency distillation.
 
     Not a `Method` by inheritance: it would join the methods that the library offers, in every other test.
-    poison: steps whose loss or gradient is not finite, in update number `poisoned_update`.
+    poison: steps whose loss, or value, or gradient alone, is not finite, in update number `poisoned_update`.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("student",)
@@ -58,7 +59,7 @@ class Single(Choice):
     dropout: float = 0.1
     target_decay: float = 0.9
     poison: tuple[int, ...] = ()
-    poisoned: Literal["loss", "gradient"] = "loss"
+    poisoned: Literal["loss", "value", "gradient"] = "loss"
     poisoned_update: int = 0
 
     @dataclass
@@ -87,15 +88,16 @@ class Single(Choice):
         with torch.no_grad():
             goal = nets.target(x0 + 0.5 * t * noise)
         value = Squared()(jump, 0.5 * (x0 + goal))
-        return Losses(
-            {"student": self._spoilt(value, nets.student, clock, 0)}, {"size": jump.square().flatten(1).mean(1)}
-        )
+        size = jump.square().flatten(1).mean(1)
+        return Losses({"student": self._spoilt(value, nets.student, clock, 0)}, {"size": size})
 
     def _spoilt(self, value: Tensor, net: nn.Module, clock: Clock, update: int) -> Tensor:
         if clock.step not in self.poison or update != self.poisoned_update:
             return value
         if self.poisoned == "loss":
-            return value * float("nan")
+            return value * math.nan
+        if self.poisoned == "value":
+            return value + math.inf  # and its gradient is finite
         weight = next(net.parameters()).sum()
         return value + (weight - weight.detach()).sqrt()  # adds 0 with an infinite slope
 

@@ -119,6 +119,8 @@ class Strided(Times):
         return self.of.end
 
     def __call__(self, process: Process, n: int) -> Grid:
+        if n > self.total:
+            raise ValueError(f"{n} steps are more than the {self.total} of the finer grid")
         fine = self.of(process, self.total)
         return fine[[i * self.total // n for i in range(n)] + [self.total]]
 

@@ -83,7 +83,7 @@ def _checked(model: DiffusionModel) -> UNetModule:
         if holds:
             raise ValueError(f"diffusers' ConsistencyModelPipeline cannot hold this model: {reason}")
     assert isinstance(network, UNetModule)
-    if network.spec.extra or network.spec.time_input != "log_sigma":
+    if network.spec.extra or network.spec.time_input != "log_sigma" or network.spec.multipliers[0] != 1:
         raise ValueError(
             "diffusers' UNet2DModel cannot hold this network: it has other inputs than noise level and label"
         )
@@ -143,11 +143,13 @@ def unet_weights(network: UNetModule) -> dict[str, Tensor]:
         owner, _, kind = name.rpartition(".")
         if owner == "label_emb":
             renamed["class_embedding.weight"] = tensor[: network.outside.classes]
-        elif owner.endswith(".qkv"):
-            for part, piece in zip("qkv", tensor.flatten(1).squeeze(1).chunk(3), strict=True):
-                renamed[f"{homes[owner]}.to_{part}.{kind}"] = piece
-        elif owner.endswith(".proj_out"):
-            renamed[f"{homes[owner]}.{kind}"] = tensor.flatten(1).squeeze(1)
+        elif owner.endswith((".qkv", ".proj_out")):  # 1×1 convolutions there, linear layers here
+            flat = tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
+            if owner.endswith(".qkv"):
+                for part, piece in zip("qkv", flat.chunk(3)):
+                    renamed[f"{homes[owner]}.to_{part}.{kind}"] = piece
+            else:
+                renamed[f"{homes[owner]}.{kind}"] = flat
         else:
             renamed[f"{homes[owner]}.{kind}"] = tensor
     return {k: v.clone() for k, v in renamed.items()}

@@ -12,7 +12,7 @@ from fewstep.training.optimizers import AdamW
 
 def recipe() -> Run:
     """EDM training on 80 % of the images of data.path."""
-    network = UNet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), head_channels=32, groups=16)
+    network = UNet(channels=16, multipliers=(1, 2, 4), blocks=1, attention=(4,), head_channels=16, groups=8)
     return Run(
         data=Idx(),
         method=Diffusion(),

@@ -90,19 +90,20 @@ def guarded_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for p in parameters:
         assert p.grad is not None
         p.grad = torch.where(bad, torch.zeros_like(p.grad), p.grad)
-    tensors = [p.detach() for p in parameters]
-    state = [t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)]
-    before = [t.clone() for t in tensors + state]
-    first = not state
+    fresh = [p for p in parameters if not optimizer.state[p]]
+    tensors = [p.detach() for p in parameters] + _state(optimizer, parameters)
+    before = [t.clone() for t in tensors]
     optimizer.step()
-    if first:  # the state was made by this very step: to undo it is to make it zero
-        state = [t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)]
-        before += [torch.zeros_like(t) for t in state]
-    now = tensors + state
-    for t, old in zip(now, before, strict=True):
+    made = _state(optimizer, fresh)  # state that this very step made: to undo it is to make it zero
+    for t, old in zip(tensors + made, before + [torch.zeros_like(t) for t in made]):
         t.lerp_(old, bad.to(t))
+
+
+def _state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)]

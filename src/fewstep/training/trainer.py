@@ -99,6 +99,7 @@ class Trainer:
                 values: dict[str, Tensor | float] = {}
                 for i, update in enumerate(self.method.updates(clock)):
                     values |= self._apply(update, clock, i)
+                values["skipped"] = self.flags[step % WINDOW].float()
                 self.method.after_step(self.nets, clock)
                 self._average()
                 last, stop = done == config.steps, self._stop  # a signal that comes later belongs to the next step
@@ -163,7 +164,7 @@ class Trainer:
             guarded_step(self.optimizers[name], bad)
             self.optimizers[name].zero_grad(set_to_none=True)
         self.flags[clock.step % WINDOW] |= bad
-        return {**sums, f"norm.{'+'.join(update.trains)}": norm, "rate": factor, "skipped": bad.float()}
+        return {**sums, f"norm.{'+'.join(update.trains)}": norm, "rate": factor}
 
     def _average(self) -> None:
         for name in self.method.exports:
