@@ -41,14 +41,14 @@ class Gaussian:
         )
 
     def step_gain(self, t, s):
-        """One first-order step of the exact denoiser multiplies y by (alpha_s alpha_t std² + sigma_s sigma_t)/spread_t²."""
+        """What one first-order step does to y: (alpha_s alpha_t std² + sigma_s sigma_t)/spread_t²."""
         p = self.process
         return (p.alpha(s) * p.alpha(t) * self.std**2 + p.sigma(s) * p.sigma(t)) / self.spread(t) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class FiniteData:
-    """x0 uniform on the rows of `points`: E[x0 | x_t] is their average with weights softmax(-‖x_t - alpha x‖²/2 sigma²)."""
+    """x0 uniform on the rows of `points`: E[x0 | x_t] averages them by softmax(-‖x_t - alpha x‖²/2 sigma²)."""
 
     process: object
     points: torch.Tensor

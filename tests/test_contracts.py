@@ -18,8 +18,8 @@ from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.run import Run
-from fewstep.training.optimizers import Sgd
 from fewstep.training.config import TrainerConfig
+from fewstep.training.optimizers import Sgd
 from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml, to_yaml
 
@@ -140,7 +140,7 @@ class TestMethod:
             sampler = trainer.method.sampler(clock, name)
             made = model.trained(trainer.exported(name), sampler, trainer.method.guidance(), {}, {})
             calls = []
-            made.denoiser.network.register_forward_pre_hook(lambda *_: calls.append(1))
+            made.denoiser.network.register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
             images = made.generate(num=4, steps=2)
             assert len(calls) == made.evaluations(sampler.with_steps(2))
             assert images.shape == (4, *digits.shape)

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
@@ -109,7 +110,11 @@ class Choice:
         from pydantic_core import InitErrorDetails, PydanticCustomError
 
         hints = get_type_hints(cls, include_extras=True)
-        names = {f.name: (hints[f.name], ...) for f in dataclasses.fields(cls) if f.name in fields}  # type: ignore[arg-type]
+        names = {
+            f.name: (hints[f.name], ...)
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if f.name in fields or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+        }
         own = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
         model = create_model(cls.__name__, __config__=config, **names)  # type: ignore[call-overload]

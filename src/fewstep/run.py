@@ -1,25 +1,25 @@
 """`Run`: what one training run is made of, and `distil`, which carries it out."""
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fewstep.metrics.classifier  # noqa: F401  its classes can be named in run files
-from fewstep.choice import Choice, Share
+from fewstep.choice import Choice, Share, kind_of
 from fewstep.data.source import Dataset, Source
 from fewstep.data.stream import Stream
 from fewstep.errors import RefusedError
-from fewstep.files import write_bytes, write_json
+from fewstep.files import read_json, write_bytes, write_json
 from fewstep.learning.method import Method
+from fewstep.metrics.classifier import Classification, Classifier
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.training.checkpoint import Checkpoints, Lock
 from fewstep.training.config import TrainerConfig, difference
 from fewstep.training.health import Health
 from fewstep.training.trainer import Trainer, Watch
-from fewstep.yaml import from_yaml, to_yaml
+from fewstep.yaml import read_yaml, to_yaml
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,26 @@ def distil(
         classes = dataset.classes if dataset.labels is not None else 0
         model = run.teacher.load(dataset.shape, classes, run.trainer.seed)
         begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
+        if isinstance(model, Classifier) != isinstance(run.method, Classification):
+            raise ValueError(f"{kind_of(type(run.method))} does not train the model of teacher={run.teacher.dump()}")
         nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
+        stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
+        trainer = Trainer(run.method, nets, stream, run.trainer, folder)
         if restart:
+            for name in run.method.exports:
+                shutil.rmtree(folder / name, ignore_errors=True)
             for name in ("status.json", "log.jsonl"):  # first: a restart that is cut must not pass for the old run
                 (folder / name).unlink(missing_ok=True)
             Checkpoints(folder / "checkpoints").discard_all()
         write_bytes(folder / "run.yaml", to_yaml(run.dump()).encode())
-        stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
-        trainer = Trainer(run.method, nets, stream, run.trainer, folder)
         teacher = model if isinstance(run.teacher, Saved) else None
         health = Health(run.method, nets, stream, held_out(run.data), teacher, trainer.device)
         trainer.fit(watch, health, say)
         _save(run, folder, model, trainer, stream)
         return True
     finally:
+        if [path.name for path in folder.iterdir()] == [".lock"]:  # it never began
+            shutil.rmtree(folder)
         lock.release()
 
 
@@ -105,7 +111,9 @@ def _finished(run: Run, folder: Path) -> bool:
     path = folder / "run.yaml"
     if not path.is_file():
         return False
-    old, new = from_yaml(path.read_text(encoding="utf-8"), str(path)), run.dump()
+    old, new = read_yaml(path), run.dump()
+    if not isinstance(old, dict) or not isinstance(old.get("trainer"), dict):
+        raise RefusedError(f"{path} is no run file; --restart begins again")
     for free in TrainerConfig.free:
         old.get("trainer", {}).pop(free, None)
         new["trainer"].pop(free, None)
@@ -114,5 +122,8 @@ def _finished(run: Run, folder: Path) -> bool:
             f"{folder} holds a run with another configuration: {difference(old, new)}; "
             "choose another name=, or --restart to begin again"
         )
-    status = folder / "status.json"
-    return status.is_file() and json.loads(status.read_text(encoding="utf-8"))["state"] == "finished"
+    try:
+        status = read_json(folder / "status.json")
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(status, dict) and status.get("state") == "finished"

@@ -25,7 +25,15 @@ STRIDES = (
     "method.solver_steps=4",
 )
 TEACHER = ("train", "digits_teacher", *NETWORK, "data.limit=64", *LOOP, *STRIDES)
-STUDENT = ("train", "digits_cd", "teacher=runs/tiny", "data.limit=64", *LOOP)
+STUDENT = (
+    "train",
+    "digits_cd",
+    "teacher=runs/tiny",
+    "data.limit=64",
+    *LOOP,
+    "method=easy_consistency",
+    "method.solver=heun",
+)
 
 
 class Ended(NamedTuple):

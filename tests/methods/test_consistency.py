@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tests.oracles import Exact, Gains, Gaussian, batch_of
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.process import VarianceExploding
@@ -16,7 +17,6 @@ from fewstep.learning.method import Clock
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.methods.easy_consistency import EasyConsistency
-from tests.oracles import Exact, Gains, Gaussian, batch_of
 
 VE = VarianceExploding()
 DATA = Gaussian(VE, std=0.5)

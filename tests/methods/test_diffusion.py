@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.oracles import Gaussian, batch_of
 from torch import nn
 
 from fewstep.diffusion.denoiser import Denoiser
@@ -9,7 +10,6 @@ from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, SamplePredict
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from fewstep.learning.method import Clock
 from fewstep.methods.diffusion import Diffusion
-from tests.oracles import Gaussian, batch_of
 
 CLOCK = Clock(0, 100, 64)
 

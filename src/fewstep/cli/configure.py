@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.choice import did_you_mean
-from fewstep.yaml import from_yaml
+from fewstep.yaml import from_yaml, read_yaml
 
 if TYPE_CHECKING:
     from fewstep.run import Run
@@ -35,7 +35,7 @@ def configured(recipe: str, overrides: Sequence[str], plugins: Sequence[str] = (
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise FileNotFoundError(f"no run file {path}")
-        plain = from_yaml(path.read_text(encoding="utf-8"), str(path))
+        plain = read_yaml(path)
         if not isinstance(plain, dict):
             raise ValueError(f"{path} is no run file: it does not hold named values")
         name = path.parent.name if path.name == "run.yaml" else path.stem
@@ -52,7 +52,7 @@ def configured(recipe: str, overrides: Sequence[str], plugins: Sequence[str] = (
             name = value
         else:
             _set(plain, key.split("."), from_yaml(value, override))
-    if not name or Path(name).name != name:
+    if not name or Path(name).name != name or name == "..":
         raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {RUNS}/")
     return Run.parse(plain), RUNS / name
 

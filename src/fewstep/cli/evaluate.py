@@ -24,13 +24,15 @@ def evaluate(
     Example: fewstep evaluate runs/demo --reference digits --steps 2
     """
     from fewstep.cli.configure import source_of
-    from fewstep.cli.images import read_images
+    from fewstep.cli.images import check_place, read_images
     from fewstep.files import read_json, write_json
     from fewstep.metrics.evaluation import row
     from fewstep.metrics.protocol import Reference, comparable, find_judge
     from fewstep.models.bundle import load
     from fewstep.report.run_report import COLUMNS, table
 
+    if out is not None:
+        check_place(out, (".json",))
     dataset = source_of(reference).dataset()
     judge = Reference.of(dataset, find_judge(features, dataset.shape))
     path = Path(what)
@@ -56,6 +58,8 @@ def evaluate(
     results = [result]
     if against is not None:
         earlier = read_json(against)
+        if not isinstance(earlier, dict) or not isinstance(earlier.get("protocol"), dict):
+            raise ValueError(f"{against} is no result of fewstep evaluate --out")
         if reason := comparable(earlier["protocol"], result["protocol"]):
             raise ValueError(f"{against} was measured under another protocol and cannot be compared: {reason}")
         results.append(earlier)

@@ -18,6 +18,7 @@ def export(
     Example: fewstep export runs/demo --to diffusers
     """
     from fewstep.choice import did_you_mean
+    from fewstep.cli.images import check_place
 
     if to != "diffusers":
         raise ValueError(f"no format {to!r}{did_you_mean(to, ['diffusers'])}")
@@ -27,5 +28,7 @@ def export(
     folder = out or Path(model) / to
     if out is None and not Path(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"
+    if not (folder / "fewstep.json").is_file():  # what is there is replaced: it must have been an export
+        check_place(folder)
     difference = export_diffusers(load(model, ema), folder)
     print(f"{folder}: loads in diffusers, largest pixel difference {difference:.1e}")

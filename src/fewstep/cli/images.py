@@ -2,6 +2,8 @@
 
 import io
 import math
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,20 @@ from torch import Tensor
 
 from fewstep.files import new_folder, write_bytes
 from fewstep.report.figures import grid_image, png
+
+
+def check_place(path: Path, suffixes: Sequence[str] = (".npz", ".png")) -> None:
+    """ValueError where no file (of these suffixes) or new folder can be written there, before the work is done."""
+    if parent := next((p for p in path.parents if p.exists() and not p.is_dir()), None):
+        raise ValueError(f"{path} cannot be written: {parent} is a file")
+    if path.suffix and path.suffix not in suffixes:
+        raise ValueError(f"{path}: expected a {' file, a '.join(suffixes)} file or a folder")
+    if path.suffix and path.is_dir():
+        raise ValueError(f"{path} is a folder")
+    if not path.suffix and path.is_file():
+        raise ValueError(f"{path} is a file; choose another name")
+    if not path.suffix and path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} is a folder with files in it; choose a new one")
 
 
 def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
@@ -26,10 +42,6 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
         columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
         zoom = max(1, 640 // (columns * (images.shape[-1] + 1)))
         write_bytes(path, png(grid_image(images, columns, zoom)))
-    elif path.suffix:
-        raise ValueError(f"{path}: images go to a .npz file, a .png file or a folder")
-    elif path.exists() and any(path.iterdir()):
-        raise ValueError(f"{path} is a folder with files in it; choose a new one")
     else:
         with new_folder(path) as beside:
             for i, image in enumerate(images):
@@ -45,12 +57,14 @@ def read_images(path: Path) -> tuple[Tensor, Tensor | None]:
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                pixels = arrays["arr_0"]
-                labels = torch.from_numpy(arrays["arr_1"].astype(np.int64)) if "arr_1" in arrays else None
-        except (KeyError, ValueError, OSError, EOFError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise ValueError(f"{path} is no .npz file of images: {error}") from None
+                pixels, numbers = arrays["arr_0"], arrays.get("arr_1")
+        except FileNotFoundError:
+            raise
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+            raise ValueError(f"{path} is damaged or no .npz file with images as arr_0") from None
+        if numbers is not None and (numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer)):
+            raise ValueError(f"{path}: arr_1 must be (n,) whole numbers, got {numbers.shape} {numbers.dtype}")
+        labels = None if numbers is None else torch.from_numpy(numbers.astype(np.int64))
         if pixels.ndim != 4 or pixels.dtype != np.uint8:
             raise ValueError(
                 f"{path}: arr_0 must be (n, height, width, channels) uint8, got {pixels.shape} {pixels.dtype}"
@@ -63,8 +77,11 @@ def read_images(path: Path) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"{path} holds no images (PNG, JPEG or WebP)")
     pictures = []
     for file in files:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
-            pictures.append(np.atleast_3d(np.asarray(image if image.mode == "L" else image.convert("RGB"))))
+        try:
+            with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+                pictures.append(np.atleast_3d(np.asarray(image if image.mode == "L" else image.convert("RGB"))))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{file} is damaged or no image: {error}") from None
         if pictures[-1].shape != pictures[0].shape:
             raise ValueError(
                 f"mixed sizes in {path}: {files[0].name} is {pictures[0].shape}, {file.name} {pictures[-1].shape}"

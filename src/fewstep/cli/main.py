@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
 from fewstep import __version__
@@ -44,16 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    words = [word for word in words if word != "--debug"]
+    if words in ([], ["data"]):
+        words.append("--help")
     try:
-        code = app([w for w in words if w != "--debug"], standalone_mode=False)
-    except (click.ClickException, ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        code = app(words, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
         if debug:
             raise
         for line in lines_of(error):
             print(f"error: {line}", file=sys.stderr)
         code = code_of(error)
-    except (KeyboardInterrupt, click.Abort):
-        code = 130
     sys.exit(code or 0)
 
 
@@ -65,7 +67,7 @@ def code_of(error: BaseException) -> int:
         return 4
     if out_of_memory(error):
         return 5
-    return 1 if isinstance(error, RuntimeError) else 2
+    return 2 if isinstance(error, ValueError | OSError | ImportError | typer.TyperException) else 1
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -76,17 +78,25 @@ def out_of_memory(error: BaseException) -> bool:
 
 def lines_of(error: BaseException) -> list[str]:
     """One line per error: a run file's all at once, each with its dotted path."""
-    if isinstance(error, click.ClickException):
-        return [error.format_message()]
+    if isinstance(error, typer.TyperException):
+        return [" ".join(error.format_message().split())]
     if out_of_memory(error):
         return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
     details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it
     if callable(details):
         return [
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']} (got {e['input']!r})" for e in details()
+            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg'].removeprefix('Value error, ')}"
+            f"{_got(e['input'])}"
+            for e in details()
         ]
-    if isinstance(error, RuntimeError) and not isinstance(error, DivergedError):
+    if code_of(error) == 1:
         return [f"{type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"]
     if isinstance(error, OSError) and error.filename is not None:
         return [f"{error.filename}: {error.strerror}"]
     return [" ".join(str(error).split())]
+
+
+def _got(value: object) -> str:
+    """What was given, where it is short enough to help."""
+    text = repr(value)
+    return f" (got {text})" if len(text) <= 80 else ""

@@ -36,7 +36,7 @@ def sample(
     import torch
 
     from fewstep.choice import did_you_mean
-    from fewstep.cli.images import write_images
+    from fewstep.cli.images import check_place, write_images
     from fewstep.metrics.evaluation import samples
     from fewstep.models.bundle import load
     from fewstep.training.config import pick_device
@@ -44,6 +44,9 @@ def sample(
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"no dtype {dtype!r}{did_you_mean(dtype, list(dtypes))}")
+    if times is not None and steps is not None:
+        raise ValueError("--times says how many steps there are: give it without --steps")
+    check_place(out)
     loaded = load(model, ema).to(pick_device(device), dtypes[dtype])
     wanted = None if labels is None else _labels(labels)
     if wanted is not None and num is not None and num != len(wanted):
@@ -93,7 +96,7 @@ def _sampler(model: DiffusionModel, name: str | None, times: str | None) -> Samp
     except ValueError:
         raise ValueError(f"--times {times!r}: expected numbers with commas between them") from None
     top = model.denoiser.process.t_max
-    if abs(points[0] - top) > 1e-6 * top:
+    if not abs(points[0] - top) <= 1e-6 * top:
         raise ValueError(f"--times must begin at {top:g}, where this model's noise begins, got {points[0]:g}")
     grid = Explicit((points[1:],), end=chosen.times.end)
     return replace(chosen, steps=len(points), times=grid)  # type: ignore[type-var]

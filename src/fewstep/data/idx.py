@@ -1,6 +1,7 @@
 """IDX files: MNIST and its kin (Fashion-MNIST, KMNIST, EMNIST), plain or gzipped."""
 
 import gzip
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -94,13 +95,15 @@ def _header(file: Path) -> tuple[int, ...] | None:
 def _read(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     sizes = _header(file)
     assert sizes is not None
-    wanted = int(np.prod(sizes, dtype=np.int64))
+    wanted, content = math.prod(sizes), bytearray()
     try:
         with _open(file) as stream:  # type: ignore[attr-defined]
             stream.read(4 + 4 * len(sizes))
-            content = stream.read(wanted + 1)
+            # In pieces: a forged header must not reserve more memory than the file has bytes.
+            while len(content) <= wanted and (part := stream.read(min(1 << 24, wanted + 1 - len(content)))):
+                content += part
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from None
     if len(content) != wanted:
         raise ValueError(f"{file} is cut off or too long: its header announces {wanted} bytes, it has {len(content)}")
-    return np.frombuffer(content, np.uint8).reshape(sizes).copy()
+    return np.frombuffer(content, np.uint8).reshape(sizes)

@@ -33,6 +33,10 @@ class Process(Choice, ABC):
     t_min: float
     t_max: float
 
+    def __post_init__(self) -> None:
+        if not self.t_min < self.t_max:
+            raise ValueError(f"t_min={self.t_min:g} must be below t_max={self.t_max:g}")
+
     @abstractmethod
     def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
         """alpha, sigma and their derivatives alpha', sigma' at t."""

@@ -57,7 +57,7 @@ class Ode(Sampler):
     solver: Solver = dataclasses.field(default_factory=Heun)
     churn: NonNegative = 0.0
     churn_min: NonNegative = 0.0
-    churn_max: NonNegative = math.inf
+    churn_max: NonNegative | None = None
     churn_noise: NonNegative = 1.0
 
     @property
@@ -79,7 +79,9 @@ class Ode(Sampler):
     def _stirred(self, process: Process, x: Sample, t: Time, draws: Draws) -> tuple[Sample, Time]:
         r = process.sigma(t) / process.alpha(t)
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
-        inside = (r >= self.churn_min) & (r <= self.churn_max) & (r < 1e8)  # beyond it alpha is 0 up to rounding
+        inside = (
+            (r >= self.churn_min) & (r <= (math.inf if self.churn_max is None else self.churn_max)) & (r < 1e8)
+        )  # beyond it alpha is 0 up to rounding
         up = torch.where(inside, process.time_of(torch.atan(r * (1 + gamma))), t)
         noise = self.churn_noise * draws.normal(*x.shape[1:]).to(x)
         stirred = renoised(process, x, noise, t, up)

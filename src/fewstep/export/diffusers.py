@@ -34,6 +34,7 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
     """
     network = _checked(model)
     try:
+        import diffusers
         from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
     except ImportError:
         raise ImportError("the export needs diffusers: pip install 'fewstep[diffusers]'") from None
@@ -53,7 +54,8 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
         write_json(beside / "fewstep.json", {"steps": model.sampler.steps, "card": model.card})
         for file in beside.rglob("*.safetensors"):
             file.chmod(0o644)
-        again = ConsistencyModelPipeline.from_pretrained(beside)
+        diffusers.utils.logging.disable_progress_bar()
+        again = ConsistencyModelPipeline.from_pretrained(beside, low_cpu_mem_usage=False)
         again.set_progress_bar_config(disable=True)
         difference = max(_difference(model, again, steps) for steps in (1, 2))
         if not difference <= TOLERANCE:
@@ -176,9 +178,9 @@ def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) 
     denoiser: Denoiser = model.denoiser.cpu().eval()
     labels = model.conditioner.labels(0, num)
     cond = Cond() if labels is None else model.conditioner(labels)
-    noise = torch.randn(num, *model.shape, generator=torch.Generator().manual_seed(1))
     # The sampler's own way, with the noise that the pipeline will draw from a generator of the same seed.
-    draws = torch.Generator().manual_seed(2)
+    draws = torch.Generator().manual_seed(1)
+    noise = torch.randn(num, *model.shape, generator=draws)
     process = denoiser.process
     first, *others, end = (t.expand(num) for t in model.sampler.times(process, steps))
     x = denoiser(process.prior(noise), first, cond)
@@ -189,8 +191,7 @@ def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) 
         batch_size=num,
         class_labels=labels,
         num_inference_steps=steps,
-        latents=noise,
-        generator=torch.Generator().manual_seed(2),
+        generator=torch.Generator().manual_seed(1),
         output_type="pt",
     ).images
     return (mine - theirs).abs().max().item()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.choice import Share
+from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import Ode, Sampler
@@ -26,7 +26,7 @@ class Diffusion(Method):
 
     density: Density = dataclasses.field(default_factory=LogNormal)
     label_dropout: Share = 0.1
-    solver_steps: int = 18
+    solver_steps: Count = 18
 
     @dataclass
     class Nets:

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.choice import Choice, Count, NonNegative, Share
-from fewstep.files import load_tensors, new_folder, read_json, save_tensors, sha256, write_json
+from fewstep.files import load_tensors, new_folder, save_tensors, sha256, write_json
 from fewstep.learning.batch import Batch
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
-from fewstep.models.bundle import FORMAT, WEIGHTS
+from fewstep.models.bundle import FORMAT, WEIGHTS, read_description
 from fewstep.models.codec import Codec, Pixels
 from fewstep.models.conditioner import Conditioner, Labels
 from fewstep.models.source import ModelSource
@@ -127,9 +127,15 @@ def load_classifier(folder: Path) -> Classifier:
     folder = folder / "student" if (folder / "student" / "model.json").is_file() else folder
     if not (folder / "model.json").is_file():
         raise FileNotFoundError(f"{folder} holds no classifier: it has no model.json")
-    described = read_json(folder / "model.json")
-    if "classifier" not in described:
-        raise ValueError(f"{folder} holds no classifier but another kind of model")
+    described = read_description(folder / "model.json", "classifier", f"{folder} holds no classifier")
+    try:
+        return _described(folder, described)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__} {str(error).splitlines()[-1].strip()}"
+        raise ValueError(f"{folder / 'model.json'} is damaged or does not fit its weights: {reason}") from None
+
+
+def _described(folder: Path, described: dict[str, Any]) -> Classifier:
     shape, classes = tuple(described["shape"]), described["classes"]
     network = ClassifierNetwork.parse(described["classifier"]).build(shape, classes)
     network.load_state_dict(load_tensors(folder / WEIGHTS), strict=True)

@@ -39,7 +39,12 @@ def row(
     images, labels, rate = samples(model, num, seed, sampler=sampler)
     quality = reference.quality(images, labels, seed=seed, ema=model.card.get("ema"))
     solver = kind_of(type(sampler.solver)) if isinstance(sampler, Ode) else kind_of(type(sampler))
-    head = {"model": name, "solver": solver, "steps": sampler.steps, "evaluations": evaluations or sampler.evaluations}
+    head = {
+        "model": name,
+        "solver": solver,
+        "steps": sampler.steps,
+        "evaluations": evaluations or model.evaluations(sampler),
+    }
     protocol = quality.pop("protocol") | {"sampler": sampler.dump()}
     return head | quality | {"images_per_second": round(rate, 1), "protocol": protocol}
 
@@ -50,11 +55,11 @@ def ode_rows(
     """For each number of evaluations the best of the solvers with as many steps as it allows."""
     rows = []
     for evaluations in allowed:
-        tried = {}
+        tried: dict[Solver, Ode] = {}
         for solver in SOLVERS:
-            steps = max(n for n in range(1, evaluations + 1) if Ode(n, solver=solver).evaluations <= evaluations)
-            solver = solver if steps > 1 else SOLVERS[0]  # one step is the same for all: it ends at the data
-            tried[solver] = Ode(steps, Karras(), solver)
+            fitting = [n for n in range(1, evaluations + 1) if model.evaluations(Ode(n, solver=solver)) <= evaluations]
+            if fitting and (fitting[-1] > 1 or not tried):  # one step is the same for all: it ends at the data
+                tried[solver] = Ode(fitting[-1], Karras(), solver)
         found = [row(name, model, sampler, reference, num, seed, evaluations) for sampler in tried.values()]
         rows.append(min(found, key=lambda r: r["frechet"]))
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.data.source import Dataset
+from fewstep.data.source import Dataset, check_labels
 from fewstep.metrics.classifier import Classifier, load_classifier
 from fewstep.metrics.diversity import diversity
 from fewstep.metrics.frechet import frechet_distance
@@ -37,6 +37,10 @@ class Reference:
 
     def quality(self, images: Tensor, labels: Tensor | None, **protocol: Any) -> dict[str, Any]:
         """frechet, confirmed and diversity (fractions; None without labels) of images in [0, 1], and the protocol."""
+        if labels is not None:
+            if labels.shape != images.shape[:1]:
+                raise ValueError(f"{len(labels)} labels for {len(images)} images")
+            check_labels(labels, self.judge.classes, "labels")
         images = rounded(images)
         features, seen = self.judge.measure(images)
         if labels is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,12 @@ class DiffusionModel:
         chosen = sampler or self.sampler
         chosen = chosen if steps is None else chosen.with_steps(steps)
         chosen.times(self.denoiser.process, chosen.steps)  # a grid that cannot be made fails before the first image
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        if labels is not None:
+            if not self.conditioner.classes:
+                raise ValueError("this model knows no labels")
+            self.conditioner(labels)  # all of them, before the first image
         denoise = self._guided(guidance)
         batch = batch or max(16, min(256, 32768 // (self.shape[-1] * self.shape[-2])))
         for first in range(0, num, batch):
@@ -140,6 +147,8 @@ class DiffusionModel:
 
     def _guided(self, guidance: float | None) -> Denoise:
         kind, default = self.guidance.kind, self.guidance.default
+        if guidance is not None and not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         if guidance is not None and kind in ("none", "fixed") and guidance != default:
             reason = "has no unconditional side" if kind == "none" else f"was distilled at guidance {default:g}"
             raise ValueError(f"this model {reason}: guidance {guidance:g} cannot be applied")
@@ -152,6 +161,9 @@ class DiffusionModel:
         """Writes model.json and the weights, and loads them again; the folder appears whole or not at all."""
         d = self.denoiser
         spec: Network = d.network.spec  # type: ignore[assignment]
+        for name, tensor in d.network.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} holds numbers that are not finite; such a model is not saved")
         with new_folder(Path(folder)) as beside:
             save_tensors(beside / WEIGHTS, d.network.state_dict())
             for name, tensors in self.variants.items():
@@ -184,16 +196,31 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
     path = folder / "model.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no model.json")
+    described = read_description(path, "network", f"{path} does not describe a diffusion model")
+    try:
+        return _described(folder, described, weights)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
+
+
+def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
+    """model.json of a kind of model that has `key`; ValueError where it is another kind, damaged or newer."""
     described = read_json(path)
-    if not isinstance(described, dict) or "network" not in described:
-        raise ValueError(f"{path} does not describe a diffusion model")
-    if described.get("format", 0) > FORMAT:
-        raise ValueError(f"{path} has format {described['format']}, newer than this fewstep knows ({FORMAT})")
+    if not isinstance(described, dict) or key not in described:
+        raise ValueError(otherwise)
+    if not isinstance(found := described.get("format"), int):
+        raise ValueError(f"{path} is damaged: it has no format")
+    if found > FORMAT:
+        raise ValueError(f"{path} has format {found}, newer than this fewstep knows ({FORMAT})")
+    return described
+
+
+def _described(folder: Path, described: dict[str, Any], weights: str | None) -> DiffusionModel:
     shape = tuple(described["shape"])
     conditioner = Conditioner.parse(described["conditioner"])
     network = Network.parse(described["network"]).build(Outside(shape, conditioner.classes, conditioner.null))
     assert isinstance(network, torch.nn.Module)
-    file = WEIGHTS if weights is None else f"model-{weights}.safetensors"
+    file = WEIGHTS if weights in (None, str(described["card"].get("ema"))) else f"model-{weights}.safetensors"
     if file not in described["weights"]:
         known = [name[6:-12] for name in described["weights"] if name != WEIGHTS]
         raise ValueError(f"{folder} has no weights {weights!r}; it has: {', '.join(known) or 'only its own'}")
@@ -206,6 +233,9 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
         raise ValueError(
             f"{folder / file} does not fit its model.json: {str(error).splitlines()[-1].strip()}"
         ) from None
+    guidance = Guidance(**described["guidance"])
+    if guidance.kind not in ("doubled", "input", "fixed", "none"):
+        raise ValueError(f"{folder} has guidance of an unknown kind: {guidance.kind!r}")
     process, own = Process.parse(described["process"]), Process.parse(described["own"])
     denoiser = Denoiser(network, process, Parameterization.parse(described["parameterization"]), own).eval()
     return DiffusionModel(
@@ -214,7 +244,7 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
         conditioner,
         shape,
         Sampler.parse(described["sampler"]),
-        Guidance(**described["guidance"]),
+        guidance,
         described["card"],
     )
 

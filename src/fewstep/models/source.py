@@ -30,10 +30,16 @@ class ModelSource(Choice, ABC):
 
     @classmethod
     def _chosen(cls, value: Any) -> tuple[type[Self], dict[str, Any]]:
-        if isinstance(value, str) and value not in cls.kinds():
-            value = {"kind": "saved", "path": value}
-        elif isinstance(value, Mapping) and "kind" not in value and "path" in value:
-            value = {"kind": "saved", **value}
+        names = {name.replace("_", "") for name in cls.kinds()}
+        if isinstance(value, str):
+            value = {"kind": value}
+        if isinstance(value, Mapping):
+            kind = value.get("kind", "saved" if "path" in value else None)
+            if isinstance(kind, str) and kind.replace("_", "").replace("-", "").lower() not in names:
+                value = {"path": kind, **value, "kind": "saved"}  # `teacher=runs/x teacher.ema=0.999`
+            if isinstance(ema := value.get("ema"), float | int):
+                value = {**value, "ema": f"{ema:g}"}
+            value = {**value, "kind": value.get("kind", kind)}
         return super()._chosen(value)
 
 

@@ -42,6 +42,8 @@ class UNet(Network):
     known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
 
     def build(self, outside: Outside) -> NetworkModule:
+        if unknown := set(self.extra) - self.known:
+            raise ValueError(f"a U-Net has no input {', '.join(sorted(unknown))}; known: {sorted(self.known)}")
         factor = 2 ** (len(self.multipliers) - 1)
         if len(outside.shape) != 3 or any(n % factor for n in outside.shape[1:]):
             raise ValueError(

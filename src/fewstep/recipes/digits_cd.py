@@ -1,9 +1,8 @@
 """The demo: the shipped digits teacher becomes a student of 1 to 4 evaluations."""
 
 from fewstep.data.digits import Digits
-from fewstep.diffusion.solvers import Heun
 from fewstep.learning.schedules import Cosine
-from fewstep.methods.easy_consistency import EasyConsistency
+from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.models.source import Saved
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
@@ -11,12 +10,13 @@ from fewstep.training.optimizers import AdamW
 
 
 def recipe() -> Run:
-    """Easy consistency with the teacher's step."""
+    """Consistency distillation with the teacher's Heun step, without dropout."""
     return Run(
         data=Digits(),
-        method=EasyConsistency(solver=Heun()),
+        method=ConsistencyDistillation(),
         teacher=Saved("digits_teacher"),
+        dropout=0.0,
         trainer=TrainerConfig(
-            steps=1000, optimizer=AdamW(lr=5e-4), schedule=Cosine(warmup=50), ema=(0.98,), save_every=250
+            steps=500, optimizer=AdamW(lr=1e-3), schedule=Cosine(warmup=50), ema=(0.98,), save_every=250
         ),
     )

@@ -1,9 +1,8 @@
 """A few-step student of the recipe mnist_teacher."""
 
 from fewstep.data.idx import Idx
-from fewstep.diffusion.solvers import Heun
 from fewstep.learning.schedules import Cosine
-from fewstep.methods.easy_consistency import EasyConsistency
+from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.models.source import Saved
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
@@ -11,12 +10,12 @@ from fewstep.training.optimizers import AdamW
 
 
 def recipe() -> Run:
-    """Easy consistency with the teacher's step, on 80 % of the images of data.path."""
+    """Consistency distillation on 80 % of the images of data.path."""
     return Run(
         data=Idx(),
-        method=EasyConsistency(solver=Heun()),
+        method=ConsistencyDistillation(),
         teacher=Saved("runs/mnist_teacher"),
         trainer=TrainerConfig(
-            steps=1000, batch=64, optimizer=AdamW(lr=5e-4), schedule=Cosine(warmup=50), ema=(0.99,), save_every=250
+            steps=1000, batch=64, optimizer=AdamW(lr=1e-3), schedule=Cosine(warmup=50), ema=(0.99,), save_every=250
         ),
     )

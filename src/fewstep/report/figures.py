@@ -87,7 +87,9 @@ def _svg(figure: Any, axes: Any, title: str) -> str:
     out = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "fewstep", "svg.fonttype": "none"}):
         figure.tight_layout()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :]

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Lt
 
 from fewstep.choice import Choice, Count, Decay, Natural, NonNegative
 from fewstep.learning.schedules import Constant, Schedule
@@ -30,7 +31,7 @@ class TrainerConfig(Choice):
     clip: NonNegative = 1.0
     ema: tuple[Decay, ...] = (0.999,)
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
+    seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
     device: str = "auto"
     save_every: Natural = 500
     keep: Count = 2

@@ -60,6 +60,9 @@ class Trainer:
         self._numbers = [0] * WINDOW  # the first batch number of each step in the window
         self._stop: int | None = None
         self._trained: tuple[str, ...] | None = None
+        if unknown := sorted(set(config.optimizers) - set(method.trains)):
+            trained = ", ".join(method.trains)
+            raise ValueError(f"trainer.optimizers: the method trains {trained}, not {', '.join(unknown)}")
         kept = set(method.trains) | set(method.moves)
         for name, module in self.modules.items():
             module.to(self.device).train(name in kept).requires_grad_(name in method.trains)
