@@ -57,3 +57,8 @@ def test_an_image_of_the_reference_is_at_distance_zero():
     reference = images(64, seed=1)
     assert nearest(reference[10:20], reference).max() < 1e-6
     assert nearest(reference[:1] + 0.25, reference[:1]).item() == pytest.approx(0.25, rel=1e-6)
+
+
+def test_the_nearest_of_the_same_images_is_another_one():
+    images = torch.tensor([0.0, 0.1, 0.4]).view(3, 1, 1, 1)
+    assert torch.allclose(nearest(images, images), torch.tensor([0.1, 0.1, 0.3], dtype=torch.float64), atol=1e-7)

@@ -48,7 +48,9 @@ def demo(
     write_json(folder / "results.json", results)
     sections = [quality_section(results), *_pictures(teacher, student, results, reference, held_out, num, seed)]
     sections.insert(2, progress_section(folder))
-    page = write_report(folder, "fewstep demo", sections, results[0]["protocol"])
+    page = write_report(
+        folder, "fewstep demo", sections, {k: v for k, v in results[0]["protocol"].items() if k != "sampler"}
+    )
     print_table(COLUMNS, table(results))
     print(f"report: {page}\nresults: {folder / 'results.json'}\nstudent: {folder / 'student'}")
 
@@ -82,5 +84,5 @@ def _pictures(
         images = rounded(model.generate(num=min(num, 1000), sampler=sampler, seed=seed))
         distances[name] = nearest(images, reference.images), nearest(images, held_out.floats())
     fresh = held_out.floats()
-    distances["held-out images"] = nearest(fresh, reference.images), nearest(fresh, reference.images[: len(fresh)])
+    distances["held-out images"] = nearest(fresh, reference.images), nearest(fresh, fresh)
     return [samples_section(groups, columns=10), memory_section(distances)]

@@ -21,6 +21,11 @@ def diversity(images: Tensor, labels: Tensor) -> float:
 
 
 def nearest(images: Tensor, reference: Tensor, chunk: int = 1024) -> Tensor:
-    """For each image the root-mean-square pixel distance to the nearest of the reference, (n,)."""
+    """For each image the root-mean-square pixel distance to the nearest of the reference, (n,).
+
+    Where `reference` is `images` itself, to the nearest other one.
+    """
     a, b = images.flatten(1).double(), reference.flatten(1).double()
-    return torch.cat([torch.cdist(part, b).min(1).values for part in a.split(chunk)]) / a.shape[1] ** 0.5
+    place = 1 if reference is images else 0
+    found = [torch.cdist(part, b).topk(place + 1, largest=False).values[:, place] for part in a.split(chunk)]
+    return torch.cat(found) / a.shape[1] ** 0.5

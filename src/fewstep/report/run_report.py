@@ -59,9 +59,9 @@ def progress_section(folder: Path) -> Section:
     lines = read_log(folder / "log.jsonl")
     keys = list(lines[-1]) if lines else []
     losses = [k for k in keys if "." not in k and k not in ("step", "rate", "skipped")]
-    health = [k for k in keys if k.startswith("health.")]
+    health = [k for k in keys if k.startswith("health.") and k != "health.held_out_loss"]
     figures = [
-        curves(lines, losses, "loss", log_scale=True),
+        curves(lines, [*losses, "health.held_out_loss"], "loss", log_scale=True),
         curves(lines, [k for k in keys if k.startswith("norm.")], "gradient norm", log_scale=True),
     ]
     if health:
