@@ -1,4 +1,11 @@
-"""The shipped teacher of scikit-learn's digits (8×8): a class-conditional EDM U-Net."""
+"""The shipped teacher of scikit-learn's digits (8×8): a class-conditional EDM U-Net of 0.83 M parameters.
+
+Made by `fewstep train digits_teacher`, then `python tools/ship.py runs/digits_teacher`: 8,000 steps, 40 minutes on one
+busy core (0.2 to 0.3 s a step), seed 0, 2026-11-21, torch 2.13.0. Measured with `fewstep demo` (2,000 samples, seed 0,
+in the features of digits_classifier; held-out images are at 33.2): Fréchet distance 4.06 with Heun and 35 evaluations,
+99.6 % confirmed, diversity 97.3 %. Its held-out loss is lowest near step 4,500 and 7 % higher at the end; the median
+distance of its samples to the nearest training image is 0.115, that of held-out images 0.132.
+"""
 
 from fewstep.data.digits import Digits
 from fewstep.learning.schedules import Cosine
@@ -19,7 +26,6 @@ def recipe() -> Run:
         teacher=Fresh(network=network),
         trainer=TrainerConfig(
             steps=8000,
-            batch=128,
             optimizer=AdamW(lr=1e-3, weight_decay=0.01),
             schedule=Cosine(warmup=200),
             ema=(0.999, 0.9995),

@@ -18,7 +18,7 @@ class TrainerConfig(Choice):
 
     batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by network, where one wants
     another than `optimizer`. clip: limit of the gradient's norm (0: none). ema: decays of the exported averages; the
-    first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. sample_every and
+    first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. save_every,
     health_every: 0 for never.
     """
 
@@ -37,7 +37,6 @@ class TrainerConfig(Choice):
     keep: Count = 2
     log_every: Count = 50
     health_every: Natural = 100
-    sample_every: Natural = 0
     max_skips: Natural = 10
 
     # What a resumed run may change: the result stays the same up to rounding (or does not depend on it at all).
@@ -48,7 +47,6 @@ class TrainerConfig(Choice):
         "keep",
         "log_every",
         "health_every",
-        "sample_every",
         "max_skips",
     )
 
