@@ -340,14 +340,11 @@ class TestGenerate:
 
     def test_no_labels_means_balanced_classes(self, model):
         assert torch.allclose(model.generate(num=13), model.generate([i % 10 for i in range(13)]), atol=1e-5)
-        parts = list(model.stream(num=47, batch=10))
-        assert [len(images) for images, _ in parts] == [10, 10, 10, 10, 7]
-        counts = torch.cat([labels for _, labels in parts]).bincount()
-        assert counts.tolist() == [5] * 7 + [4] * 3
+        assert model.conditioner.labels(0, 47).bincount().tolist() == [5] * 7 + [4] * 3
 
     def test_a_model_without_classes(self):
         model = made(classes=0)
-        assert [labels for _, labels in model.stream(num=3)] == [None]
+        assert model.conditioner.labels(0, 3) is None
         assert model.generate(num=3).shape == (3, 1, 8, 8)
 
     @pytest.mark.parametrize(

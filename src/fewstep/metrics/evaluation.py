@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fewstep.choice import kind_of
@@ -19,11 +18,11 @@ SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), Dpmpp2m())
 
 def samples(model: DiffusionModel, num: int, seed: int, **options: Any) -> tuple[Tensor, Tensor | None, float]:
     """`num` images in balanced classes, their labels, and images per second."""
+    labels = options.pop("labels", None)
+    labels = model.conditioner.labels(0, num) if labels is None else labels
     started = time.perf_counter()
-    parts = list(model.stream(num=num, seed=seed, **options))
-    rate = num / (time.perf_counter() - started)
-    labels = [part for _, part in parts if part is not None]
-    return torch.cat([images for images, _ in parts]), torch.cat(labels) if labels else None, rate
+    images = model.generate(labels, num=num, seed=seed, **options)
+    return images, labels, num / (time.perf_counter() - started)
 
 
 def row(

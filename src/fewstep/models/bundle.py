@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,21 +97,6 @@ class DiffusionModel:
             labels = torch.as_tensor(labels, dtype=torch.long)
             if num is not None and num != len(labels):
                 raise ValueError(f"{len(labels)} labels for {num} images")
-        parts = self.stream(labels, num=num, steps=steps, sampler=sampler, guidance=guidance, seed=seed, batch=batch)
-        return torch.cat([images for images, _ in parts])
-
-    def stream(
-        self,
-        labels: Tensor | None = None,
-        *,
-        num: int | None = None,
-        steps: int | None = None,
-        sampler: Sampler | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        batch: int | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The images of `generate` and their labels, in chunks as they are ready."""
         num = (16 if labels is None else len(labels)) if num is None else num
         if num < 1:
             raise ValueError(f"the number of images must be at least 1, got {num}")
@@ -122,16 +107,19 @@ class DiffusionModel:
         chosen.times(self.denoiser.process, chosen.steps)  # a grid that cannot be made fails before the first image
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        if labels is not None:
-            if not self.conditioner.classes:
-                raise ValueError("this model knows no labels")
-            self.conditioner(labels)  # all of them, before the first image
+        if labels is not None and not self.conditioner.classes:
+            raise ValueError("this model knows no labels")
+        labels = self.conditioner.labels(0, num) if labels is None else labels
+        self.conditioner(labels)  # all of them are checked before the first image
         denoise = self._guided(guidance)
         batch = batch or max(16, min(256, 32768 // (self.shape[-1] * self.shape[-2])))
+        parts = []
         for first in range(0, num, batch):
             rows = range(first, min(num, first + batch))
-            part = self.conditioner.labels(first, len(rows)) if labels is None else labels[first : first + batch]
-            yield self._chunk(denoise, chosen, part, Draws(seed, rows, stream="sample", device=self.device)), part
+            draws = Draws(seed, rows, stream="sample", device=self.device)
+            part = None if labels is None else labels[first : first + batch]
+            parts.append(self._chunk(denoise, chosen, part, draws))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def _chunk(self, denoise: Denoise, sampler: Sampler, labels: Tensor | None, draws: Draws) -> Tensor:

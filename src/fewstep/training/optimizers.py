@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ class OptimizerSpec(Choice, ABC):
 
 
 @dataclass(frozen=True)
-class AdamW(OptimizerSpec):
-    """AdamW in one fused kernel."""
+class AdamLike(OptimizerSpec, ABC):
+    """The options that the Adam family shares."""
 
     lr: Positive = 1e-3
     beta1: Decay = 0.9
@@ -30,34 +31,28 @@ class AdamW(OptimizerSpec):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
 
-    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
-        )
+    def options(self) -> dict[str, Any]:
+        """As PyTorch's optimizers take them."""
+        return {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay}
 
 
 @dataclass(frozen=True)
-class RAdam(OptimizerSpec):
+class AdamW(AdamLike):
+    """AdamW in one fused kernel."""
+
+    def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, fused=True, **self.options())
+
+
+@dataclass(frozen=True)
+class RAdam(AdamLike):
     """Rectified Adam (arXiv:1908.03265), the choice of the consistency papers."""
 
     lr: Positive = 1e-4
-    beta1: Decay = 0.9
-    beta2: Decay = 0.999
-    eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
 
     def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         on_gpu = parameters[0].device.type == "cuda"
-        return torch.optim.RAdam(
-            parameters,
-            lr=self.lr,
-            betas=(self.beta1, self.beta2),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            foreach=True,
-            capturable=on_gpu,
-        )
+        return torch.optim.RAdam(parameters, foreach=True, capturable=on_gpu, **self.options())
 
 
 @dataclass(frozen=True)
