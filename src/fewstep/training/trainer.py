@@ -110,8 +110,9 @@ class Trainer:
                     values |= probe(self.clock(step), {name: self.exported(name) for name in self.method.exports})
                 if log:
                     log.add(done, values)
-                due = done % config.log_every == 0 or last or stop is not None
-                save = checkpoints and (last or stop is not None or _every(done, config.save_every))
+                ends = last or stop is not None
+                due = ends or done % config.log_every == 0
+                save = checkpoints and (ends or (config.save_every and done % config.save_every == 0))
                 if due or save:
                     lines = log.flush() if log else []
                     if watch and lines:
@@ -283,10 +284,6 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _every(step: int, period: int) -> bool:
-    return bool(period) and step % period == 0
 
 
 def _flat(nested: Mapping[Any, Any], path: str = "") -> dict[str, Tensor]:
