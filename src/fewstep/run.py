@@ -102,8 +102,9 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
 
 
 def held_out(source: Source) -> Dataset | None:
-    """The test split of a source that trains on the other part; None where the run uses everything."""
-    return source.dataset("test") if source.split == "train" else None
+    """The test split of a source that trains on the other part; None where nothing is held out."""
+    found = source.dataset("test", empty=True) if source.split == "train" else None
+    return found if found is not None and len(found) else None
 
 
 def _finished(run: Run, folder: Path) -> bool:

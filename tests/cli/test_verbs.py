@@ -107,7 +107,7 @@ class TestData:
     def test_options(self, done):
         out = done("data", "check", "digits", "split=test", "fraction=0.5", "limit=20")
         assert "kept with these options: 20 (split test)" in out
-        assert Digits("test", 20, 0.5).dataset().fingerprint() in out
+        assert Digits(split="test", limit=20, fraction=0.5).dataset().fingerprint() in out
 
     def test_files_are_named(self, done, tmp_path):
         write_pair(tmp_path / "data", 40)
@@ -194,6 +194,11 @@ class TestSample:
         if sampler is not None:
             expected = load(f"runs/{model}").generate(num=10, sampler=sampler)
             assert np.array_equal(arrays("x.npz")["arr_0"][..., 0], (expected[:, 0] * 255).round().byte().numpy())
+
+    @pytest.mark.filterwarnings("default")
+    def test_guidance_outside_the_range_is_said_in_one_line(self, fewstep, runs):
+        code, _, err = fewstep("sample", "runs/tiny", "--out", "x.png", "--steps", "2", "--guidance", "9")
+        assert (code, err) == (0, "warning: guidance 9 is outside 1 to 8, which this model was made for\n")
 
     def test_averages(self, done, runs):
         done("sample", "runs/tiny", "--out", "a.npz", "--steps", "2")

@@ -13,6 +13,7 @@ from fewstep.data.digits import Digits
 from fewstep.data.idx import Idx
 from fewstep.data.source import Dataset, check_labels
 from fewstep.models.bundle import shipped_folder
+from fewstep.run import held_out
 
 SIZE = 1797
 
@@ -159,3 +160,12 @@ def test_a_dataset_knows_its_size():
     assert len(dataset) == 3
     assert dataset.shape == (2, 5, 4)
     assert np.array_equal(dataset.floats().numpy(), np.zeros((3, 2, 5, 4), np.float32))
+
+
+def test_a_split_may_be_empty_where_that_is_asked_for():
+    with pytest.raises(ValueError, match="no images left"):
+        Digits(fraction=0.0).dataset("test")
+    assert len(Digits(fraction=0.0).dataset("test", empty=True)) == 0
+    assert held_out(Digits(fraction=0.0)) is None
+    assert held_out(Digits(split="all")) is None
+    assert len(held_out(Digits())) == len(Digits().dataset("test"))

@@ -7,8 +7,15 @@ import torch
 from tests.diffusion.cases import DENSITIES, PROCESSES, TIMES, close, every, f64, narrowed
 
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.process import RectifiedFlow, Trig, VarianceExploding, VariancePreservingTable
+from fewstep.diffusion.process import (
+    RectifiedFlow,
+    Trig,
+    VarianceExploding,
+    VariancePreserving,
+    VariancePreservingTable,
+)
 from fewstep.diffusion.times import (
+    Auto,
     Explicit,
     Karras,
     Linspace,
@@ -307,3 +314,28 @@ def test_times_of_a_table_stay_within_its_ends(wide, table):
     times = wide(table, Draws(0, range(ROWS)))
     assert times.min() >= table.t_min
     assert times.max() <= table.t_max
+
+
+@pytest.mark.parametrize("end", ["t_data", "t_min"])
+@pytest.mark.parametrize(
+    ("process", "expected"),
+    [
+        (VE, Karras),
+        (VariancePreserving(), Karras),
+        (RectifiedFlow(), Linspace),
+        (Trig(), Linspace),
+        (RectifiedFlow(t_max=0.99), Karras),
+    ],
+)
+def test_auto_takes_the_grid_of_the_process(process, expected, end):
+    assert torch.equal(Auto(end)(process, 6), expected(end=end)(process, 6))
+
+
+def test_auto_takes_trailing_indices_of_a_table():
+    assert torch.equal(Auto()(TABLE, 4), Trailing()(TABLE, 4))
+    assert whole(Auto("t_min")(TABLE, 3)) == [999, 666, 333, 0]
+
+
+def test_explicit_times_of_one_number_of_steps_are_given_once():
+    with pytest.raises(ValueError, match="same number of steps"):
+        Explicit(((0.8,), (2.0,)))

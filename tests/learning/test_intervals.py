@@ -8,7 +8,7 @@ import torch
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.diffusion.times import Karras, LogNormal
-from fewstep.learning.intervals import adjacent
+from fewstep.learning.consistency import adjacent
 
 PROCESS = VarianceExploding()
 BINS = 10

@@ -136,3 +136,11 @@ def test_points_without_an_image_shape_are_samples_too():
     a, b = torch.randn(2, ROWS, 2)
     for metric in METRICS:
         torch.testing.assert_close(metric(a, b), metric(a[:, None, None], b[:, None, None]))
+
+
+def test_the_pseudo_huber_metric_of_a_small_error_keeps_its_digits():
+    """√(e² + c²) - c in float32 is 0 where e² is below the rounding of c²; it is e²/(2c) in truth."""
+    a = torch.zeros(1, 1, 2, 2)
+    found = PseudoHuber(1.0)(a + 1e-6, a)
+    c = 2.0
+    assert found.item() == pytest.approx(4 * 1e-6**2 / (2 * c), rel=1e-5)

@@ -5,9 +5,11 @@ import torch
 from tests.oracles import Gaussian, batch_of
 from torch import nn
 
+from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, SamplePrediction, Velocity
-from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
+from fewstep.diffusion.process import Process, RectifiedFlow, VarianceExploding, VariancePreserving
 from fewstep.learning.method import Clock
 from fewstep.methods.diffusion import Diffusion
 
@@ -69,3 +71,14 @@ def test_the_ideal_denoiser_is_stationary():
         loss = Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
         (gradients[start],) = torch.autograd.grad(loss.mean(), scale)
     assert abs(gradients[1.0]) < 0.02 * abs(gradients[1.1])
+
+
+@pytest.mark.parametrize("process", [cls() for cls in Process.kinds().values()], ids=lambda p: type(p).__name__)
+def test_the_sampler_of_a_trained_teacher_serves_every_process(process):
+    """With the ideal denoiser of N(mean, std²) its samples have that mean and spread, whatever the process."""
+    noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sampler = Diffusion().sampler(CLOCK).with_steps(100)
+    x0 = sampler(Gaussian(process, 0.3, 0.5), process, noise, Cond(), Draws(0, range(4000)))
+    assert x0.isfinite().all()
+    assert x0.mean().item() == pytest.approx(0.3, abs=0.04)
+    assert x0.std().item() == pytest.approx(0.5, rel=0.05)

@@ -7,7 +7,7 @@ from fewstep.data.digits import Digits
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import Ode, Renoise, Sampler
 from fewstep.diffusion.solvers import Euler
-from fewstep.diffusion.times import Karras
+from fewstep.diffusion.times import Auto
 from fewstep.metrics import evaluation
 from fewstep.metrics.protocol import Reference, find_judge
 from fewstep.models.source import Fresh
@@ -87,14 +87,14 @@ def test_ode_rows_obey_the_budget(model, reference, monkeypatch):
     assert [row["evaluations"] for row in rows] == list(ALLOWED)
     for allowed in ALLOWED:
         found = [(type(s.solver).__name__, s.steps) for s in tried[allowed]]
-        assert all(isinstance(s.times, Karras) and s.evaluations <= allowed for s in tried[allowed])
+        assert all(isinstance(s.times, Auto) and s.evaluations <= allowed for s in tried[allowed])
         assert len(set(found)) == len(found)
         # n steps of Heun take 2n - 1 evaluations; one step is the same for every solver and needs one row only.
         most = {("Euler", allowed), ("Heun", (allowed + 1) // 2), ("Dpmpp2m", allowed)}
         assert {pair for pair in found if pair[1] > 1} == {pair for pair in most if pair[1] > 1}, allowed
     assert [(type(s.solver).__name__, s.steps) for s in tried[1]] == [("Euler", 1)]
     best = {row["evaluations"]: row["sampler"] for row in rows}
-    assert best[2] == Ode(2, Karras(), Euler())
+    assert best[2] == Ode(2, solver=Euler())
     assert (type(best[35].solver).__name__, best[35].steps) == ("Dpmpp2m", 35)
 
 

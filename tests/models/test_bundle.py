@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import warnings
 
 import pytest
 import torch
@@ -400,8 +401,16 @@ class TestGuidance:
 
     def test_guidance_zero_forgets_the_label(self, model):
         """g = 0 is the unconditional model: x0 = x0_null."""
-        a, b = (model.generate([label] * 4, guidance=0.0) for label in (2, 8))
+        with pytest.warns(UserWarning, match=r"guidance 0 is outside 1 to 8"):
+            a, b = (model.generate([label] * 4, guidance=0.0) for label in (2, 8))
         assert torch.allclose(a, b, atol=1e-5)
+
+    @pytest.mark.parametrize(("guidance", "warned"), [(None, 0), (1.0, 0), (8.0, 0), (8.5, 1), (-1.0, 1)])
+    def test_guidance_outside_its_range_is_said(self, model, guidance, warned):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            model.generate(num=2, guidance=guidance)
+        assert len(seen) == warned
 
     @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
     @pytest.mark.parametrize(

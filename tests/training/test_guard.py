@@ -253,3 +253,15 @@ def test_only_the_last_hundred_steps_count(folder):
     assert dump["steps"] == [99, 100, 104, 105, 106, 107]
     assert dump["batches"]["99"] == data().ids(98, range(8)).tolist()
     assert dump["batches"]["107"] == data().ids(106, range(8)).tolist()
+
+
+def test_a_step_of_several_updates_names_all_of_its_batches(folder):
+    """Each update takes its own batch, and any of them may be the bad one."""
+    method = Rhythm(poison=tuple(range(2, 100)), poisoned_update=1)
+    with pytest.raises(DivergedError):
+        trainer(method, folder, config(max_skips=1, log_every=1)).fit()
+    dump = json.loads((folder / "diverged.json").read_text())
+    assert dump["steps"] == [3, 4]
+    for step in (3, 4):
+        expected = [i for update in range(3) for i in data().ids(3 * (step - 1) + update, range(8)).tolist()]
+        assert dump["batches"][str(step)] == expected

@@ -1,6 +1,7 @@
 """log.jsonl: each step once, a torn last line left out, later steps cut off when a run goes back."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -85,3 +86,28 @@ def test_every_line_is_json_by_itself(folder):
     log.flush()
     (line,) = path.read_text().splitlines()
     assert json.loads(line) == {"step": 1, "loss": 1e-30, "ratio": 1.5e20}
+
+
+def test_numbers_that_json_does_not_know_are_null(folder):
+    """NaN and Infinity are no JSON: other readers stop at them."""
+    path = folder / "log.jsonl"
+    log = Log(path, 0)
+    log.add(1, {"loss": torch.tensor(math.nan), "norm": torch.tensor(math.inf), "rate": 1.0})
+    log.flush()
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "norm": None,
+        "rate": 1.0,
+    }
+    (line,) = read_log(path)
+    assert math.isnan(line["loss"])
+    Log(path, 1)  # going on from here writes it again
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["norm"] is None
+
+
+def test_bytes_that_are_no_text_end_the_log(folder):
+    path = folder / "log.jsonl"
+    written(path, range(1, 3))
+    path.write_bytes(path.read_bytes() + b"\xff\xfe{")
+    assert [line["step"] for line in read_log(path)] == [1, 2]

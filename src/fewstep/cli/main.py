@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words in ([], ["data"]):
         words.append("--help")
     try:
-        code = app(words, standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            code = app(words, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:

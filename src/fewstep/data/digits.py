@@ -4,18 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fewstep.choice import Natural, Share
-from fewstep.data.source import Dataset, Source, Split
+from fewstep.data.source import Dataset, Source
 
 
 @dataclass(frozen=True)
 class Digits(Source):
     """The digits; a value of 0 … 16 becomes value/16, rounded to 8 bits."""
-
-    split: Split = "train"
-    limit: Natural = 0
-    fraction: Share = 1.0
-    split_seed: int = 0
 
     def read(self) -> Dataset:
         from sklearn.datasets import load_digits

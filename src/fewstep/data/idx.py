@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewstep.choice import Count, Natural, Share
-from fewstep.data.source import Dataset, Source, Split, check_labels
+from fewstep.choice import Count
+from fewstep.data.source import Dataset, Source, check_labels
 
 LABELS, IMAGES, COLOURS = 1, 3, 4  # numbers of dimensions, as the magic number has them
 
@@ -25,10 +25,6 @@ class Idx(Source):
 
     path: str = ""
     classes: Count = 10
-    split: Split = "train"
-    limit: Natural = 0
-    fraction: Share = 1.0
-    split_seed: int = 0
 
     def read(self) -> Dataset:
         if not self.path:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.choice import Choice
+from fewstep.choice import Choice, Natural, Share
 
 Split = Literal["all", "train", "test"]
 
@@ -55,6 +55,7 @@ class Dataset:
         return Dataset(self.images[keep], labels, self.classes, self.ids[keep], dict(self.notes))
 
 
+@dataclass(frozen=True, kw_only=True)
 class Source(Choice, ABC):
     """A data source. Its fields beside `limit`, `fraction` and `split` are its own.
 
@@ -65,17 +66,17 @@ class Source(Choice, ABC):
     folder: ClassVar[str | None] = "fewstep.data"
     held_out: ClassVar[float] = 0.2
 
-    split: Split
-    limit: int
-    fraction: float
-    split_seed: int
+    split: Split = "train"
+    limit: Natural = 0
+    fraction: Share = 1.0
+    split_seed: int = 0
 
     @abstractmethod
     def read(self) -> Dataset:
         """Everything that the source holds. FileNotFoundError or ValueError that name the file."""
 
-    def dataset(self, split: Split | None = None) -> Dataset:
-        """The images of the split, after limit and fraction. ValueError where nothing is left."""
+    def dataset(self, split: Split | None = None, empty: bool = False) -> Dataset:
+        """The images of the split, after limit and fraction. ValueError where nothing is left, unless `empty`."""
         everything = self.read()
         split = self.split if split is None else split
         place = self._hash(everything.ids)
@@ -88,7 +89,7 @@ class Source(Choice, ABC):
             index = index[self._hash(everything.ids[index], "fraction") < self.fraction]
         if self.limit:
             index = index[: self.limit]
-        if not len(index):
+        if not len(index) and not empty:
             raise ValueError(f"no images left of {len(everything)} after split={split}, fraction={self.fraction}")
         return everything.select(index)
 

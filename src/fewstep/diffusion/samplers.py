@@ -14,7 +14,7 @@ from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.solvers import Heun, History, Solver
-from fewstep.diffusion.times import Explicit, Karras, Times
+from fewstep.diffusion.times import Auto, Explicit, Times
 from fewstep.diffusion.types import Sample, Time, per_sample
 
 S = TypeVar("S", bound="Sampler")
@@ -53,7 +53,7 @@ class Ode(Sampler):
     """
 
     steps: Count = 18
-    times: Times = dataclasses.field(default_factory=Karras)
+    times: Times = dataclasses.field(default_factory=Auto)
     solver: Solver = dataclasses.field(default_factory=Heun)
     churn: NonNegative = 0.0
     churn_min: NonNegative = 0.0
@@ -127,7 +127,7 @@ class FlowMap(Sampler):
     """
 
     steps: Count = 1
-    times: Times = dataclasses.field(default_factory=Karras)
+    times: Times = dataclasses.field(default_factory=Auto)
     gamma: Share = 0.0
 
     @property

@@ -13,6 +13,7 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.types import Grid, Time, time_dtype
 
 End = Literal["t_min", "t_data"]
+LARGEST = 1e6  # a sigma/alpha above it is pure noise up to the rounding of cos(pi/2)
 
 
 def _end(process: Process, end: End) -> float:
@@ -47,7 +48,7 @@ class Karras(Times):
     def __call__(self, process: Process, n: int) -> Grid:
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
         high, low = torch.tan(process.angle(ends)).tolist()
-        if high > 1e6:
+        if high >= LARGEST:
             name = type(process).__name__
             raise ValueError(
                 f"{name} has no finite sigma/alpha at t_max={process.t_max:g}; use uniform or linspace times"
@@ -105,6 +106,21 @@ class Uniform(Times):
 
 
 @dataclass(frozen=True)
+class Auto(Times):
+    """What the process is used with: Karras where sigma/alpha is finite at t_max, trailing indices for a table, else
+    even steps in t (rectified flow and TrigFlow begin at pure noise, which has no place on a Karras grid).
+    """
+
+    end: End = "t_data"
+
+    def __call__(self, process: Process, n: int) -> Grid:
+        if process.t_data < 0:
+            return Trailing()(process, n) if self.end == "t_data" else Linspace("t_min", whole=True)(process, n)
+        top = process.angle(torch.tensor([process.t_max], dtype=torch.float64))
+        return (Karras(end=self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(process, n)
+
+
+@dataclass(frozen=True)
 class Strided(Times):
     """n points of a finer grid of `total` intervals, indices ⌊i total/n⌋, then its end: a student's steps nest in its
     teacher's. Strided(Trailing(), 50) is the grid of latent consistency models: 999, 759, 499, 259 for n = 4.
@@ -141,6 +157,8 @@ class Explicit(Times):
         for times in self.between:
             if any(a <= b for a, b in zip(times, times[1:])):
                 raise ValueError(f"times must decrease, got {', '.join(f'{t:g}' for t in times)}")
+        if len({len(times) for times in self.between}) < len(self.between):
+            raise ValueError(f"two entries of between={self.between} are for the same number of steps")
 
     def __call__(self, process: Process, n: int) -> Grid:
         for times in self.between:

@@ -47,5 +47,5 @@ class PseudoHuber(Metric):
         difference = (a - b).flatten(1)
         if self.scale == 0:
             return torch.linalg.vector_norm(difference, dim=1)
-        c = self.scale * difference.shape[1] ** 0.5
-        return torch.sqrt(difference.square().sum(1) + c * c) - c
+        c, square = self.scale * difference.shape[1] ** 0.5, difference.square().sum(1)
+        return square / (torch.sqrt(square + c * c) + c)  # = √(square + c²) - c without its cancellation

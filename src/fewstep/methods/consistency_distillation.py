@@ -14,8 +14,7 @@ from fewstep.diffusion.solvers import Heun, Solver
 from fewstep.diffusion.times import Karras, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
-from fewstep.learning.dropout import SharedDropout
-from fewstep.learning.intervals import adjacent
+from fewstep.learning.consistency import adjacent, jump_and_goal
 from fewstep.learning.losses import Metric, Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
@@ -59,13 +58,9 @@ class ConsistencyDistillation(Method):
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
         x_t = process.add_noise(batch.data, batch.noise(), t)
-        masks = SharedDropout(x_t.device)
         with torch.no_grad():
             x_s = self.solver(nets.teacher, process, x_t, t, s, batch.cond)
-        with masks:
-            jump = nets.student(x_t, t, batch.cond)
-        with torch.no_grad(), masks:
-            goal = nets.target(x_s, s, batch.cond)
+        jump, goal = jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, batch.cond)
         return Losses({"consistency": self.metric(jump, goal)})
 
     def after_step(self, nets: Nets, clock: Clock) -> None:

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-
 from fewstep.choice import Count
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Karras, LogNormal, Times
 from fewstep.learning.batch import Batch
-from fewstep.learning.dropout import SharedDropout
-from fewstep.learning.intervals import adjacent
+from fewstep.learning.consistency import adjacent, gap, jump_and_goal
 from fewstep.learning.losses import Metric, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
@@ -68,14 +65,8 @@ class ConsistencyTraining(Method):
         t, s = adjacent(self.times(process, self.bins(clock)), batch.draws, process, self.density)
         x0, noise = batch.data, batch.noise()
         x_t, x_s = process.add_noise(x0, noise, t), process.add_noise(x0, noise, s)
-        masks = SharedDropout(x_t.device)
-        with masks:
-            jump = nets.student(x_t, t, batch.cond)
-        with torch.no_grad(), masks:
-            goal = nets.student(x_s, s, batch.cond)
-        gap = torch.tan(process.angle(t)) - torch.tan(process.angle(s))
-        distance = self.metric(jump, goal)
-        return Losses({"consistency": distance / gap.to(distance)}, {"distance": distance})
+        distance = self.metric(*jump_and_goal(nets.student, nets.student, x_t, t, x_s, s, batch.cond))
+        return Losses({"consistency": distance / gap(process, t, s).to(distance)}, {"distance": distance})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

@@ -15,7 +15,7 @@ from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.times import Density, Karras, LogNormal, Times
 from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
-from fewstep.learning.dropout import SharedDropout
+from fewstep.learning.consistency import gap, jump_and_goal
 from fewstep.learning.losses import Metric, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
@@ -67,18 +67,12 @@ class EasyConsistency(Method):
         r = self.lower(process, t, clock)
         x0, noise = batch.data, batch.noise()
         x_t = process.add_noise(x0, noise, t)
-        masks = SharedDropout(x_t.device)
         with torch.no_grad():
             x_r = process.add_noise(x0, noise, r)
             if self.solver is not None:
                 x_r = self.solver(nets.teacher, process, x_t, t, r, batch.cond)
-        with masks:
-            jump = nets.student(x_t, t, batch.cond)
-        with torch.no_grad(), masks:
-            goal = nets.student(x_r, r, batch.cond)
-        gap = torch.tan(process.angle(t)) - torch.tan(process.angle(r))
-        distance = self.metric(jump, goal)
-        return Losses({"consistency": distance / gap.to(distance)}, {"distance": distance})
+        distance = self.metric(*jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, batch.cond))
+        return Losses({"consistency": distance / gap(process, t, r).to(distance)}, {"distance": distance})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

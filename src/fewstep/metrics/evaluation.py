@@ -9,7 +9,6 @@ from torch import Tensor
 from fewstep.choice import kind_of
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
-from fewstep.diffusion.times import Karras
 from fewstep.metrics.protocol import Reference
 from fewstep.models.bundle import DiffusionModel
 
@@ -58,7 +57,7 @@ def ode_rows(
         for solver in SOLVERS:
             fitting = [n for n in range(1, evaluations + 1) if model.evaluations(Ode(n, solver=solver)) <= evaluations]
             if fitting and (fitting[-1] > 1 or not tried):  # one step is the same for all: it ends at the data
-                tried[solver] = Ode(fitting[-1], Karras(), solver)
+                tried[solver] = Ode(fitting[-1], solver=solver)
         found = [row(name, model, sampler, reference, num, seed, evaluations) for sampler in tried.values()]
         rows.append(min(found, key=lambda r: r["frechet"]))
     return rows

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,11 @@ class DiffusionModel:
             reason = "has no unconditional side" if kind == "none" else f"was distilled at guidance {default:g}"
             raise ValueError(f"this model {reason}: guidance {guidance:g} cannot be applied")
         scale = default if guidance is None else guidance
+        low, high = self.guidance.low, self.guidance.high
+        if kind != "fixed" and not low <= scale <= high:
+            warnings.warn(
+                f"guidance {scale:g} is outside {low:g} to {high:g}, which this model was made for", stacklevel=3
+            )
         if kind == "input" or self._doubles(guidance):
             return guided(self.denoiser, scale)
         return self.denoiser

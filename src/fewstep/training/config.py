@@ -53,6 +53,8 @@ class TrainerConfig(Choice):
     def __post_init__(self) -> None:
         if not self.ema:
             raise ValueError("ema needs at least one decay (0 exports the weights as they are)")
+        if len({f"{decay:g}" for decay in self.ema}) < len(self.ema):
+            raise ValueError(f"ema={self.ema} has two decays of the same name")
 
 
 def difference(old: Any, new: Any, path: str = "") -> str:

@@ -1,7 +1,7 @@
 """log.jsonl: one line per step, each step exactly once however often the run was interrupted."""
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.files import sync, write_bytes
+
 
 class Log:
     """Collects scalars on the device and writes them in blocks, so that no step waits for the device."""
 
     def __init__(self, path: Path, start: int):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(path) if line["step"] <= start]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        write_bytes(path, _text(kept).encode())
         self._waiting: list[tuple[int, dict[str, Tensor | float]]] = []
 
     def add(self, step: int, values: Mapping[str, Tensor | float]) -> None:
@@ -38,18 +36,25 @@ class Log:
         self._waiting.clear()
         if lines:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
+                file.write(_text(lines))
+            sync(self.path)  # before the checkpoint that follows: a resumed run needs every line up to it
         return lines
 
 
+def _text(lines: list[dict[str, Any]]) -> str:
+    """JSON knows no NaN or infinity: null stands for them."""
+    finite = [{k: v if math.isfinite(v) else None for k, v in line.items()} for line in lines]
+    return "".join(json.dumps(line) + "\n" for line in finite)
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; a torn last line, which a kill leaves, is left out."""
+    """The whole lines of a log, null as NaN; a torn last line, which a kill leaves, is left out."""
     if not path.is_file():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            lines.append({k: math.nan if v is None else v for k, v in json.loads(text).items()})
         except json.JSONDecodeError:
             break
     return lines

@@ -201,11 +201,12 @@ class Trainer:
             return
         rows = range(self.config.batch)
         steps = sorted(step - (step - place) % WINDOW for place in bad)
-        dump = {
-            "seed": self.config.seed,
-            "steps": [s + 1 for s in steps],
-            "batches": {str(s + 1): self.data.ids(self._numbers[s % WINDOW], rows).tolist() for s in steps},
-        }
+        batches = {}
+        for s in steps:
+            first = self._numbers[s % WINDOW]
+            numbers = range(first, first + len(self.method.updates(self.clock(s))))
+            batches[str(s + 1)] = [i for number in numbers for i in self.data.ids(number, rows).tolist()]
+        dump = {"seed": self.config.seed, "steps": [s + 1 for s in steps], "batches": batches}
         if self.folder is not None:
             write_json(self.folder / "diverged.json", dump)
         limit = self.config.max_skips
