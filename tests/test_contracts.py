@@ -55,7 +55,7 @@ def trainer_of(cls, digits, **config):
 
 
 def weights(trainer):
-    return {f"{n}/{k}": v.clone() for n, m in trainer.modules.items() for k, v in m.state_dict().items()}
+    return {f"{n}/{k}": v.clone() for n, m in trainer.state.modules.items() for k, v in m.state_dict().items()}
 
 
 def test_the_folder_is_the_list():
@@ -93,7 +93,7 @@ class TestMethod:
         update = trainer.method.updates(clock)[0]
         losses = update.loss(trainer.nets, trainer.data(0, range(ROWS), Draws(0, range(ROWS))), clock)
         sum(term.sum() for term in losses.terms.values()).backward()
-        for name, module in trainer.modules.items():
+        for name, module in trainer.state.modules.items():
             has = any(p.grad is not None for p in module.parameters())
             assert has == (name in update.trains), name
 
@@ -129,7 +129,7 @@ class TestMethod:
             values = trainer._apply(trainer.method.updates(clock)[0], clock, 0)
             losses.append(float(next(iter(values.values()))))
         assert losses[1] == pytest.approx(losses[0], rel=0.05)
-        assert all(p.dtype == torch.float32 for p in trainer.modules["student"].parameters())
+        assert all(p.dtype == torch.float32 for p in trainer.state.modules["student"].parameters())
 
     def test_the_student_samples_at_its_cost(self, cls, digits):
         """The exported network goes through the method's sampler with the evaluations that it announces."""
@@ -138,7 +138,7 @@ class TestMethod:
         clock = trainer.clock(2)
         for name in trainer.method.exports:
             sampler = trainer.method.sampler(clock, name)
-            made = model.trained(trainer.exported(name), sampler, trainer.method.guidance(), {}, {})
+            made = model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {})
             calls = []
             made.denoiser.network.register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
             images = made.generate(num=4, steps=2)
@@ -149,7 +149,7 @@ class TestMethod:
     def test_a_consistency_student_is_the_identity_at_t_min(self, cls, digits):
         """Where a method changes the parameterization it is to a boundary: f(x, t_min) = x bit by bit."""
         model, trainer = trainer_of(cls, digits)
-        student = trainer.modules["student"]
+        student = trainer.state.modules["student"]
         assert isinstance(student, Denoiser)
         if student.parameterization == model.denoiser.parameterization:
             return  # trained with the teacher's own prediction: a denoiser, without a boundary

@@ -18,6 +18,7 @@ from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.training.checkpoint import Checkpoints, Lock
 from fewstep.training.config import TrainerConfig, difference
 from fewstep.training.health import Health
+from fewstep.training.processes import World, together
 from fewstep.training.trainer import Trainer, Watch
 from fewstep.yaml import read_yaml, to_yaml
 
@@ -46,10 +47,17 @@ def distil(
     Raises RefusedError where the folder holds a run with another configuration, or is in use; ValueError and OSError
     for data or models that cannot be read; DivergedError.
     """
-    folder = Path(folder)
-    lock = Lock(folder)
+    with together(run.trainer.timeout) as world:
+        return _carried_out(run, Path(folder), world, restart, watch, say if world.leads else _silent)
+
+
+def _carried_out(
+    run: Run, folder: Path, world: World, restart: bool, watch: Watch | None, say: Callable[[str], None]
+) -> bool:
+    locks: list[Lock] = []  # one process holds it for all
+    world.first(lambda: locks.append(Lock(folder)))
     try:
-        if not restart and _finished(run, folder):
+        if not restart and world.first(lambda: _finished(run, folder)):
             return False
         dataset = run.data.dataset()
         classes = dataset.classes if dataset.labels is not None else 0
@@ -59,32 +67,42 @@ def distil(
             raise ValueError(f"{kind_of(type(run.method))} does not train the model of teacher={run.teacher.dump()}")
         nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
         stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
-        trainer = Trainer(run.method, nets, stream, run.trainer, folder)
-        if restart:
-            for name in run.method.exports:
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("status.json", "log.jsonl"):  # first: a restart that is cut must not pass for the old run
-                (folder / name).unlink(missing_ok=True)
-            Checkpoints(folder / "checkpoints").discard_all()
-        write_bytes(folder / "run.yaml", to_yaml(run.dump()).encode())
+        trainer = Trainer(run.method, nets, stream, run.trainer, folder, world)
+        world.first(lambda: _begin(run, folder, restart))
         teacher = model if isinstance(run.teacher, Saved) else None
         health = Health(run.method, nets, stream, held_out(run.data), teacher, trainer.device)
         trainer.fit(watch, health, say)
         _save(run, folder, model, trainer, stream)
         return True
     finally:
-        if [path.name for path in folder.iterdir()] == [".lock"]:  # it never began
-            shutil.rmtree(folder)
-        lock.release()
+        if locks:
+            if [path.name for path in folder.iterdir()] == [".lock"]:  # it never began
+                shutil.rmtree(folder)
+            locks[0].release()
+
+
+def _silent(line: str) -> None:
+    """What other processes than the leading one say."""
+
+
+def _begin(run: Run, folder: Path, restart: bool) -> None:
+    """Writes the run file, behind removing what a restart throws away."""
+    if restart:
+        for name in run.method.exports:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("status.json", "log.jsonl"):  # first: a restart that is cut must not pass for the old run
+            (folder / name).unlink(missing_ok=True)
+        Checkpoints(folder / "checkpoints").discard_all()
+    write_bytes(folder / "run.yaml", to_yaml(run.dump()).encode())
 
 
 def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) -> None:
     """Writes every exported network with its averages, sampler, guidance and card."""
     clock = trainer.clock(run.trainer.steps - 1)
     for name in run.method.exports:
-        net = trainer.exported(name)
+        net = trainer.state.exported(name)
         variants = {
-            f"{d:g}": trainer.exported(name, d).get_submodule("network").state_dict() for d in run.trainer.ema[1:]
+            f"{d:g}": trainer.state.exported(name, d).get_submodule("network").state_dict() for d in run.trainer.ema[1:]
         }
         card = {
             "method": run.method.dump(),
@@ -94,11 +112,9 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
             "batches": trainer.batches,
         }
         made = model.trained(net, run.method.sampler(clock, name), run.method.guidance(), card, variants)
-        made.save(folder / name)
-    write_json(
-        folder / "status.json",
-        {"state": "finished", "step": run.trainer.steps, "steps": run.trainer.steps, "reason": ""},
-    )
+        trainer.world.first(lambda: made.save(folder / name))  # noqa: B023
+    status = {"state": "finished", "step": run.trainer.steps, "steps": run.trainer.steps, "reason": ""}
+    trainer.world.first(lambda: write_json(folder / "status.json", status))
 
 
 def held_out(source: Source) -> Dataset | None:

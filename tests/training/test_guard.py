@@ -12,6 +12,7 @@ from fewstep.errors import DivergedError
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import AdamW, RAdam, Sgd, clip, guarded_step
+from fewstep.training.processes import World
 
 SPECS = [AdamW(lr=1e-2, weight_decay=0.1), RAdam(lr=1e-2, weight_decay=0.1), Sgd(lr=1e-2)]
 SPEC = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec).__name__)
@@ -119,7 +120,7 @@ def test_clip_is_torchs(limit):
     ours, plain = parameters(), parameters()
     give_gradients(ours, 3)
     give_gradients(plain, 3)
-    norm = clip(ours, limit)
+    norm = clip([p.grad for p in ours[:2]], limit, World())
     expected = nn.utils.clip_grad_norm_(plain, limit)
     assert bits(norm) == bits(expected)
     assert [bits(p.grad) for p in ours[:2]] == [bits(p.grad) for p in plain[:2]]
@@ -132,7 +133,7 @@ def test_no_limit_leaves_the_gradients():
     weights = parameters()
     give_gradients(weights, 3)
     before = [bits(p.grad) for p in weights[:2]]
-    norm = clip(weights, 0.0)
+    norm = clip([p.grad for p in weights[:2]], 0.0, World())
     assert [bits(p.grad) for p in weights[:2]] == before
     assert norm == pytest.approx(torch.cat([p.grad.flatten() for p in weights[:2]]).norm().item(), rel=1e-6)
 
@@ -223,7 +224,8 @@ def test_a_run_that_stays_bad_ends_with_what_is_needed_to_look_into_it(folder, p
     assert (status["state"], status["step"]) == ("diverged", 9)
     assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 10))
     # The checkpoints hold the weights from before the first bad step, and going on ends in the same way.
-    newest = Checkpoints(folder / "checkpoints").newest()
+    store = Checkpoints(folder / "checkpoints")
+    newest = store.load(store.newest())
     assert newest.facts["step"] == 8
     found = {f"net/{key}": value for key, value in newest.tensors["nets"].items()}
     assert_same(part(found, "net/student"), part(states[5], "net/student"))

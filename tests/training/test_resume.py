@@ -154,9 +154,10 @@ def test_a_signal_between_two_steps_loses_nothing(folder, handlers, log_every):
     with pytest.raises(SystemExit) as error:
         one.fit(watch)
     assert error.value.code == 143
-    kept = Checkpoints(folder / "checkpoints").newest()
-    assert kept is not None, "the run ended without a checkpoint"
-    assert kept.facts["batches"] == one.batches
+    store = Checkpoints(folder / "checkpoints")
+    step = store.newest()
+    assert step is not None, "the run ended without a checkpoint"
+    assert store.load(step).facts["batches"] == one.batches
 
 
 def test_a_finished_run_is_left_as_it_is(folder, whole):
@@ -197,16 +198,16 @@ def test_at_a_phase_optimizer_and_averages_start_anew_exactly_once(folder, stop)
         cut(Phased(), folder, stop)
     one = trainer(Phased(), folder)
     counts, starts, first = [], [], {}
-    make = one._new_averages
+    make = one.state.restart
 
     def noted():
         make()
-        starts.append(one.optimizers["student"].state_dict()["state"])
+        starts.append(one.state.optimizers["student"].state_dict()["state"])
         first["weights"] = part(state(one), "net/student")
 
     def watch(done, values):
         if values is None:
-            counts.append((done, *(int(o.state_dict()["state"][0]["step"]) for o in one.optimizers.values())))
+            counts.append((done, *(int(o.state_dict()["state"][0]["step"]) for o in one.state.optimizers.values())))
             if done in (5, 9):  # one step behind a border: (1 - decay) of the way from the weights at the border
                 found = state(one)
                 for key, began in first["weights"].items():
@@ -215,7 +216,7 @@ def test_at_a_phase_optimizer_and_averages_start_anew_exactly_once(folder, stop)
                         found[f"ema/student/0.9/{name}"], 0.9 * began + 0.1 * found[key], rtol=1e-6, atol=1e-7
                     )
 
-    one._new_averages = noted
+    one.state.restart = noted
     one.fit(watch)
     since = range(stop + 1, STEPS + 1)
     assert counts == [(done, (done - 1) % 4 + 1, 2 * ((done - 1) % 4 + 1)) for done in since]

@@ -191,11 +191,11 @@ def cut(method: Any, folder: Any, step: int, **changes: Any) -> None:
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of everything that training changes, read from the trainer and not through its checkpoints."""
     found: dict[str, Tensor] = {}
-    for name, module in trainer.modules.items():
+    for name, module in trainer.state.modules.items():
         found |= {f"net/{name}/{k}": v for k, v in module.state_dict().items()}
-    for name, by_decay in trainer.averages.items():
+    for name, by_decay in trainer.state.averages.items():
         found |= {f"ema/{name}/{d}/{k}": v for d, average in by_decay.items() for k, v in average.items()}
-    for name, optimizer in trainer.optimizers.items():
+    for name, optimizer in trainer.state.optimizers.items():
         for index, values in optimizer.state_dict()["state"].items():
             found |= {f"optimizer/{name}/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
     found |= {"flags": trainer.flags, "batches": torch.tensor(trainer.batches)}

@@ -9,7 +9,7 @@ import typer
 
 from fewstep import __version__
 from fewstep.cli import data, demo, evaluate, export, inspect, sample, train
-from fewstep.errors import DivergedError, RefusedError
+from fewstep.errors import DivergedError, ElsewhereError, RefusedError, out_of_memory
 
 app = typer.Typer(
     name="fewstep",
@@ -73,16 +73,12 @@ def code_of(error: BaseException) -> int:
     return 2 if isinstance(error, ValueError | OSError | ImportError | typer.TyperException) else 1
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """PyTorch's own type on a GPU, a RuntimeError with a known text on a CPU."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
 def lines_of(error: BaseException) -> list[str]:
     """One line per error: a run file's all at once, each with its dotted path."""
     if isinstance(error, typer.TyperException):
         return [" ".join(error.format_message().split())]
+    if isinstance(error, ElsewhereError):
+        return []
     if out_of_memory(error):
         return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
     details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it

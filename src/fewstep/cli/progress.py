@@ -6,10 +6,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from fewstep.errors import leads
+
 
 @contextmanager
 def training_progress(steps: int, title: str) -> Iterator[Any]:
-    """Gives the `watch` that the trainer calls: once per step, and with the numbers of a step now and then."""
+    """Gives the `watch` that the trainer calls: once per step, and with the numbers of a step now and then.
+
+    None in a process that does not lead.
+    """
+    if not leads():
+        yield None
+        return
     if not sys.stderr.isatty():
         started = time.monotonic()
 

@@ -2,6 +2,8 @@
 
 import typer
 
+from fewstep.errors import leads
+
 
 def train(
     recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
@@ -23,6 +25,8 @@ def train(
     run, folder = configured(recipe, overrides or [], plugin)
     with training_progress(run.trainer.steps, folder.name) as watch:
         worked = distil(run, folder, restart=restart, watch=watch)
+    if not leads():
+        return
     if not worked:
         print(f"{folder} is finished already; --restart would begin again, name=… makes another run")
         return

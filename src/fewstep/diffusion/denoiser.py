@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -43,6 +43,14 @@ class Denoiser(nn.Module):
         self.network, self.process, self.parameterization = network, process, parameterization
         self.own = own or process
         self.autocast: torch.dtype | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def prepare(self, compiled: bool, checkpointing: bool) -> None:
+        """How the network runs: compiled, in a second callable beside it (`features` needs the eager one, whose hooks
+        fire), and recomputing activations in the backward pass.
+        """
+        self._compiled = torch.compile(self.network.forward) if compiled else None
+        self.network.checkpointing = checkpointing  # type: ignore[assignment]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -114,7 +122,7 @@ class Denoiser(nn.Module):
                 f"{low:.4g} to {high:.4g}; narrow it first: process.within(denoiser.own)"
             )
         other = Denoiser(self.network, process, self.parameterization, self.own)
-        other.autocast = self.autocast
+        other.autocast, other._compiled = self.autocast, self._compiled
         return other
 
     def _own(self, t: Time, s: Time | None) -> tuple[Coefficients, Time, Time | None]:
@@ -135,9 +143,6 @@ class Denoiser(nn.Module):
         t = t.to(x_t.device, non_blocking=True)
         s = None if s is None else s.to(x_t.device, non_blocking=True)
         x = per_sample(c.inp, x_t) * x_t
-        if self.autocast is None:
-            f = self.network(x, t, cond, s)
-        else:
-            with torch.autocast(x.device.type, self.autocast):
-                f = self.network(x, t, cond, s)
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            f = (self._compiled or self.network)(x, t, cond, s)
         return per_sample(c.skip, x_t) * x_t + per_sample(c.out, x_t) * f.to(x_t.dtype)

@@ -55,10 +55,11 @@ class Lock:
 class Checkpoints:
     """The checkpoints of one run. `keep`: how many stay, at least 2. say: where notices about damage go."""
 
-    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = print):
+    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = print, writes: bool = True):
         self.folder, self.keep, self.say = folder, max(2, keep), say
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.folder)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
 
     def save(self, step: int, saved: Saved) -> None:
         """Writes step `step`. Nothing appears under the final name before all of it is on the disk."""
@@ -88,8 +89,15 @@ class Checkpoints:
         self._prune()
         remove_leftovers(self.folder)
 
-    def newest(self) -> Saved | None:
-        """The newest checkpoint that verifies; damaged ones are named and set aside. None where there is none.
+    def load(self, step: int) -> Saved:
+        """The checkpoint of that step, which `newest` has verified."""
+        path = self.folder / f"step-{step:08d}"
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        groups = {Path(name).stem: load_tensors(path / name) for name in manifest["files"]}
+        return Saved(groups, manifest["facts"] | {"step": manifest["step"]})
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that verifies; damaged ones are named and set aside. None: there is none.
 
         RefusedError where checkpoints exist and none can be used.
         """
@@ -97,9 +105,7 @@ class Checkpoints:
         for path in sorted(self._all(), reverse=True):
             reason = self._verify(path)
             if reason is None:
-                manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-                groups = {Path(name).stem: load_tensors(path / name) for name in manifest["files"]}
-                return Saved(groups, manifest["facts"] | {"step": manifest["step"]})
+                return int(path.name.removeprefix("step-"))
             reasons.append(f"{path.name}: {reason}")
             self.say(f"checkpoint {path.name} is damaged ({reason}); it is set aside and the one before is used")
             self._quarantine(path)

@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge, Lt
 
-from fewstep.choice import Choice, Count, Decay, Natural, NonNegative
+from fewstep.choice import Choice, Count, Decay, Natural, NonNegative, Positive
 from fewstep.learning.schedules import Constant, Schedule
 from fewstep.training.optimizers import AdamW, OptimizerSpec
+from fewstep.training.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,10 @@ class TrainerConfig(Choice):
     batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by network, where one wants
     another than `optimizer`. clip: limit of the gradient's norm (0: none). ema: decays of the exported averages; the
     first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. save_every,
-    health_every: 0 for never.
+    health_every: 0 for never. precision: fp32; bf16, fp16 (autocast, frozen networks in weights of that type, a loss
+    scale for fp16); fp16_teacher (fp32, frozen networks in fp16). sharding: full splits all networks among processes
+    (FSDP2). checkpointing: recomputes activations in the backward pass. compile: torch.compile of every network.
+    timeout: seconds after which a silent process ends the run.
     """
 
     steps: Count = 1000
@@ -30,7 +34,10 @@ class TrainerConfig(Choice):
     schedule: Schedule = field(default_factory=Constant)
     clip: NonNegative = 1.0
     ema: tuple[Decay, ...] = (0.999,)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    sharding: Literal["none", "full"] = "none"
+    checkpointing: bool = False
+    compile: bool = False
     seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
     device: str = "auto"
     save_every: Natural = 500
@@ -38,10 +45,15 @@ class TrainerConfig(Choice):
     log_every: Count = 50
     health_every: Natural = 100
     max_skips: Natural = 10
+    timeout: Positive = 600.0
 
     # What a resumed run may change: the result stays the same up to rounding (or does not depend on it at all).
     free: ClassVar[tuple[str, ...]] = (
         "micro_batch",
+        "sharding",
+        "checkpointing",
+        "compile",
+        "timeout",
         "device",
         "save_every",
         "keep",
@@ -55,6 +67,8 @@ class TrainerConfig(Choice):
             raise ValueError("ema needs at least one decay (0 exports the weights as they are)")
         if len({f"{decay:g}" for decay in self.ema}) < len(self.ema):
             raise ValueError(f"ema={self.ema} has two decays of the same name")
+        if self.compile and self.sharding != "none":
+            raise ValueError("compile does not go with sharding: FSDP2's hooks are not in the compiled network")
 
 
 def difference(old: Any, new: Any, path: str = "") -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.choice import Choice, Decay, NonNegative, Positive
+from fewstep.training.processes import World
 
 
 class OptimizerSpec(Choice, ABC):
@@ -66,10 +67,16 @@ class Sgd(OptimizerSpec):
 
 
 @torch.no_grad()
-def clip(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scales the gradients so that their common norm is at most `limit` (0: no limit). Returns the norm before."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def clip(gradients: list[Tensor], limit: float, world: World) -> Tensor:
+    """Scales the gradients so that their common norm is at most `limit` (0: no limit). Returns the norm before.
+
+    world: the processes that hold parts of them; one alone where each has all.
+    """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if world.size > 1:
+        square = norm.square()
+        world.sum([square])
+        norm = square.sqrt()
     if limit:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

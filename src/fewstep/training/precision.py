@@ -1,0 +1,51 @@
+"""Arithmetic by name, and the loss scale that fp16 needs."""
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.denoiser import Denoiser
+
+Precision = Literal["fp32", "bf16", "fp16", "fp16_teacher"]
+# autocast of the networks that train or move, weights of the frozen ones
+MODES: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
+    "fp32": (None, None),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "fp16": (torch.float16, torch.float16),
+    "fp16_teacher": (None, torch.float16),
+}
+
+
+def in_precision(module: nn.Module, precision: Precision, kept: bool) -> nn.Module:
+    """The network in this arithmetic. kept: it trains or moves, so its weights stay in fp32; else a cast copy is made,
+    for the model that was handed in stays as it is.
+    """
+    active, frozen = MODES[precision]
+    if not isinstance(module, Denoiser):
+        return module
+    if not kept and frozen is not None:
+        module = copy.deepcopy(module)
+        module.network.to(frozen)
+    module.autocast = active if kept else frozen
+    return module
+
+
+class LossScale:
+    """Keeps small fp16 gradients from vanishing: halved where they overflow, doubled after `patience` good updates.
+
+    torch.amp.GradScaler's rule, with our own finite check, which all processes share and which waits for no device.
+    """
+
+    patience = 2000
+
+    def __init__(self, device: torch.device):
+        self.scale = torch.tensor(65536.0, device=device)
+        self.good = torch.tensor(0.0, device=device)
+
+    def note(self, bad: Tensor) -> None:
+        """One update more, with or without an overflow."""
+        grown = self.good + 1 >= self.patience
+        self.scale = torch.where(bad, self.scale * 0.5, torch.where(grown, self.scale * 2, self.scale))
+        self.good = torch.where(bad | grown, torch.zeros_like(self.good), self.good + 1)
