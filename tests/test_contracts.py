@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fewstep.models.unet import UNet
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import Sgd
+from fewstep.training.precision import MODES
 from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml, to_yaml
 
@@ -48,6 +50,7 @@ def trainer_of(cls, digits, **config):
     """A trainer of the method's defaults on the tiny teacher."""
     model = teacher_of(digits)
     method = cls()
+    torch.manual_seed(0)  # new heads
     nets = method.build_nets(model, FullCopy(model.denoiser))
     stream = Stream(digits, model.codec, model.conditioner, 0, ROWS)
     config = {"steps": 3, "batch": ROWS, "optimizer": Sgd(lr=0.05), "ema": (0.5,)} | config
@@ -121,15 +124,28 @@ class TestMethod:
         for key, value in runs[0].items():
             assert torch.allclose(value, runs[1][key], atol=2e-6, rtol=1e-5), key
 
-    def test_bf16_follows_fp32(self, cls, digits):
+    @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp16_teacher"])
+    def test_other_arithmetic_follows_fp32(self, cls, digits, precision):
         losses = []
-        for precision in ("fp32", "bf16"):
-            _, trainer = trainer_of(cls, digits, precision=precision)
+        for name in ("fp32", precision):
+            _, trainer = trainer_of(cls, digits, precision=name)
             clock = trainer.clock(0)
             values = trainer._apply(trainer.method.updates(clock)[0], clock, 0)
             losses.append(float(next(iter(values.values()))))
         assert losses[1] == pytest.approx(losses[0], rel=0.05)
-        assert all(p.dtype == torch.float32 for p in trainer.state.modules["student"].parameters())
+        frozen = None if precision == "fp32" else MODES[precision][1]
+        for name, module in trainer.state.modules.items():
+            kept = name in trainer.state.kept or not isinstance(module, Denoiser)
+            assert {p.dtype for p in module.parameters()} == {torch.float32 if kept else frozen}
+
+    def test_checkpointing_changes_nothing(self, cls, digits):
+        runs = []
+        for checkpointing in (False, True):
+            _, trainer = trainer_of(cls, digits, checkpointing=checkpointing)
+            trainer.fit()
+            runs.append(weights(trainer))
+        for key, value in runs[0].items():
+            assert torch.allclose(value, runs[1][key], atol=1e-6, rtol=1e-5), key
 
     def test_the_student_samples_at_its_cost(self, cls, digits):
         """The exported network goes through the method's sampler with the evaluations that it announces."""
@@ -166,6 +182,14 @@ class TestMethod:
         assert phases[-1] < 100
 
 
+def write_cifar(folder, count=64):
+    """A small made folder in the format of CIFAR-10's binary version."""
+    generator = np.random.default_rng(0)
+    records = generator.integers(0, 256, (count, 3073), dtype=np.uint8)
+    records[:, 0] = np.arange(count) % 10
+    (folder / "data_batch_1.bin").write_bytes(records.tobytes())
+
+
 def write_idx(folder, count=64, size=28):
     """A small made folder in MNIST's format."""
     generator = np.random.default_rng(0)
@@ -198,19 +222,30 @@ class TestRecipe:
         assert module.recipe.__doc__.strip()
 
     def test_its_classes_take_a_step_on_its_data(self, name, tmp_path):
-        """Two updates on a few rows, with the recipe's own network, method and data."""
+        """Two updates on a few rows, with the recipe's own method, data and network (if it is not for a GPU)."""
+        self.steps(name, tmp_path, 2, 8, 5_000_000)
+
+    @pytest.mark.slow
+    def test_it_takes_three_steps_in_full_size(self, name, tmp_path):
+        self.steps(name, tmp_path, 3, 2, 10**12)
+
+    def steps(self, name, tmp_path, steps, batch, largest):
         _, run = self.recipe(name)
-        fields = {f.name for f in dataclasses.fields(run.data)}
-        if "path" in fields:
-            write_idx(tmp_path)
+        if "path" in {f.name for f in dataclasses.fields(run.data)}:
+            (write_cifar if type(run.data).__name__ == "Cifar" else write_idx)(tmp_path)
             run = replaced(run, data=replaced(run.data, path=str(tmp_path)))
         dataset = run.data.dataset()
-        if "path" in {f.name for f in dataclasses.fields(run.teacher)}:
-            run = replaced(run, teacher=Fresh(network=TINY))
+        while "path" in {f.name for f in dataclasses.fields(run.teacher)}:  # a teacher of another recipe
+            teacher = Path(run.teacher.path).name
+            run = replaced(run, teacher=self.recipe(teacher)[1].teacher)
+        with torch.device("meta"):
+            size = sum(p.numel() for p in run.teacher.load(dataset.shape, dataset.classes, 0).denoiser.parameters())
+        if size > largest:
+            run = replaced(run, teacher=replaced(run.teacher, network=TINY))
         model = run.teacher.load(dataset.shape, dataset.classes, 0)
         nets = run.method.build_nets(model, FullCopy(model.denoiser, 0, run.dropout))
-        stream = Stream(dataset, model.codec, model.conditioner, 0, 8)
-        config = replaced(run.trainer, steps=2, batch=8)
+        stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
+        config = replaced(run.trainer, steps=steps, batch=batch)
         trainer = Trainer(run.method, nets, stream, config)
         before = weights(trainer)
         trainer.fit()

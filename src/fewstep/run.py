@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewstep.choice import Choice, Share, kind_of
 from fewstep.data.source import Dataset, Source
 from fewstep.data.stream import Stream
 from fewstep.errors import RefusedError
 from fewstep.files import read_json, write_bytes, write_json
+from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
 from fewstep.metrics.classifier import Classification, Classifier
 from fewstep.models.adapters import FullCopy
@@ -65,7 +68,8 @@ def _carried_out(
         begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
         if isinstance(model, Classifier) != isinstance(run.method, Classification):
             raise ValueError(f"{kind_of(type(run.method))} does not train the model of teacher={run.teacher.dump()}")
-        nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
+        with seeded(run.trainer.seed, torch.device("cpu")):  # new heads
+            nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
         stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
         trainer = Trainer(run.method, nets, stream, run.trainer, folder, world)
         world.first(lambda: _begin(run, folder, restart))

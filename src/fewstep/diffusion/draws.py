@@ -61,6 +61,12 @@ class Draws:
             _one=True,
         )
 
+    def choice(self, high: int) -> int:
+        """One of 0 … high - 1, the same for every row and process, known on the host; advances this object's count."""
+        one = self.shared()
+        one.device = torch.device("cpu")
+        return int(one.integers(high))
+
     def normal(self, *shape: int) -> Tensor:
         """Unit normal, float32, (rows, *shape)."""
         return self._draw(lambda g: torch.randn(BLOCK, *shape, generator=g))

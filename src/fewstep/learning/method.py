@@ -59,8 +59,9 @@ class Clone(Protocol):
         of: Denoiser | None = None,
         inputs: Set[str] = frozenset(),
         parameterization: Parameterization | None = None,
+        dropout: float | None = None,
     ) -> Denoiser:
-        """`inputs` are added to the network's own; without `of`, the student's start is cloned."""
+        """`inputs` are added to the network's own; without `of`, the student's start is cloned. dropout: another."""
         ...
 
 

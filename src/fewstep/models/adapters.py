@@ -29,6 +29,7 @@ class FullCopy:
         of: Denoiser | None = None,
         inputs: Set[str] = frozenset(),
         parameterization: Parameterization | None = None,
+        dropout: float | None = None,
     ) -> Denoiser:
         """A denoiser named `name`, equal to `of` but for the parameterization, which shares no storage with it."""
         source = self.default if of is None else of
@@ -39,9 +40,10 @@ class FullCopy:
                 network = source.network.with_inputs(missing)  # type: ignore[operator]
             else:
                 network = copy.deepcopy(source.network)
+        dropout = self.dropout if dropout is None else dropout
         for module in network.modules():
-            if isinstance(module, nn.Dropout) and self.dropout is not None:
-                module.p = self.dropout
+            if isinstance(module, nn.Dropout) and dropout is not None:
+                module.p = dropout
         made = Denoiser(network, source.process, parameterization or source.parameterization, source.own)
         made.autocast = source.autocast
         return made

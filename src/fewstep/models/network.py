@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Set
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Mapping, Set
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fewstep.choice import Choice
+from fewstep.choice import Choice, kind_of, replaced
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.types import Sample, Time
 
 TimeInput = Literal["log_sigma", "identity", "thousand"]
+M = TypeVar("M", bound=nn.Module)
 
 
 class Outside(NamedTuple):
@@ -25,9 +28,16 @@ class Outside(NamedTuple):
 
 
 class Network(Choice, ABC):
-    """The options of a network family; `build` makes the module."""
+    """The options of a network family; `build` makes the module.
+
+    time_input: the number that stands for t, see `noise_features`. extra: inputs beside x, t and the label, of `known`.
+    """
 
     folder: ClassVar[str | None] = "fewstep.models"
+    known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
+
+    time_input: TimeInput
+    extra: tuple[str, ...]
 
     @abstractmethod
     def build(self, outside: Outside) -> NetworkModule:
@@ -35,9 +45,15 @@ class Network(Choice, ABC):
 
 
 class NetworkModule(Protocol):
-    """An nn.Module called as network(x, t, cond, s) with t and s in the network's own process."""
+    """An nn.Module called as network(x, t, cond, s) with t and s in the network's own process.
+
+    checkpointing: recompute the blocks' activations in the backward pass. taps: the sub-modules whose output a
+    discriminator reads, with their channels.
+    """
 
     outside: Outside
+    checkpointing: bool
+    taps: Mapping[str, int]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -56,6 +72,91 @@ class NetworkModule(Protocol):
     def with_inputs(self, names: Set[str]) -> nn.Module:
         """A copy that also reads these, equal to this one until it is trained."""
         ...
+
+
+class ConditionedModule(nn.Module, ABC):
+    """What our own networks share: time, label and extra inputs, each embedded, summed to one vector per sample.
+
+    frequencies: the size of the sinusoids. size: that of the sum. Sub-modules carry the names of openai's layout.
+    Raises ValueError for an extra input that is not known.
+    """
+
+    spec: Network
+    taps: Mapping[str, int]
+
+    def __init__(self, spec: Network, outside: Outside, frequencies: int, size: int):
+        super().__init__()
+        self.checkpointing = False
+        self.spec, self.outside, self.frequencies = spec, outside, frequencies
+        self._refuse_unknown(set(spec.extra))
+        self.time_embed = nn.Sequential(nn.Linear(frequencies, size), nn.SiLU(), nn.Linear(size, size))
+        if outside.classes:
+            self.label_emb = nn.Embedding(outside.classes + outside.null, size)
+        self.extra_embed = nn.ModuleDict({name: Embedding(frequencies, size) for name in spec.extra})
+
+    @abstractmethod
+    def forward(self, x: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        """The raw output F(x, t), in the shape of x."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads of the condition."""
+        return (("label",) if self.outside.classes else ()) + self.spec.extra
+
+    def with_inputs(self, names: Set[str]) -> nn.Module:
+        """A copy with zero-initialised embeddings of "guidance" or "s" added."""
+        self._refuse_unknown(names)
+        added = tuple(sorted(set(names) - set(self.spec.extra)))
+        wider = copy.deepcopy(self)
+        wider.spec = replaced(self.spec, extra=self.spec.extra + added)
+        last: nn.Linear = self.time_embed[2]  # type: ignore[assignment]
+        for name in added:
+            wider.extra_embed[name] = Embedding(self.frequencies, last.out_features).to(last.weight)
+        return wider
+
+    def through(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        """block(x, embedding), its activations kept or, where `checkpointing` is set, computed again when needed."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, embedding, use_reentrant=False)
+        return block(x, embedding)
+
+    def embedding(self, t: Time, cond: Cond, s: Time | None) -> Tensor:
+        """(batch, size), in the dtype of the network's arithmetic. Where s is missing, t takes its place."""
+        kind, weight = self.spec.time_input, self.time_embed[0].weight
+        features = sinusoid(noise_features(t, kind), self.frequencies)
+        total = self.time_embed(features.to(weight.dtype))  # type: ignore[arg-type]
+        if self.outside.classes:
+            total = total + self.label_emb(cond["label"])
+        for name, embed in self.extra_embed.items():
+            value = noise_features(t if s is None else s, kind) if name == "s" else cond[name].to(t.dtype)
+            total = total + embed(value)
+        return total
+
+    def _refuse_unknown(self, names: Set[str]) -> None:
+        if unknown := set(names) - self.spec.known:
+            raise ValueError(
+                f"a {kind_of(type(self.spec))} has no input {', '.join(sorted(unknown))}; "
+                f"known: {sorted(self.spec.known)}"
+            )
+
+
+class Embedding(nn.Module):
+    """A scalar input beside the time: sinusoid, then a zero-initialised linear layer."""
+
+    def __init__(self, size: int, outputs: int):
+        super().__init__()
+        self.size = size
+        self.linear = zeroed(nn.Linear(size, outputs))
+
+    def forward(self, values: Time) -> Tensor:
+        return self.linear(sinusoid(values, self.size).to(self.linear.weight.dtype))
+
+
+def zeroed(module: M) -> M:
+    """The module, its parameters set to zero: a branch that adds nothing until it is trained."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
 
 
 def noise_features(t: Time, kind: TimeInput) -> Time:

@@ -5,10 +5,7 @@ the export to diffusers' UNet2DModel is a renaming (export/diffusers.py). Fixed:
 resample, attention in the middle.
 """
 
-import copy
-from collections.abc import Set
-from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +14,7 @@ from torch import Tensor, nn
 from fewstep.choice import Count, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.types import Sample, Time
-from fewstep.models.network import Network, NetworkModule, Outside, TimeInput, noise_features, sinusoid
-
-M = TypeVar("M", bound=nn.Module)
+from fewstep.models.network import ConditionedModule, Network, NetworkModule, Outside, TimeInput, zeroed
 
 
 @dataclass(frozen=True)
@@ -39,11 +34,7 @@ class UNet(Network):
     time_input: TimeInput = "log_sigma"
     extra: tuple[str, ...] = ()
 
-    known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
-
     def build(self, outside: Outside) -> NetworkModule:
-        if unknown := set(self.extra) - self.known:
-            raise ValueError(f"a U-Net has no input {', '.join(sorted(unknown))}; known: {sorted(self.known)}")
         factor = 2 ** (len(self.multipliers) - 1)
         if len(outside.shape) != 3 or any(n % factor for n in outside.shape[1:]):
             raise ValueError(
@@ -80,7 +71,7 @@ class ResBlock(nn.Module):
             nn.GroupNorm(spec.groups, outputs),
             nn.SiLU(),
             nn.Dropout(spec.dropout),
-            _zero(nn.Conv2d(outputs, outputs, 3, padding=1)),
+            zeroed(nn.Conv2d(outputs, outputs, 3, padding=1)),
         )
         self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         self.resample = resample
@@ -107,7 +98,7 @@ class Attention(nn.Module):
         self.heads = channels // spec.head_channels
         self.norm = nn.GroupNorm(spec.groups, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = _zero(nn.Conv2d(channels, channels, 1))
+        self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -117,29 +108,14 @@ class Attention(nn.Module):
         return x + self.proj_out(out.transpose(2, 3).reshape(b, c, h, w))
 
 
-class Embedding(nn.Module):
-    """A scalar input beside the time: sinusoid, then a zero-initialised linear layer."""
-
-    def __init__(self, size: int, outputs: int):
-        super().__init__()
-        self.size = size
-        self.linear = _zero(nn.Linear(size, outputs))
-
-    def forward(self, values: Time) -> Tensor:
-        return self.linear(sinusoid(values, self.size).to(self.linear.weight.dtype))
-
-
-class UNetModule(nn.Module):
+class UNetModule(ConditionedModule):
     """The network; see `UNet`."""
 
+    spec: UNet
+
     def __init__(self, spec: UNet, outside: Outside):
-        super().__init__()
-        self.spec, self.outside = spec, outside
         image_channels, width, embedding = outside.shape[0], spec.channels, 4 * spec.channels
-        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        if outside.classes:
-            self.label_emb = nn.Embedding(outside.classes + outside.null, embedding)
-        self.extra_embed = nn.ModuleDict({name: Embedding(width, embedding) for name in spec.extra})
+        super().__init__(spec, outside, width, embedding)
 
         def block(inputs: int, outputs: int, factor: int, resample: str = "") -> list[nn.Module]:
             made: list[nn.Module] = [ResBlock(inputs, outputs, embedding, spec, resample)]
@@ -160,6 +136,7 @@ class UNetModule(nn.Module):
         self.middle_block = Stack(
             ResBlock(now, now, embedding, spec), Attention(now, spec), ResBlock(now, now, embedding, spec)
         )
+        self.taps = {"middle_block": now}
         self.output_blocks = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(spec.multipliers))):
             for i in range(spec.blocks + 1):
@@ -170,51 +147,17 @@ class UNetModule(nn.Module):
                     factor //= 2
                 self.output_blocks.append(Stack(*layers))
         self.out = nn.Sequential(
-            nn.GroupNorm(spec.groups, now), nn.SiLU(), _zero(nn.Conv2d(now, image_channels, 3, padding=1))
+            nn.GroupNorm(spec.groups, now), nn.SiLU(), zeroed(nn.Conv2d(now, image_channels, 3, padding=1))
         )
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """What it reads of the condition."""
-        return (("label",) if self.outside.classes else ()) + self.spec.extra
-
-    def with_inputs(self, names: Set[str]) -> nn.Module:
-        """A copy with zero-initialised embeddings of "guidance" or "s" added."""
-        if unknown := set(names) - self.spec.known:
-            raise ValueError(f"a U-Net has no input {', '.join(sorted(unknown))}; known: {sorted(self.spec.known)}")
-        added = tuple(sorted(set(names) - set(self.spec.extra)))
-        wider = copy.deepcopy(self)
-        wider.spec = replace(self.spec, extra=self.spec.extra + added)
-        embedding: nn.Linear = self.time_embed[2]  # type: ignore[assignment]
-        for name in added:
-            wider.extra_embed[name] = Embedding(self.spec.channels, embedding.out_features).to(embedding.weight)
-        return wider
-
     def forward(self, x: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-        """The raw output F(x, t), in the shape of x."""
-        weight: Tensor = self.time_embed[0].weight  # type: ignore[assignment]
-        features = sinusoid(noise_features(t, self.spec.time_input), self.spec.channels)
-        embedding = self.time_embed(features.to(weight.dtype))
-        if self.outside.classes:
-            embedding = embedding + self.label_emb(cond["label"])
-        for name, embed in self.extra_embed.items():
-            if name == "s":
-                value = noise_features(s if s is not None else t, self.spec.time_input)
-            else:
-                value = cond[name].to(t.dtype)
-            embedding = embedding + embed(value)
-        x = x.to(weight.dtype)
+        embedding = self.embedding(t, cond, s)
+        x = x.to(embedding.dtype)
         skips = []
         for stack in self.input_blocks:
-            x = stack(x, embedding)
+            x = self.through(stack, x, embedding)
             skips.append(x)
-        x = self.middle_block(x, embedding)
+        x = self.through(self.middle_block, x, embedding)
         for stack in self.output_blocks:
-            x = stack(torch.cat([x, skips.pop()], dim=1), embedding)
+            x = self.through(stack, torch.cat([x, skips.pop()], dim=1), embedding)
         return self.out(x)
-
-
-def _zero(module: M) -> M:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module

@@ -118,7 +118,8 @@ def shard(module: nn.Module) -> None:
         if isinstance(inner, nn.ModuleList):
             for part in inner:
                 fully_shard(part, mesh=mesh)
-    fully_shard(root, mesh=mesh)
+    # Also the root lets go of what it gathered, so that behind a pass parameters are what averages and copies expect.
+    fully_shard(root, mesh=mesh, reshard_after_forward=True)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""Improved distribution matching distillation (Yin et al. 2024, arXiv:2405.14867; DMD: arXiv:2311.18828)."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.choice import Count, NonNegative
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.samplers import Renoise, Sampler, renoised
+from fewstep.diffusion.times import Along, Density, Karras, Times
+from fewstep.diffusion.types import Sample, Time
+from fewstep.learning.batch import Batch
+from fewstep.learning.losses import Squared
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.weights import weight
+from fewstep.models.heads import Head
+
+
+@dataclass(frozen=True)
+class DMD2(Method):
+    """The student's samples x move along x^_real - x^_fake: what the teacher, and what a denoiser of the student's own
+    samples (`fake`), see behind the same noised x_t, over mean |x - x^_real|. `fake` learns `fake_steps` times a step.
+
+    gan, gan_fake: weights of the adversarial loss on noised images, for the student and for `fake` with its head, which
+    reads fake's features; 0 leaves it out, and then no image of the data is read. steps > 1: the student also learns at
+    the later times of its sampler, from what its own earlier steps make of noise (backward simulation).
+    """
+
+    trains: ClassVar[tuple[str, ...]] = ("student", "fake", "head")
+
+    fake_steps: Count = 5
+    steps: Count = 1
+    gan: NonNegative = 3e-3
+    gan_fake: NonNegative = 1e-2
+    teacher_guidance: float = 1.0
+    density: Density = dataclasses.field(default_factory=lambda: Along(low=0.02, high=0.98))
+    fake_density: Density = dataclasses.field(default_factory=Along)
+    sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
+
+    @dataclass
+    class Nets:
+        """The student, the denoiser of its samples with the discriminator's head, and the frozen teacher."""
+
+        student: Denoiser
+        fake: Denoiser
+        head: nn.Module
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        student = clone("student")
+        student.parameterization = student.parameterization.boundary()  # whatever it starts from
+        fake = clone("fake", of=model.denoiser)
+        (channels,) = fake.network.taps.values()  # type: ignore[operator]
+        return self.Nets(student, fake, Head(channels), model.denoiser)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        fake = Update(("fake", "head"), self.fake_loss)
+        return [fake] * self.fake_steps + [Update(("student",), self.student_loss)]
+
+    def made(self, student: Denoiser, batch: Batch) -> Sample:
+        """Samples of the student, with the gradient of their last evaluation."""
+        process = student.process
+        *grid, end = (t.expand(len(batch.draws.rows)) for t in self.sample_times(process, self.steps))
+        last = batch.draws.choice(self.steps)
+        x_t = process.prior(batch.noise())
+        for t, s in zip(grid[:last], grid[1:]):
+            with torch.no_grad():
+                x_t = renoised(process, student(x_t, t, batch.cond), batch.noise(), end, s)
+        return student(x_t, grid[last], batch.cond)
+
+    def logits(self, nets: Nets, x: Sample, t: Time, batch: Batch) -> Tensor:
+        """The discriminator on x, noised to t."""
+        x_t = nets.fake.process.add_noise(x, batch.noise(), t)
+        _, taps = nets.fake.features(x_t, t, batch.cond, list(nets.fake.network.taps))  # type: ignore[arg-type]
+        return nets.head(*taps.values())
+
+    def fake_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """Denoising of the student's samples, and telling them from data."""
+        with torch.no_grad():
+            x = self.made(nets.student, batch)
+        t = self.fake_density(nets.fake.process, batch.draws)
+        error = Squared()(nets.fake(nets.fake.process.add_noise(x, batch.noise(), t), t, batch.cond), x)
+        terms = {"fake": error * weight("output", nets.fake, t).to(error)}
+        if self.gan_fake:
+            t = self.fake_density(nets.fake.process, batch.draws)
+            real, made = (self.logits(nets, images, t, batch) for images in (batch.data, x))
+            terms["discriminator"] = self.gan_fake * (F.softplus(made) + F.softplus(-real))
+        return Losses(terms)
+
+    def student_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """½ ‖x - sg[x - g]‖², whose gradient in x is g: the difference of the two scores."""
+        x = self.made(nets.student, batch)
+        with torch.no_grad():
+            t = self.density(nets.teacher.process, batch.draws)
+            x_t = nets.teacher.process.add_noise(x, batch.noise(), t)
+            teacher = nets.teacher if self.teacher_guidance == 1 else guided(nets.teacher, self.teacher_guidance)
+            real, fake = teacher(x_t, t, batch.cond), nets.fake(x_t, t, batch.cond)
+            scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-6).view(-1, *(1,) * (x.ndim - 1))
+            goal = x - (fake - real) / scale
+        terms = {"matching": 0.5 * Squared()(x, goal)}
+        if self.gan:
+            t = self.fake_density(nets.fake.process, batch.draws)
+            terms["adversarial"] = self.gan * F.softplus(-self.logits(nets, x, t, batch))
+        return Losses(terms)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        return Renoise(self.steps, self.sample_times)

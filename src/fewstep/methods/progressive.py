@@ -1,0 +1,92 @@
+"""Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2)."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from fewstep.choice import Count
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.samplers import Ode, Sampler
+from fewstep.diffusion.solvers import Euler, Solver
+from fewstep.diffusion.times import Auto, Times
+from fewstep.learning.averaging import ema_update
+from fewstep.learning.batch import Batch
+from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.weights import Weighting, weight
+
+
+@dataclass(frozen=True)
+class Progressive(Method):
+    """w(t) d( f(x_t, t), x~ ): x~ is the x0 with which ONE step t -> s lands where `factor` steps of the teacher land.
+
+    In rounds: the teacher has `start` steps, the student a `factor` fewer, and at the round's end the student becomes
+    the teacher, until it has `end` steps. Rounds to 2 steps and to 1 last twice as long, as published. The last step's
+    x~ follows the same formula (the official code takes the teacher's x0 at the mid point: the same where the grid ends
+    at the data). The grid must nest: every `factor`-th time of the finer one is a time of the coarser.
+    """
+
+    moves: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    start: Count = 32
+    end: Count = 4
+    factor: Count = 2
+    times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
+    solver: Solver = dataclasses.field(default_factory=Euler)
+    metric: Metric = dataclasses.field(default_factory=Squared)
+    weighting: Weighting = "truncated_snr"
+
+    def __post_init__(self) -> None:
+        if self.factor < 2 or self.start <= self.end or self.end * self.factor ** len(self.rounds()) != self.start:
+            raise ValueError(f"start={self.start} must be end={self.end} times a power of factor={self.factor}")
+
+    @dataclass
+    class Nets:
+        """The student, and the teacher that it becomes."""
+
+        student: Denoiser
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        return self.Nets(clone("student"), clone("teacher", of=model.denoiser, dropout=0.0))
+
+    def rounds(self) -> list[int]:
+        """The student's steps, round by round."""
+        steps, found = self.start, []
+        while self.factor > 1 and steps > self.end:
+            steps //= self.factor
+            found.append(steps)
+        return found
+
+    def phases(self, steps: int) -> Sequence[int]:
+        lengths = [2 if n <= 2 else 1 for n in self.rounds()]
+        return [steps * sum(lengths[:i]) // sum(lengths) for i in range(len(lengths))]
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        return [Update(("student",), self.step_loss)]
+
+    def step_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One step of the student's grid and one noise per sample."""
+        process, n = nets.student.process, self.rounds()[clock.phase]
+        grid = self.times(process, n * self.factor).to(batch.draws.device)
+        first = batch.draws.integers(n) * self.factor
+        t, *later = (grid[first + k] for k in range(self.factor + 1))
+        x_t = process.add_noise(batch.data, batch.noise(), t)
+        with torch.no_grad():
+            x_s, now = x_t, t
+            for s in later:
+                x_s, now = self.solver(nets.teacher, process, x_s, now, s, batch.cond), s
+            goal = process.x0_between(x_t, x_s, t, later[-1])
+        distance = self.metric(nets.student(x_t, t, batch.cond), goal)
+        w = weight(self.weighting, nets.student, t)
+        return Losses({"progressive": distance * w.to(distance)}, {"distance": distance})
+
+    def after_step(self, nets: Nets, clock: Clock) -> None:
+        if clock.phase_step == clock.phase_steps - 1:
+            ema_update(nets.teacher, nets.student, 0.0)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        return Ode(self.rounds()[clock.phase], self.times, Euler())
