@@ -1,8 +1,8 @@
 """The demo: the shipped digits teacher becomes a student of 1 to 4 evaluations.
 
-Measured with `fewstep demo` (2,000 samples, seed 0, one thread of a 2-core machine, 2026-11-21): Fréchet distance 5.02
-at 1 evaluation, 4.95 at 2, 4.97 at 4 (teacher: 107.2, 106.7, 44.4, and 4.06 at 35); confirmed 99.4, 99.6, 99.4 %;
-diversity 92.7, 95.2, 94.9 %. A pixel SVM trained on all digits confirms 99.5 % of 2,000 images (2 evaluations, seed 1).
+Measured with `fewstep demo` (2,000 samples, seed 0, one thread of a 2-core machine, 2026-11-21): Fréchet distance 5.33
+at 1 evaluation, 5.23 at 2, 4.59 at 4 (teacher: 95.6, 95.0, 39.2, and 3.79 at 35); confirmed 98.9, 99.2, 99.4 %;
+diversity 94.0, 96.0, 96.3 %. A pixel SVM trained on all digits confirms 99.4 % of 2,000 images (2 evaluations, seed 1).
 """
 
 from fewstep.data.digits import Digits
