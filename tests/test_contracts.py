@@ -222,8 +222,8 @@ class TestRecipe:
         assert module.recipe.__doc__.strip()
 
     def test_its_classes_take_a_step_on_its_data(self, name, tmp_path):
-        """Two updates on a few rows, with the recipe's own method, data and network (if it is not for a GPU)."""
-        self.steps(name, tmp_path, 2, 8, 5_000_000)
+        """Three updates on a few rows, with the recipe's own method, data and network (if it is not for a GPU)."""
+        self.steps(name, tmp_path, 3, 8, 5_000_000)
 
     @pytest.mark.slow
     def test_it_takes_three_steps_in_full_size(self, name, tmp_path):

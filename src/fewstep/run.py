@@ -62,7 +62,8 @@ def _carried_out(
     try:
         if not restart and world.first(lambda: _finished(run, folder)):
             return False
-        dataset = run.data.dataset()
+        everything = run.data.read()
+        dataset = run.data.choose(everything)
         classes = dataset.classes if dataset.labels is not None else 0
         model = run.teacher.load(dataset.shape, classes, run.trainer.seed)
         begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
@@ -74,7 +75,7 @@ def _carried_out(
         trainer = Trainer(run.method, nets, stream, run.trainer, folder, world)
         world.first(lambda: _begin(run, folder, restart))
         teacher = model if isinstance(run.teacher, Saved) else None
-        health = Health(run.method, nets, stream, held_out(run.data), teacher, trainer.device)
+        health = Health(run.method, nets, stream, held_out(run.data, everything), teacher, trainer.device)
         trainer.fit(watch, health, say)
         _save(run, folder, model, trainer, stream)
         return True
@@ -121,9 +122,9 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
     trainer.world.first(lambda: write_json(folder / "status.json", status))
 
 
-def held_out(source: Source) -> Dataset | None:
+def held_out(source: Source, everything: Dataset) -> Dataset | None:
     """The test split of a source that trains on the other part; None where nothing is held out."""
-    found = source.dataset("test", empty=True) if source.split == "train" else None
+    found = source.choose(everything, "test", empty=True) if source.split == "train" else None
     return found if found is not None and len(found) else None
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tests.cli.conftest import LOOP, NETWORK, STUDENT, TEACHER
 from tests.data.idx_files import idx_bytes, write_idx, write_pair
+from tests.data.picture_files import cifar_bytes, encoded, made, write_parquet, write_pictures
 
 from fewstep.cli.main import main
 from fewstep.models.unet import UNetModule
@@ -546,3 +547,45 @@ def test_nothing_is_lost_when_a_restart_cannot_begin(refused, runs):
 
 def test_plugins_that_are_not_there(refused):
     refused(2, *TEACHER, "name=new", "--plugin", "nosuchmodule", says="nosuchmodule")
+
+
+class TestPictures:
+    """Sources of pictures, by every verb that reads data."""
+
+    def test_bad_pictures_are_named(self, refused):
+        write_pictures(Path("data"), a=made(1)[0][0])
+        Path("data/b.png").write_bytes(b"no picture")
+        line = refused(2, "data", "check", "data", says=["data/b.png", "1 of 2", "on_bad=skip"])
+        assert line == refused(2, "evaluate", "runs/cd", "--reference", "data")
+        refused(2, "data", "check", "data", "on_bad=skip", says=["data/b.png", "1%"])
+
+    def test_pictures_of_several_sizes(self, refused, fewstep):
+        write_pictures(Path("data"), a=made(1)[0][0], b=made(1, shape=(3, 20, 40))[0][0])
+        refused(2, "data", "check", "data", says=["data/a.png of 32×32", "data/b.png of 20×40", "size=N"])
+        assert "images: 2 of 16×16, 3 channels" in fewstep("data", "check", "data", "size=16", "split=all").out
+
+    def test_damaged_files_of_each_kind(self, refused):
+        images, labels = made(20)
+        Path("data").mkdir()
+        Path("data/data_batch_1.bin").write_bytes(cifar_bytes(images, labels)[:-1])
+        refused(2, "data", "check", "data", says=["data/data_batch_1.bin", "3073"])
+        Path("data/data_batch_1").write_bytes(b"\x80\2cos\nsystem\n(Vtouch marker\ntR" + b"." * 100_000)
+        refused(2, "data", "check", "data", says=["data/data_batch_1", "os.system"])
+        assert not Path("marker").exists()
+        file = write_parquet(Path("tables/train.parquet"), map(encoded, images), label=labels)
+        file.write_bytes(file.read_bytes()[:-5])
+        refused(2, "data", "check", "tables", says="tables/train.parquet")
+
+    def test_an_option_of_another_kind(self, refused):
+        write_pictures(Path("data"), a=made(1)[0][0])
+        refused(2, "data", "check", "data", "labels=coarse", says=["folder has no option 'labels'", "labels"])
+        refused(2, "data", "check", "data", "kind=cifr", says=["cifr", "did you mean cifar"])
+        refused(2, "data", "check", "data", "kind=cifar", says=["no CIFAR", "found: a.png"])
+
+    def test_what_was_found_is_shown(self, fewstep):
+        images, labels = made(20)
+        Path("data").mkdir()
+        Path("data/test_batch.bin").write_bytes(cifar_bytes(images, labels))
+        lines = fewstep("data", "check", "data").out.splitlines()
+        assert lines[:2] == ["kind: cifar", "files: data/test_batch.bin"]
+        assert "classes: 10, images in each: 2 2 2 2 2 2 2 2 2 2" in lines

@@ -1,5 +1,7 @@
 """`Stream`: the order of training images is a pure function of (seed, batch number, row)."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from fewstep.data.stream import Stream
 from fewstep.diffusion.draws import Draws
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Labels, Unconditional
+from fewstep.run import held_out
 
 SIZE = 50
 
@@ -101,3 +104,63 @@ def test_the_memory_of_orders_stays_small(dataset):
 
 def test_the_fingerprint_is_the_dataset_s(dataset):
     assert stream_of(dataset).fingerprint == dataset.fingerprint()
+
+
+class TestFlip:
+    @pytest.fixture
+    def mirrored(self, dataset):
+        return dataclasses.replace(dataset, flip=True)
+
+    @staticmethod
+    def flipped(stream, number, rows=range(16)):
+        """Which rows are mirrored; every row is one or the other."""
+        index = stream.ids(number, rows)
+        plain = stream.dataset.floats(index) * 2 - 1
+        found = stream(number, rows, Draws(0, rows)).x0
+        turned = (found == plain.flip(-1)).all((1, 2, 3))
+        assert (turned | (found == plain).all((1, 2, 3))).all()
+        assert not (plain == plain.flip(-1)).all((1, 2, 3)).any()  # no picture is its own mirror image
+        return turned
+
+    def test_half_of_the_rows(self, mirrored):
+        turned = torch.cat([self.flipped(stream_of(mirrored), number) for number in range(100)])
+        assert len(turned) == 1600
+        assert abs(turned.float().mean() - 0.5) < 4 * 0.5 / 40
+
+    def test_none_without_it(self, dataset):
+        assert not any(self.flipped(stream_of(dataset), number).any() for number in range(20))
+
+    @pytest.mark.parametrize("number", [0, 3, 7])
+    @pytest.mark.parametrize("rows", [range(0, 5), range(5, 16), range(15, 16)])
+    def test_rows_of_a_batch_equal_the_whole(self, mirrored, number, rows):
+        whole = stream_of(mirrored)(number, range(16), Draws(0, range(16)))
+        part = stream_of(mirrored)(number, rows, Draws(0, rows))
+        assert torch.equal(part.x0, whole.x0[rows.start : rows.stop])
+
+    def test_each_epoch_and_seed_mirrors_others(self, mirrored):
+        by_epoch = [self.flipped(stream_of(mirrored, batch=SIZE), k, range(SIZE)).tolist() for k in range(3)]
+        other = self.flipped(stream_of(mirrored, seed=1, batch=SIZE), 0, range(SIZE)).tolist()
+        assert len({tuple(rows) for rows in (*by_epoch, other)}) == 4
+
+    def test_order_labels_and_noise_stay(self, dataset, mirrored):
+        one, other = (stream_of(data)(4, range(16), Draws(0, range(16))) for data in (dataset, mirrored))
+        assert torch.equal(one.cond["label"], other.cond["label"])
+        assert torch.equal(one.noise(), other.noise())
+        assert stream_of(dataset).ids(4, range(16)).tolist() == stream_of(mirrored).ids(4, range(16)).tolist()
+
+    def test_the_images_of_the_dataset_stay(self, mirrored):
+        before = mirrored.images.clone()
+        stream_of(mirrored)(0, range(16), Draws(0, range(16)))
+        assert torch.equal(mirrored.images, before)
+        assert mirrored.select(torch.arange(3)).flip
+
+
+def test_held_out_images_are_never_mirrored():
+    source = Digits(flip=True)
+    assert source.dataset().flip
+    held = held_out(source)
+    assert torch.equal(held.images, held_out(Digits()).images)
+    stream = stream_of(held)
+    for number in range(10):
+        index = stream.ids(number, range(16))
+        assert torch.equal(stream(number, range(16), Draws(0, range(16))).x0, held.floats(index) * 2 - 1)

@@ -70,14 +70,14 @@ def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def source_of(text: str, overrides: Sequence[str] = ()) -> Any:
-    """A data source by name (digits) or by path, with `option=value` overrides."""
+    """A data source by name (digits) or by path, with `option=value` overrides. The kind is what is found there."""
     from fewstep.data.source import Source
 
-    names = [name for name in listed("data") if name in Source.kinds()]
-    plain: dict[str, Any] = {"kind": text} if text in names else {"kind": "idx", "path": text}
+    names = [name for name, kind in Source.kinds().items() if "path" not in kind.__dataclass_fields__]
+    plain: dict[str, Any] = {"kind": text} if text in names else {"path": text}
     if text not in names and not Path(text).exists():
         raise FileNotFoundError(f"no data {text!r}: expected a file, a folder, or {' or '.join(names)}")
     for override in overrides:
         key, _, value = override.partition("=")
         _set(plain, key.split("."), from_yaml(value, override))
-    return Source.parse(plain)
+    return Source.parse(plain if "kind" in plain else {"kind": Source.kind_at(Path(text))} | plain)

@@ -1,6 +1,5 @@
 """IDX files: MNIST and its kin (Fashion-MNIST, KMNIST, EMNIST), plain or gzipped."""
 
-import gzip
 import math
 import struct
 import zlib
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from fewstep.choice import Count
-from fewstep.data.source import Dataset, Source, check_labels
+from fewstep.data.source import Dataset, Source, check_labels, unpacked
 
 LABELS, IMAGES, COLOURS = 1, 3, 4  # numbers of dimensions, as the magic number has them
 
@@ -26,24 +25,20 @@ class Idx(Source):
     path: str = ""
     classes: Count = 10
 
-    def read(self) -> Dataset:
-        if not self.path:
-            raise ValueError("no data: give data.path=DIR, a folder with IDX files such as MNIST's")
-        path = Path(self.path)
-        if not path.exists():
-            raise FileNotFoundError(f"no data at {path}: expected a folder or a file in IDX format")
+    @classmethod
+    def files_at(cls, path: Path) -> list[Path]:
         folder = path if path.is_dir() else path.parent
         headers = {file: header for file in sorted(folder.iterdir()) if (header := _header(file))}
         pairs = []
         for file, sizes in headers.items():
             if len(sizes) in (IMAGES, COLOURS) and path in (folder, file):
                 labels = [f for f, s in headers.items() if len(s) == LABELS and _stem(f) == _stem(file)]
-                pairs.append((sizes[0], file, labels[0] if labels else None))
-        if not pairs:
-            found = ", ".join(f.name for f in sorted(folder.iterdir())[:5]) or "nothing"
-            raise ValueError(f"no IDX images in {path} (found: {found})")
-        _, file, labels_file = max(pairs, key=lambda pair: pair[0])
-        return self._dataset(file, labels_file)
+                pairs.append((sizes[0], [file, *labels[:1]]))
+        return max(pairs, key=lambda pair: pair[0])[1] if pairs else []
+
+    def read(self) -> Dataset:
+        file, *labels = self.found(self.path, "IDX images")
+        return self._dataset(file, labels[0] if labels else None)
 
     def _dataset(self, file: Path, labels_file: Path | None) -> Dataset:
         images = _read(file)
@@ -67,18 +62,12 @@ def _stem(file: Path) -> str:
     return name.strip("-_. ")
 
 
-def _open(file: Path) -> gzip.GzipFile | object:
-    with file.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    return gzip.open(file, "rb") if packed else file.open("rb")
-
-
 def _header(file: Path) -> tuple[int, ...] | None:
     """The sizes that an IDX file of bytes announces; None for any other file."""
     if not file.is_file():
         return None
     try:
-        with _open(file) as stream:  # type: ignore[attr-defined]
+        with unpacked(file) as stream:
             magic = stream.read(4)
             if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (LABELS, IMAGES, COLOURS):
                 return None
@@ -93,7 +82,7 @@ def _read(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     assert sizes is not None
     wanted, content = math.prod(sizes), bytearray()
     try:
-        with _open(file) as stream:  # type: ignore[attr-defined]
+        with unpacked(file) as stream:
             stream.read(4 + 4 * len(sizes))
             # In pieces: a forged header must not reserve more memory than the file has bytes.
             while len(content) <= wanted and (part := stream.read(min(1 << 24, wanted + 1 - len(content)))):

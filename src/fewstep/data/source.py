@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 from fewstep.choice import Choice, Natural, Share
 
 Split = Literal["all", "train", "test"]
+TESTS = {"test", "val", "valid", "validation"}
 
 
 @dataclass(eq=False)
@@ -21,6 +25,7 @@ class Dataset:
     """Images (n, channels, height, width) uint8 with labels (n,) int64 in 0 … classes - 1, or None.
 
     ids: the place of each image in its source, by which splits are chosen. notes: what was found, for `data check`.
+    flip: whether a training sees half of the images mirrored (`Stream` does it; `images` and `floats` never are).
     """
 
     images: Tensor
@@ -28,6 +33,7 @@ class Dataset:
     classes: int
     ids: Tensor
     notes: dict[str, str] = field(default_factory=dict)
+    flip: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,15 +58,15 @@ class Dataset:
     def select(self, keep: Tensor) -> Dataset:
         """The images at these indices."""
         labels = None if self.labels is None else self.labels[keep]
-        return Dataset(self.images[keep], labels, self.classes, self.ids[keep], dict(self.notes))
+        return Dataset(self.images[keep], labels, self.classes, self.ids[keep], dict(self.notes), self.flip)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Choice, ABC):
-    """A data source. Its fields beside `limit`, `fraction` and `split` are its own.
+    """A data source. Its fields beside these are its own.
 
     split: train and test are chosen by a hash of (seed, id), `held_out` of all to test; limit, fraction: a fixed choice
-    of the rest.
+    of the rest. flip: training mirrors each image with probability 1/2; the test split never is.
     """
 
     folder: ClassVar[str | None] = "fewstep.data"
@@ -70,6 +76,30 @@ class Source(Choice, ABC):
     limit: Natural = 0
     fraction: Share = 1.0
     split_seed: int = 0
+    flip: bool = False
+
+    @classmethod
+    def files_at(cls, path: Path) -> list[Path]:
+        """The files of an existing file or folder that this kind reads. Looks at names and first bytes only."""
+        return []
+
+    @classmethod
+    def kind_at(cls, path: Path) -> str:
+        """The kind for a file or folder: the one that reads the most bytes of it. ValueError where none reads any."""
+        sizes = {name: sum(file.stat().st_size for file in kind.files_at(path)) for name, kind in cls.kinds().items()}
+        if not any(sizes.values()):
+            raise ValueError(f"no data in {path} (found: {_content(path)}) for {', '.join(sizes)}")
+        return max(sizes, key=lambda name: sizes[name])
+
+    def found(self, path: str, what: str) -> list[Path]:
+        """`files_at` of the path that the user gave. FileNotFoundError or ValueError where there are none."""
+        if not path:
+            raise ValueError(f"no data: give data.path=DIR, a folder with {what}")
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no data at {path}: expected a folder or a file with {what}")
+        if not (files := self.files_at(Path(path))):
+            raise ValueError(f"no {what} in {path} (found: {_content(Path(path))})")
+        return files
 
     @abstractmethod
     def read(self) -> Dataset:
@@ -77,7 +107,10 @@ class Source(Choice, ABC):
 
     def dataset(self, split: Split | None = None, empty: bool = False) -> Dataset:
         """The images of the split, after limit and fraction. ValueError where nothing is left, unless `empty`."""
-        everything = self.read()
+        return self.choose(self.read(), split, empty)
+
+    def choose(self, everything: Dataset, split: Split | None = None, empty: bool = False) -> Dataset:
+        """What `dataset` gives, of images that were read already."""
         split = self.split if split is None else split
         place = self._hash(everything.ids)
         keep = torch.ones(len(everything), dtype=torch.bool)
@@ -91,7 +124,7 @@ class Source(Choice, ABC):
             index = index[: self.limit]
         if not len(index) and not empty:
             raise ValueError(f"no images left of {len(everything)} after split={split}, fraction={self.fraction}")
-        return everything.select(index)
+        return replace(everything.select(index), flip=self.flip and split != "test")
 
     def _hash(self, ids: Tensor, salt: str = "split") -> Tensor:
         """A number in [0, 1) for each id, the same on every machine (SplitMix64 of the id and the seed)."""
@@ -102,6 +135,32 @@ class Source(Choice, ABC):
             z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return torch.from_numpy((z ^ (z >> np.uint64(31))).astype(np.float64) / 2.0**64)
+
+
+def files_below(path: Path, depth: int) -> list[Path]:
+    """The files in a folder and its sub-folders, `depth` levels in all, by name, without hidden ones; a file itself."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    inner = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")] if depth else []
+    return [file for one in inner for file in files_below(one, depth - 1)]
+
+
+def of_training(files: list[Path], root: Path) -> list[Path]:
+    """All but those that are for tests by their name or that of their folder; all, where there are only such."""
+    words = {file: re.split(r"[^a-z0-9]+", str(file.relative_to(root)).lower()) for file in files}
+    return [file for file in files if not TESTS & set(words[file])] or files
+
+
+def unpacked(file: Path) -> IO[bytes]:
+    """A file opened for reading, through gzip where its content is packed, whatever its name."""
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(file, "rb")) if packed else file.open("rb")
+
+
+def _content(path: Path) -> str:
+    names = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else [path.name]
+    return ", ".join(names) or "nothing"
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:

@@ -35,7 +35,11 @@ class Stream:
         """Rows of batch `number`, in model space, on the device of the draws."""
         index = self.ids(number, rows)
         labels = None if self.dataset.labels is None else self.dataset.labels[index]
-        x0 = self.codec.encode(self.dataset.floats(index)).to(draws.device, non_blocking=True)
+        images = self.dataset.floats(index)
+        if self.dataset.flip:
+            mirrored = Draws(self.seed, rows, stream="flip", step=number).uniform() < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        x0 = self.codec.encode(images).to(draws.device, non_blocking=True)
         return Batch(self.conditioner(labels).to(draws.device), draws, tuple(x0.shape[1:]), x0)
 
     def _order(self, epoch: int) -> Tensor:

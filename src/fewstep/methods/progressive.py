@@ -63,6 +63,8 @@ class Progressive(Method):
 
     def phases(self, steps: int) -> Sequence[int]:
         lengths = [2 if n <= 2 else 1 for n in self.rounds()]
+        if steps < sum(lengths):
+            raise ValueError(f"{steps} training steps are too few for {len(lengths)} rounds")
         return [steps * sum(lengths[:i]) // sum(lengths) for i in range(len(lengths))]
 
     def updates(self, clock: Clock) -> Sequence[Update]:

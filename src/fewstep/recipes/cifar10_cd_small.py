@@ -16,7 +16,7 @@ def recipe() -> Run:
         method=ConsistencyDistillation(),
         teacher=Saved("runs/cifar10_teacher_small"),
         trainer=TrainerConfig(
-            steps=900,
+            steps=500,
             batch=32,
             optimizer=AdamW(lr=1e-3),
             schedule=Cosine(warmup=50),

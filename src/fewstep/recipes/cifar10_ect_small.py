@@ -16,7 +16,7 @@ def recipe() -> Run:
         method=EasyConsistency(),
         teacher=Saved("runs/cifar10_teacher_small"),
         trainer=TrainerConfig(
-            steps=1200,
+            steps=600,
             batch=32,
             optimizer=AdamW(lr=5e-4),
             schedule=Cosine(warmup=50),

@@ -1,0 +1,162 @@
+"""CIFAR-10 and CIFAR-100 as they are handed out: Parquet, the binary and the python version, packed or not."""
+
+import io
+import pickle
+import pickletools
+import re
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.choice import Natural
+from fewstep.data.parquet import Parquet
+from fewstep.data.pictures import OnBad, Pixels
+from fewstep.data.source import Dataset, Source, check_labels, files_below, of_training, unpacked
+
+BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")
+ARCHIVE = re.compile(r"cifar.*\.(tar|tar\.gz|tgz)")
+SHAPE, VALUES = (3, 32, 32), 3072
+CLASSES = {"labels": 10, "fine_labels": 100, "coarse_labels": 20}
+MOST_BYTES = 1 << 29  # an archive unpacks to 186 MB
+MOST_OPCODES = 2_000_000  # a pickle has 5 for each image
+
+
+@dataclass(frozen=True)
+class Cifar(Source):
+    """A file, or a folder with files in it or one level below; those of the training set where there are others too,
+    of several versions the largest. labels: the 100 fine or the 20 coarse classes of CIFAR-100. workers, on_bad: for
+    Parquet, as there.
+    """
+
+    path: str = ""
+    labels: Literal["fine", "coarse"] = "fine"
+    workers: Natural = 0
+    on_bad: OnBad = "error"
+
+    @classmethod
+    def files_at(cls, path: Path) -> list[Path]:
+        """All but Parquet: its names do not tell what it holds."""
+        files = [f for f in files_below(path, 2) if ARCHIVE.fullmatch(f.name) or BATCH.fullmatch(f.name)]
+        versions: dict[tuple[object, ...], list[Path]] = {}
+        for file in of_training(files, path):
+            version = (file.parent, file.suffix, _is_hundred(file), ARCHIVE.fullmatch(file.name) and file.name)
+            versions.setdefault(version, []).append(file)
+        return max(versions.values(), key=lambda files: sum(f.stat().st_size for f in files), default=[])
+
+    def read(self) -> Dataset:
+        files = self.files_at(Path(self.path)) if self.path else []
+        if not files:
+            label = "coarse_label" if self.labels == "coarse" else "auto"
+            tables = Parquet(label=label, channels="rgb", workers=self.workers, on_bad=self.on_bad)
+            return tables.read_files(tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)"))
+        batches = {name: content for file in files for name, content in _contents(file).items()}
+        images, labels, classes = zip(*(self._batch(name, content) for name, content in batches.items()))
+        pixels = torch.from_numpy(np.concatenate(images).reshape(-1, *SHAPE))
+        notes = {"files": ", ".join(map(str, batches))}
+        return Dataset(pixels, torch.cat(labels), max(classes), torch.arange(len(pixels)), notes)
+
+    def _batch(self, file: Path, content: bytes) -> tuple[Pixels, Tensor, int]:
+        """Pixels (n, 3072), the labels that were asked for, and the number of their classes."""
+        images, labels = (_binary if file.suffix == ".bin" else _pickled)(file, content)
+        kind = "labels" if "labels" in labels and self.labels == "fine" else f"{self.labels}_labels"
+        if kind not in labels:
+            raise ValueError(f"{file} has no {kind}, only {', '.join(labels) or 'none'}")
+        if images.shape != (len(labels[kind]), VALUES):
+            raise ValueError(f"{file} is no CIFAR: {len(labels[kind])} labels, pixels of shape {images.shape}")
+        check_labels(labels[kind], CLASSES[kind], str(file))
+        return images, labels[kind], CLASSES[kind]
+
+
+def _is_hundred(file: Path) -> bool:
+    """CIFAR-100 has one file each for training and test."""
+    return file.stem in ("train", "test")
+
+
+def _contents(file: Path) -> dict[Path, bytes]:
+    """The batches in a file. Those in an archive never become files, and its links are passed over."""
+    buffer = io.BytesIO()
+    try:
+        with unpacked(file) as stream:
+            while part := stream.read(1 << 24):
+                buffer.write(part)
+                if buffer.tell() > MOST_BYTES:
+                    raise ValueError(f"it unpacks to more than {MOST_BYTES >> 20} MB")
+        content, end, found = buffer.getvalue(), 0, {}
+        if not ARCHIVE.fullmatch(file.name):
+            return {file: content}
+        buffer.seek(0)
+        with tarfile.open(fileobj=buffer, mode="r:") as archive:
+            for member in archive:
+                end = member.offset_data + member.size
+                if member.isreg() and BATCH.fullmatch(name := Path(member.name).name):
+                    found[Path(name)] = content[member.offset_data : end]
+        end = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if content[end : end + tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
+            raise ValueError("its end is missing")  # tarfile takes what stops at a header for a whole archive
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{file} is damaged or cut off: {error}") from None
+    if not found:
+        raise ValueError(f"{file} holds no CIFAR")
+    return {file / name: found[name] for name in of_training(sorted(found), Path())}
+
+
+def _binary(file: Path, content: bytes) -> tuple[Pixels, dict[str, Tensor]]:
+    kinds = ("coarse_labels", "fine_labels") if _is_hundred(file) else ("labels",)
+    record = len(kinds) + VALUES
+    if not content or len(content) % record:
+        raise ValueError(f"{file} is cut off or empty: {len(content)} bytes are no multiple of {record}")
+    table = np.frombuffer(content, np.uint8).reshape(-1, record)
+    return table[:, len(kinds) :], {
+        kind: torch.from_numpy(table[:, i].astype(np.int64)) for i, kind in enumerate(kinds)
+    }
+
+
+class _Inert:
+    """Stands for everything that a pickle names. It keeps what it is given: nothing that a pickle asks for is run."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    allowed = frozenset(
+        {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+        | {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise ValueError(f"it asks for {f'{module}.{name}'[:80]!r}, which CIFAR does not need: refused")
+        return _Inert
+
+
+def _pickled(file: Path, content: bytes) -> tuple[Pixels, dict[str, Tensor]]:
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):  # ends at a length beyond the file
+            if count > MOST_OPCODES or ("PUT" in opcode.name and isinstance(argument, int) and argument > count):
+                raise ValueError("it would take more memory than CIFAR needs")
+        loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        table = {_raw(key).decode(): value for key, value in loaded.items()}
+        _, shape, _, fortran, values = table["data"].state
+        images = np.frombuffer(_raw(values), np.uint8).reshape(shape, order="F" if fortran else "C")
+        labels = {kind: np.fromiter(table[kind], np.int64) for kind in CLASSES if kind in table}
+        return images, {kind: torch.from_numpy(numbers) for kind, numbers in labels.items()}
+    except Exception as error:  # what is forged can fail anywhere
+        raise ValueError(f"{file} is damaged or no CIFAR: {error}") from None
+
+
+def _raw(value: Any) -> bytes:
+    """The bytes of a string as Python 2 wrote it, or 3 in either of its ways."""
+    value = value.arguments[0] if isinstance(value, _Inert) else value
+    return value.encode("latin1") if isinstance(value, str) else value

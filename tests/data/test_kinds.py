@@ -1,0 +1,112 @@
+"""What a path holds is found out by what lies there, and the same images are the same in every format."""
+
+import numpy as np
+import pytest
+import torch
+from tests.data import picture_files as files
+from tests.data.idx_files import write_idx, write_pair
+from tests.data.picture_files import encoded, made, write_parquet, write_pictures
+
+from fewstep.choice import kind_of
+from fewstep.cli.configure import source_of
+from fewstep.data.source import Source
+
+IMAGES, LABELS = made(20)
+
+
+def write(folder, kind):
+    """The same images in each format."""
+    folder.mkdir()
+    if kind == "idx":
+        write_idx(folder / "train-images-idx4-ubyte", IMAGES.transpose(0, 2, 3, 1))
+        write_idx(folder / "train-labels-idx1-ubyte", LABELS)
+    elif kind == "parquet":
+        write_parquet(folder / "train.parquet", map(encoded, IMAGES), label=LABELS)
+    elif kind == "binary":
+        (folder / "data_batch_1.bin").write_bytes(files.cifar_bytes(IMAGES, LABELS))
+    elif kind == "python":
+        (folder / "data_batch_1").write_bytes(files.python2_pickle(IMAGES, labels=LABELS))
+    elif kind == "archive":
+        (folder / "cifar-10-python.tar.gz").write_bytes(
+            files.tar_bytes({"data_batch_1": files.python2_pickle(IMAGES, labels=LABELS)})
+        )
+    else:
+        between = "__" if kind == "class folders" else "_"
+        names = {f"{label}{between}{i:02d}": image for i, (image, label) in enumerate(zip(IMAGES, LABELS))}
+        write_pictures(folder, **names)
+    return folder
+
+
+KINDS = {"idx": "idx", "parquet": "parquet", "class folders": "folder", "prefixes": "folder"}
+KINDS |= dict.fromkeys(["binary", "python", "archive"], "cifar")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("of_file", [False, True])
+def test_the_kind_is_found_and_the_images_are_the_same(tmp_path, kind, of_file):
+    path = write(tmp_path / "data", kind)
+    if of_file and KINDS[kind] != "folder":
+        path = next(path.iterdir() if kind != "idx" else path.glob("*images*"))
+    source = source_of(str(path))
+    assert kind_of(type(source)) == KINDS[kind]
+    dataset = source.read()
+    images, labels = IMAGES, LABELS
+    if KINDS[kind] == "folder":  # by class
+        images, labels = IMAGES[np.argsort(LABELS, kind="stable")], np.sort(LABELS)
+    assert np.array_equal(dataset.images.numpy(), images)
+    assert dataset.labels.tolist() == labels.tolist()
+    assert dataset.classes == 10
+
+
+def test_the_fingerprint_is_of_the_images_not_of_their_format(tmp_path):
+    kinds = [kind for kind in KINDS if KINDS[kind] != "folder"]
+    assert len({source_of(str(write(tmp_path / kind, kind))).dataset().fingerprint() for kind in kinds}) == 1
+
+
+def test_of_several_kinds_the_one_with_the_most_bytes(tmp_path):
+    write(tmp_path / "data", "binary")
+    write_pictures(tmp_path / "data", sample=IMAGES[0])
+    write_pair(tmp_path / "data", 3)
+    assert Source.kind_at(tmp_path / "data") == "cifar"
+    assert kind_of(type(source_of(str(tmp_path / "data"), ["kind=folder"]))) == "folder"
+    assert len(source_of(str(tmp_path / "data"), ["kind=idx"]).read()) == 3
+    write_pictures(tmp_path / "data", **{f"a{i}": made(1, shape=(3, 200, 200))[0][0] for i in range(2)})
+    assert Source.kind_at(tmp_path / "data") == "folder"
+
+
+def test_options_go_to_the_kind_that_was_found(tmp_path):
+    source = source_of(str(write(tmp_path / "data", "class folders")), ["size=4", "limit=3", "split=all", "flip=true"])
+    dataset = source.dataset()
+    assert (dataset.shape, len(dataset), dataset.flip) == ((3, 4, 4), 3, True)
+
+
+def test_names_of_sources_go_before_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "digits", "binary")
+    write(tmp_path / "cifar", "binary")
+    assert source_of("digits").dataset().shape == (1, 8, 8)
+    assert source_of("cifar").read().shape == (3, 32, 32)
+
+
+def test_nothing_that_any_kind_reads(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "train").mkdir()
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(ValueError, match=r"no data in .*notes\.txt.* for cifar, digits, folder, idx, parquet"):
+            source_of(str(path))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        source_of(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_training_flips(tmp_path, kind):
+    source = source_of(str(write(tmp_path / "data", kind)), ["flip=true"])
+    assert {split: source.dataset(split).flip for split in ("train", "all", "test")} == {
+        "train": True,
+        "all": True,
+        "test": False,
+    }
+    assert not source_of(str(tmp_path / "data")).dataset().flip
+    same = [source_of(str(tmp_path / "data"), [f"flip={flip}"]).dataset() for flip in ("true", "false")]
+    assert torch.equal(same[0].floats(), same[1].floats())
+    assert same[0].fingerprint() == same[1].fingerprint()
