@@ -211,10 +211,10 @@ class LogitNormal(Density):
 class Along(Density):
     """Even on the `points` times of a grid, but for the shares below `low` and above `high` of its cleaner end.
 
-    Along(Karras(end="t_min"), 1000, 0.02, 0.98) is the choice of distribution matching (arXiv:2405.14867).
+    Along(low=0.02, high=0.98) is the choice of distribution matching (arXiv:2405.14867), there of a Karras grid.
     """
 
-    times: Times = dataclasses.field(default_factory=lambda: Karras(end="t_min"))
+    times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
     points: Count = 1000
     low: Share = 0.0
     high: Share = 1.0
