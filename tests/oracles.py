@@ -72,6 +72,27 @@ class Exact(torch.nn.Module):
         return self.function(x_t, t)
 
 
+class Output(torch.nn.Module):
+    """A network whose output is any function of (x, t)."""
+
+    inputs = ()
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, t, cond, s=None):
+        return self.function(x, t)
+
+
+def denoising(process, function):
+    """A real `Denoiser` whose answer is function(x_t, t)."""
+    from fewstep.diffusion.denoiser import Denoiser
+    from fewstep.diffusion.parameterization import SamplePrediction
+
+    return Denoiser(Output(function), process, SamplePrediction())
+
+
 class Gains(torch.nn.Module):
     """A student x0 = gain(t)·x with one trainable gain per time of a grid; 1 at the end of the grid."""
 

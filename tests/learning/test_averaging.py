@@ -121,7 +121,7 @@ def test_a_phase_begins_its_average_with_the_weights_of_its_border():
 
 def test_the_exported_network_carries_the_average_and_is_a_copy():
     one, states = recorded(Single(dropout=0.5))
-    exported, other = one.exported("student"), one.exported("student", 0.5)
+    exported, other = one.state.exported("student"), one.state.exported("student", 0.5)
     for key, value in exported.state_dict().items():
         assert torch.equal(value, states[-1][f"ema/student/0.9/{key}"])
         assert torch.equal(other.state_dict()[key], states[-1][f"ema/student/0.5/{key}"])
@@ -134,4 +134,4 @@ def test_the_exported_network_carries_the_average_and_is_a_copy():
             p.zero_()
     after = state(one)
     assert all(torch.equal(after[key], value) for key, value in states[-1].items())
-    assert one.modules["student"].training
+    assert one.state.modules["student"].training

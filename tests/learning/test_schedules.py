@@ -93,7 +93,7 @@ def test_the_rate_of_each_network_is_its_own_times_the_factor():
 
     def watch(done, values):
         if values is None:
-            rates.append([one.optimizers[name].param_groups[0]["lr"] for name in ("student", "fake")])
+            rates.append([one.state.optimizers[name].param_groups[0]["lr"] for name in ("student", "fake")])
 
     one.fit(watch)
     factors = [1 - k / 4 for k in range(4)] * 3

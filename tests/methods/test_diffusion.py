@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tests.oracles import Gaussian, batch_of
-from torch import nn
+from tests.oracles import Gaussian, Output, batch_of
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
@@ -14,19 +13,6 @@ from fewstep.learning.method import Clock
 from fewstep.methods.diffusion import Diffusion
 
 CLOCK = Clock(0, 100, 64)
-
-
-class Output(nn.Module):
-    """A network whose output is any function of (x, t)."""
-
-    inputs = ()
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x, t, cond, s=None):
-        return self.function(x, t)
 
 
 def test_a_silent_edm_network_has_loss_one_on_data_of_its_own_spread():

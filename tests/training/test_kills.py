@@ -18,11 +18,13 @@ from typing import NamedTuple
 import pytest
 import sklearn.datasets
 import torch
-from tests.training.tiny import Phased, Rhythm, Single, config, trainer
+from tests.training.tiny import Phased, Rhythm, Single, config, real, trainer
 
 from fewstep.data.digits import Digits
 from fewstep.learning.schedules import Constant
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.progressive import Progressive
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.run import Run, distil
@@ -41,11 +43,11 @@ def refuse(message):
     raise AssertionError(f"a kill left damage: {message}")
 
 
-def train(method, steps):
+def train(method, steps, make=trainer, **changes):
     """A run of the loop alone."""
 
     def work(folder, say=refuse):
-        trainer(method, folder, config(steps=steps, save_every=3, log_every=2)).fit(say=say)
+        make(method, folder, config(steps=steps, save_every=3, log_every=2, **changes)).fit(say=say)
 
     return work, steps
 
@@ -76,6 +78,9 @@ SCENARIOS = {
     "two optimizers": train(Rhythm(), 18),
     "phases": train(Phased(), 18),
     "distillation": distilled(),
+    # Two optimizers of which one steps two networks, with their loss scales; rounds of 3, 3, 6 and 6 steps.
+    "distribution matching": train(DMD2(fake_steps=1), 9, real, precision="fp16"),
+    "progressive": train(Progressive(start=16, end=1), 18, real),
 }
 QUOTA = math.ceil(KILLS / len(SCENARIOS))  # kills of each scenario
 INSIDE = max(2, QUOTA // 4)  # of which so many inside a save
@@ -172,7 +177,7 @@ def _warm(tmp_path_factory):
     digits = sklearn.datasets.load_digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sklearn.datasets, "load_digits", lambda: digits)
-        for name in ("two optimizers", "distillation"):
+        for name in ("two optimizers", "distillation", "distribution matching", "progressive"):
             SCENARIOS[name][0](tmp_path_factory.mktemp("warm"))
         yield
 
@@ -205,6 +210,20 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name):
     assert live(lambda: work(folder)).ended
     assert_finished(folder, expected, steps)
     assert inside >= INSIDE
+
+
+@pytest.mark.parametrize(("name", "method"), [("phases", Phased()), ("progressive", Progressive(start=16, end=1))])
+def test_a_kill_in_the_save_between_two_phases(tmp_path, name, method):
+    """Step 6 ends a phase in both: with that checkpoint or the one before, the next phase begins as it should."""
+    work, steps = SCENARIOS[name]
+    assert 6 in method.phases(steps)
+    whole = live(lambda: work(tmp_path / "whole"))
+    for share in (0.0, 0.6, 1.5):  # of a save's time: before it, in it, and (as a rule) in the first step of the phase
+        folder = tmp_path / f"run {share}"
+        life = live(lambda at=folder: work(at), save=2, delay=share * statistics.median(whole.saving))
+        assert share or not life.ended
+        live(lambda at=folder: work(at))
+        assert_finished(folder, content(tmp_path / "whole"), steps)
 
 
 def test_kills_and_damage_together(tmp_path):

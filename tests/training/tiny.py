@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 from fewstep.choice import Choice
 from fewstep.data.source import Dataset
 from fewstep.data.stream import Stream
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.parameterization import Edm
+from fewstep.diffusion.process import VarianceExploding
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Losses, Update
 from fewstep.learning.schedules import Linear
+from fewstep.models.adapters import FullCopy
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Unconditional
 from fewstep.training.config import TrainerConfig
@@ -168,6 +173,43 @@ def config(**changes: Any) -> TrainerConfig:
 def trainer(method: Any, folder: Any = None, chosen: TrainerConfig | None = None, stream: Any = None) -> Trainer:
     chosen = chosen or config()
     return Trainer(method, method.nets(), stream or data(chosen.seed, chosen.batch), chosen, folder)
+
+
+class Tokens(nn.Module):
+    """The smallest network that every method of the library takes: each pixel is a token, and sees the image's mean."""
+
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, seed: int = 0, dropout: float = 0.0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.middle = nn.Sequential(nn.Linear(3, 6), nn.SiLU(), nn.Dropout(dropout))
+            self.last = nn.Linear(6, 1)
+        self.taps = {"middle": 6}
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any, s: Any = None) -> Tensor:
+        pixels = x.flatten(1)[..., None]
+        level = (t / (1 + t)).to(x)[:, None, None].expand_as(pixels)
+        read = torch.cat([pixels, pixels.mean(1, keepdim=True).expand_as(pixels), level], dim=2)
+        return self.last(self.middle(read.to(self.last.weight.dtype))).view_as(x)
+
+
+def model(seed: int = 0, dropout: float = 0.0) -> Any:
+    """What methods ask of a model: its denoiser, and what conditions it."""
+    denoiser = Denoiser(Tokens(seed, dropout), VarianceExploding(), Edm())
+    return SimpleNamespace(denoiser=denoiser, conditioner=Unconditional())
+
+
+def real(
+    method: Any, folder: Any = None, chosen: TrainerConfig | None = None, of: Any = None, **clones: Any
+) -> Trainer:
+    """A trainer of a method of the library. of: the model that is the teacher; clones: how the others are made."""
+    chosen, of = chosen or config(), of or model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)  # new heads
+        nets = method.build_nets(of, FullCopy(**{"default": of.denoiser, **clones}))
+    return Trainer(method, nets, data(chosen.seed, chosen.batch), chosen, folder)
 
 
 class StopError(Exception):

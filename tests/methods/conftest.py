@@ -1,0 +1,5 @@
+"""What the tests of the methods share."""
+
+from tests.training.conftest import folder
+
+__all__ = ["folder"]
