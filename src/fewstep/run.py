@@ -112,7 +112,9 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
         card = {
             "method": run.method.dump(),
             "trainer": run.trainer.dump(),
-            "data": run.data.dump() | {"fingerprint": stream.fingerprint, "images": len(stream.dataset)},
+            # Not where it lies on this machine: models are handed on.
+            "data": {k: v for k, v in run.data.dump().items() if k != "path"}
+            | {"fingerprint": stream.fingerprint, "images": len(stream.dataset)},
             "ema": run.trainer.ema[0],
             "batches": trainer.batches,
         }

@@ -1,7 +1,6 @@
 """The consistency methods against closed forms: Gaussian data N(0, 0.5²), where every step of the teacher is linear."""
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
@@ -42,9 +41,8 @@ def distillation_nets(method, student):
     return method.Nets(student, student, Exact(VE, DATA))
 
 
-@dataclass(frozen=True)
 class ExactFlow(Solver):
-    """The exact solution of the ODE as a step."""
+    """The exact solution of the ODE as a step. No dataclass: it would join the solvers that other tests find."""
 
     order: ClassVar[int] = 99
     calls: ClassVar[int] = 0

@@ -342,7 +342,6 @@ def test_an_update_is_not_repeated_once_a_network_has_moved(monkeypatch):
 # Inside an optimizer's step
 
 
-@pytest.mark.xfail(strict=True, reason="RAdam's moments and counter have moved when its root finds no memory: twice")
 def test_a_step_that_fails_in_its_middle_is_taken_back(monkeypatch):
     """RAdam changes its moments and counter before it allocates the root of the second moment."""
     changes = {"steps": 8, "optimizer": RAdam(lr=1e-2)}
@@ -363,7 +362,6 @@ def test_a_step_that_fails_in_its_middle_is_taken_back(monkeypatch):
         torch.testing.assert_close(state(one)[key], value, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a half-made state is taken for a whole one: KeyError, code 1")
 @pytest.mark.parametrize(("spec", "call"), [(AdamW(lr=1e-2), 2), (RAdam(lr=1e-2), 6)], ids=["adamw", "radam"])
 def test_the_first_step_finds_no_memory_for_the_optimizers_state(monkeypatch, spec, call):
     """The most likely moment: behind the first backward pass, twice the weights are allocated, tensor by tensor.
@@ -395,7 +393,6 @@ def test_the_first_step_finds_no_memory_for_the_optimizers_state(monkeypatch, sp
         torch.testing.assert_close(state(one)[key], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="LossScale.note stands before the step: a repeated update is counted twice")
 @pytest.mark.parametrize("place", ["step"])
 def test_a_repeated_update_counts_once_for_the_loss_scale(monkeypatch, place):
     one = trainer(Single(), None, config(**DESCENT, precision="fp16"))

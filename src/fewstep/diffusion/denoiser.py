@@ -100,12 +100,14 @@ class Denoiser(nn.Module):
 
         modules = [self.network.get_submodule(name) for name in layers]  # a wrong name fails before any hook is there
         handles = [module.register_forward_hook(tap(name)) for name, module in zip(layers, modules)]
-        x0 = None
+        x0, compiled = None, self._compiled
+        self._compiled = None
         try:
             x0 = self(x_t, t, cond, s)
         except _LastTapReachedError:
             pass
         finally:
+            self._compiled = compiled
             for handle in handles:
                 handle.remove()
         return x0, {name: taps[name] for name in layers}

@@ -219,6 +219,10 @@ class Along(Density):
     low: Share = 0.0
     high: Share = 1.0
 
+    def __post_init__(self) -> None:
+        if not int(self.low * self.points) <= min(int(self.high * self.points), self.points - 1):
+            raise ValueError(f"no time lies between low={self.low:g} and high={self.high:g}")
+
     def __call__(self, process: Process, draws: Draws) -> Time:
         rising = self.times(process, self.points - 1).flip(0).to(draws.device, time_dtype(draws.device))
         first, last = int(self.low * self.points), min(int(self.high * self.points), self.points - 1)

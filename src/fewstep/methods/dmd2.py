@@ -38,7 +38,7 @@ class DMD2(Method):
     steps: Count = 1
     gan: NonNegative = 3e-3
     gan_fake: NonNegative = 1e-2
-    teacher_guidance: float = 1.0
+    teacher_guidance: NonNegative = 1.0
     density: Density = dataclasses.field(default_factory=lambda: Along(low=0.02, high=0.98))
     fake_density: Density = dataclasses.field(default_factory=Along)
     sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
@@ -53,6 +53,8 @@ class DMD2(Method):
         teacher: Denoiser
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
+        if self.teacher_guidance != 1 and not model.conditioner.null:
+            raise ValueError('teacher_guidance needs a teacher that knows "no label"')
         student = clone("student")
         student.parameterization = student.parameterization.boundary()  # whatever it starts from
         fake = clone("fake", of=model.denoiser)

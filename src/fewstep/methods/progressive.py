@@ -12,6 +12,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Euler, Solver
 from fewstep.diffusion.times import Auto, Times
+from fewstep.diffusion.types import time_dtype
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Metric, Squared
@@ -51,7 +52,13 @@ class Progressive(Method):
         teacher: Denoiser
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        return self.Nets(clone("student"), clone("teacher", of=model.denoiser, dropout=0.0))
+        process = model.denoiser.process
+        for n in self.rounds():
+            if not torch.allclose(self.times(process, n * self.factor)[:: self.factor], self.times(process, n)):
+                raise ValueError(f"times of {n * self.factor} steps do not hold those of {n}: choose a grid that nests")
+        teacher = clone("teacher", of=model.denoiser, dropout=0.0)
+        # Another start keeps its weights, but it must predict as the teacher that it becomes.
+        return self.Nets(clone("student", parameterization=teacher.parameterization), teacher)
 
     def rounds(self) -> list[int]:
         """The student's steps, round by round."""
@@ -78,10 +85,11 @@ class Progressive(Method):
         t, *later = (grid[first + k] for k in range(self.factor + 1))
         x_t = process.add_noise(batch.data, batch.noise(), t)
         with torch.no_grad():
-            x_s, now = x_t, t
+            # In float64: over a short step the division would blow up the rounding of x_t.
+            x, now = x_t.to(time_dtype(x_t.device)), t
             for s in later:
-                x_s, now = self.solver(nets.teacher, process, x_s, now, s, batch.cond), s
-            goal = process.x0_between(x_t, x_s, t, later[-1])
+                x, now = self.solver(nets.teacher, process, x, now, s, batch.cond), s
+            goal = process.x0_between(x_t.to(x.dtype), x, t, later[-1]).to(x_t.dtype)
         distance = self.metric(nets.student(x_t, t, batch.cond), goal)
         w = weight(self.weighting, nets.student, t)
         return Losses({"progressive": distance * w.to(distance)}, {"distance": distance})

@@ -89,19 +89,33 @@ def guarded_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     Fused optimizers know that themselves (`found_inf`, made for loss scaling). For the others the gradient is made
     harmless, and weights and state are put back by an interpolation whose weight is exactly 0 or 1.
     """
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
-        return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if optimizer.defaults.get("fused"):
+        fresh = [p for p in parameters if not optimizer.state[p]]
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        try:
+            optimizer.step()
+        except Exception:  # memory ran out while state was made: half of it would pass for whole
+            for p in fresh:
+                optimizer.state[p].clear()
+            raise
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
+        return
     for p in parameters:
         assert p.grad is not None
         p.grad = torch.where(bad, torch.zeros_like(p.grad), p.grad)
     fresh = [p for p in parameters if not optimizer.state[p]]
     tensors = [p.detach() for p in parameters] + _state(optimizer, parameters)
     before = [t.clone() for t in tensors]
-    optimizer.step()
+    try:
+        optimizer.step()
+    except Exception:
+        for t, old in zip(tensors, before):
+            t.copy_(old)
+        for p in fresh:
+            optimizer.state[p].clear()
+        raise
     made = _state(optimizer, fresh)  # state that this very step made: to undo it is to make it zero
     for t, old in zip(tensors + made, before + [torch.zeros_like(t) for t in made]):
         t.lerp_(old, bad.to(t))

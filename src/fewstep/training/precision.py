@@ -47,5 +47,7 @@ class LossScale:
     def note(self, bad: Tensor) -> None:
         """One update more, with or without an overflow."""
         grown = self.good + 1 >= self.patience
-        self.scale = torch.where(bad, self.scale * 0.5, torch.where(grown, self.scale * 2, self.scale))
+        self.scale = torch.where(bad, self.scale * 0.5, torch.where(grown, self.scale * 2, self.scale)).clamp(
+            max=2.0**127
+        )
         self.good = torch.where(bad | grown, torch.zeros_like(self.good), self.good + 1)

@@ -201,14 +201,14 @@ class Trainer:
             torch._foreach_mul_(gradients, 1 / scale.scale)
         norm = clip(gradients, self.config.clip, self.world if self.state.sharded else World())
         bad = ~torch.isfinite(norm + sums.pop(""))
-        if scale:
-            scale.note(bad)
         factor = self.config.schedule(clock)
         for name in update.trains:
             for options in self.state.optimizers[name].param_groups:
                 options["lr"] = options["base_lr"] * factor
             guarded_step(self.state.optimizers[name], bad)
             self._stepped = True
+        if scale:
+            scale.note(bad)
         self.state.forget_gradients(update.trains)
         self.flags[clock.step % WINDOW] |= bad
         return {**sums, f"norm.{group}": norm, "rate": factor}
