@@ -78,7 +78,7 @@ def another(choice, name):
     """The same choice with one field changed to any other value that it accepts; None where there is no other."""
     now, hint = getattr(choice, name), typing.get_type_hints(type(choice))[name]
     literals = [v for part in (hint, *typing.get_args(hint)) for v in typing.get_args(part)]
-    plain = [3, 2000, 0.25, 1.5, "text", True, False, (2, 3), (0.5, 0.25), ("s",), ((0.5,),), {"student": Sgd()}]
+    plain = [3, 8, 64, 2000, 0.25, 1.5, "text", True, False, (2, 3), (0.5, 0.25), ("s",), ((0.5,),), {"student": Sgd()}]
     inside = [another(now, field.name) for field in dataclasses.fields(now)] if isinstance(now, Choice) else []
     for value in [*plain, *literals, *inside, *(c() for c in CONCRETE if c not in NEEDED)]:
         try:
