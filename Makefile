@@ -16,7 +16,8 @@ demo: .venv/.stamp
 	$(BIN)/fewstep demo
 
 test: .venv/.stamp
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not processes"
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "processes and not slow"
 
 test-slow: .venv/.stamp
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,7 @@
 
 import typer
 
-from fewstep.errors import leads
+from fewstep.errors import ElsewhereError, leads
 
 
 def train(
@@ -22,7 +22,10 @@ def train(
     from fewstep.report.run_report import progress_section, samples_section, write_report
     from fewstep.run import distil
 
-    run, folder = configured(recipe, overrides or [], plugin)
+    try:
+        run, folder = configured(recipe, overrides or [], plugin)
+    except Exception as error:
+        raise error if leads() else ElsewhereError(str(error)) from None  # the same in all: one of them says it
     with training_progress(run.trainer.steps, folder.name) as watch:
         worked = distil(run, folder, restart=restart, watch=watch)
     if not leads():

@@ -66,7 +66,10 @@ class Trainer:
         self.device = pick_device(config.device)
         self.batches = 0
         self.rows = self.world.rows(config.batch)
-        self.micro = min(config.micro_batch or config.batch, max(1, len(self.rows)))
+        most = -(-config.batch // self.world.size)  # the same in all processes, also where the batch is odd
+        self.micro = min(config.micro_batch or config.batch, most)
+        if config.batch < self.world.size or (config.sharding == "full" and config.batch % self.world.size):
+            raise ValueError(f"trainer.batch={config.batch} cannot be split among {self.world.size} processes")
         self.flags = torch.zeros(WINDOW, dtype=torch.bool, device=self.device)
         self._numbers = [0] * WINDOW  # the first batch number of each step in the window
         self._stop: int | None = None
