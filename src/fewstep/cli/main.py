@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from fewstep import __version__
-from fewstep.cli import data, demo, evaluate, export, inspect, sample, train
+from fewstep.cli import data, demo, evaluate, export, inspect, plan, sample, train
 from fewstep.errors import DivergedError, ElsewhereError, RefusedError, out_of_memory
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def options(
         raise typer.Exit
 
 
-for verb in (demo.demo, train.train, sample.sample, evaluate.evaluate, export.export, inspect.inspect):
+for verb in (demo.demo, train.train, plan.plan, sample.sample, evaluate.evaluate, export.export, inspect.inspect):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 

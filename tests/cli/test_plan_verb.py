@@ -1,0 +1,86 @@
+"""`fewstep plan`: before there are data or teachers, for every recipe."""
+
+import pytest
+from tests.cli.conftest import LOOP, NETWORK
+
+from fewstep.cli.configure import configured, listed
+from fewstep.cli.plan import KNOWN, outside
+from fewstep.training import plan
+
+SMALL = (*NETWORK, "trainer.batch=4", "trainer.device=cpu")
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    monkeypatch.setattr(plan, "BUDGET", 0.0)
+
+
+@pytest.mark.parametrize("recipe", listed("recipes"))
+def test_every_recipe_has_a_plan_without_data_or_teacher(fewstep, recipe, tmp_path):
+    """In an empty folder, on images of 8×8 in the recipe's colours."""
+    run, _ = configured(recipe, [])
+    (channels, *_), _ = outside(run, None, None)
+    ended = fewstep("plan", recipe, "--shape", f"{channels},8,8", "trainer.batch=2", "trainer.device=cpu")
+    assert ended.code == 0
+    assert ended.err == ""
+    for word in ("student", "activations", "peak", "s a step", "checkpoints of"):
+        assert word in ended.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_follow_the_options(fewstep):
+    def peak(*words):
+        lines = fewstep("plan", "digits_teacher", *SMALL, *words).out.splitlines()
+        return float(next(line.split()[-1] for line in lines if line.startswith("peak")))
+
+    plain = peak("trainer.health_every=0")
+    assert peak("trainer.health_every=0", "trainer.batch=64") > 4 * plain
+    assert peak("trainer.health_every=0", "--shape", "1,16,16") > 2 * plain
+    assert peak() > plain  # health looks at 256 images at once
+
+
+def test_a_finished_run_is_the_teacher(fewstep, runs):
+    """Of 8 channels, where the recipe of that name does not exist."""
+    ended = fewstep("plan", "digits_cd", "teacher=runs/tiny", *LOOP)
+    assert ended.code == 0
+    assert float(next(line.split()[-1] for line in ended.out.splitlines() if line.startswith("teacher"))) < 0.5
+
+
+def test_an_unfinished_run_is_the_teacher_that_it_will_be(fewstep, unfinished):
+    ended = fewstep("plan", "digits_cd", "teacher=runs/half", *LOOP)
+    assert ended.code == 0
+    assert float(next(line.split()[-1] for line in ended.out.splitlines() if line.startswith("teacher"))) < 0.5
+
+
+def test_a_run_file_can_be_planned(fewstep, runs):
+    assert fewstep("plan", runs / "tiny" / "run.yaml").code == 0
+
+
+def test_known_shapes_are_right(fewstep):
+    from fewstep.data.digits import Digits
+
+    dataset = Digits().dataset()
+    assert (dataset.shape, dataset.classes) == KNOWN["digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("digits_tacher",), ["digits_tacher", "did you mean digits_teacher"]),
+        (("digits_teacher", "trainer.batch=0"), ["trainer.batch", "greater than or equal to 1"]),
+        (("digits_teacher", "--shape", "8,8"), ["--shape", "3,32,32"]),
+        (("digits_teacher", "--shape", "1,0,8"), ["--shape", "3,32,32"]),
+        (("digits_teacher", "--shape", "1,7,8"), ["sides divide by 2", "7"]),
+        (("digits_teacher", "--processes", "0"), ["--processes", "1"]),
+        (("digits_teacher", "data=folder", "data.path=x"), ["folder", "--shape"]),
+        (("digits_cd", "teacher=runs/nothing"), ["runs/nothing", "shipped models"]),
+        (("digits_cd", "--shape", "3,8,8"), ["digits_teacher", "(1, 8, 8)", "(3, 8, 8)"]),
+        (("digits_cd", "--classes", "5"), ["10 classes", "5"]),
+        (("digits_teacher", "trainer.device=tpu"), ["tpu"]),
+        (("digits_cd", "trainer.optimizers.teacher=sgd"), ["student", "teacher"]),
+        (("digits_teacher", "trainer.sharding=full", "trainer.compile=true"), "compile does not go with sharding"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes_end_with_one_line(refused, words, says):
+    refused(2, "plan", *words, says=says)
