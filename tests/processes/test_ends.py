@@ -297,7 +297,8 @@ def test_an_error_of_one_process_is_said_by_it(folder, monkeypatch, where):
 
     with pair(act) as children:
         until(lambda: any(one.over() for one in children), "none ended")
-        for one in children:  # as torchrun does
+        time.sleep(0.5)
+        for one in children:  # as torchrun does, when it has seen that one ended
             one.kill(signal.SIGTERM)
         until(lambda: all(one.over() for one in children), "one did not end")
         assert [one.code for one in children] == [-signal.SIGTERM, 5]
