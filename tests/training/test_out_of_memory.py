@@ -1,12 +1,10 @@
 """Where memory runs out an update is repeated, on the same noise, in micro-batches of half the size (R18)."""
 
-import ctypes
 import functools
-import gc
 import math
-import os
 import resource
-import traceback
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -414,6 +412,7 @@ def test_the_loss_scale_is_the_same_where_the_shortage_came_before_the_step(monk
 
 # A real one
 
+ROOT = Path(__file__).parents[2]
 WIDE = 1 << 18  # numbers in a row of a layer: 1 MiB
 
 
@@ -440,33 +439,23 @@ def total(one):
     return one.nets.student[1].bias.detach().double().square().sum().item()
 
 
+def short_of_memory():
+    """The one step, where the system gives 140 MiB beside the weights; 64 rows need about 192."""
+    torch.set_num_threads(1)
+    one = wide(0)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (140 << 20),) * 2)
+    one.fit()
+    print(one.micro, repr(total(one)))
+
+
 def test_a_real_shortage_under_a_limit_of_the_address_space():
-    """In a child: 64 rows need about 192 MiB beside the weights, and the system gives it 140."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        answer = "?"
-        try:
-            os.close(reader)
-            torch.set_num_threads(1)
-            one = wide(0)
-            gc.collect()  # what earlier tests left would be given back during the step, and then be room to spare
-            ctypes.CDLL(None).malloc_trim(0)
-            now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (now + (140 << 20),) * 2)
-            one.fit()
-            answer = f"{one.micro} {total(one)!r}"
-        except BaseException:
-            answer = traceback.format_exc()[-2000:]
-        finally:
-            os.write(writer, answer.encode())
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read().decode()
-    os.waitpid(child, 0)
-    micro, _, found = answer.partition(" ")
-    assert micro in ("8", "16", "32"), answer
+    """In a new process: this one may hold free memory of earlier tests, which would be room to spare."""
+    command = [sys.executable, "-c", "import tests.training.test_out_of_memory as this; this.short_of_memory()"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    micro, found = done.stdout.split()
+    assert micro in ("8", "16", "32"), done.stdout
     straight = wide(int(micro))
     before = total(straight)
     straight.fit()
