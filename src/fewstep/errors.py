@@ -14,16 +14,17 @@ class DivergedError(RuntimeError):
     """Too many steps with a non-finite loss or gradient: exit code 4."""
 
 
-class ElsewhereError(RuntimeError):
-    """Another process failed, and says why; this one ends without a word."""
-
-
 def out_of_memory(error: BaseException) -> bool:
     """PyTorch's own type on a GPU, a RuntimeError with a known text on a CPU."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    texts = "out of memory", "can't allocate memory", "bad_alloc"
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
-def leads() -> bool:
-    """Whether this process is the one of torchrun's that writes and speaks; true without torchrun."""
-    return os.environ.get("RANK", "0") == "0"
+def connection_lost(error: BaseException) -> bool:
+    """Whether PyTorch says that a process cannot be reached: a RuntimeError that names the library it used."""
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
+
+
+def rank() -> int:
+    """This process's number among those of torchrun; 0, the one that writes and speaks, without torchrun."""
+    return int(os.environ.get("RANK", "0"))

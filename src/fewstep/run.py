@@ -136,11 +136,13 @@ def _finished(run: Run, folder: Path) -> bool:
     if not path.is_file():
         return False
     old, new = read_yaml(path), run.dump()
-    if not isinstance(old, dict) or not isinstance(old.get("trainer"), dict):
+    parts = {"trainer": TrainerConfig.free, "data": Source.free}
+    if not isinstance(old, dict) or not all(isinstance(old.get(part), dict) for part in parts):
         raise RefusedError(f"{path} is no run file; --restart begins again")
-    for free in TrainerConfig.free:
-        old.get("trainer", {}).pop(free, None)
-        new["trainer"].pop(free, None)
+    for part, names in parts.items():
+        for free in names:
+            old[part].pop(free, None)
+            new[part].pop(free, None)
     if old != new:
         raise RefusedError(
             f"{folder} holds a run with another configuration: {difference(old, new)}; "

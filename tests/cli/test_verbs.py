@@ -309,6 +309,15 @@ class TestTrain:
     def test_free_options_may_change(self, done, runs):
         assert "finished already" in done(*TEACHER, "name=tiny", "trainer.keep=5", "trainer.log_every=1")
 
+    def test_so_may_the_number_of_workers(self, done, runs):
+        for i in range(20):
+            path = Path(f"pictures/{i % 2}/{i}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 10 * i).save(path)
+        words = [*TEACHER, "name=workers", "data={kind: folder, path: pictures}", "data.limit=64"]
+        done(*words)
+        assert "finished already" in done(*words, "data.workers=2")
+
     def test_an_unfinished_run_goes_on(self, done, runs, unfinished):
         out = done(*TEACHER, "name=half")
         assert "step 3 of 3" in out

@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -35,11 +36,11 @@ from torch import Tensor
 
 import fewstep.training.processes as processes
 from fewstep.choice import replaced
+from fewstep.cli import main as cli
 from fewstep.cli.configure import configured
-from fewstep.cli.main import main as command_line
 from fewstep.data.digits import Digits
 from fewstep.data.stream import Stream
-from fewstep.errors import DivergedError, ElsewhereError
+from fewstep.errors import DivergedError
 from fewstep.files import load_tensors
 from fewstep.learning.method import Method
 from fewstep.methods.dmd2 import DMD2
@@ -422,7 +423,7 @@ def agreements(world: World, folder: Path) -> dict[str, Any]:
     try:
         world.first(fails)
         failure = ""
-    except (OSError, ElsewhereError) as error:
+    except (OSError, RuntimeError) as error:
         failure = type(error).__name__
     return {
         "given": given["rank"],
@@ -526,7 +527,7 @@ def halves(world: World, folder: Path, first: dict[str, Any], then: dict[str, An
     if first == then:  # as if it had not been cut
         straight = run(of_weights(world, folder.with_name("straight"), **both, **then))
         found |= {"straight": bits(straight.saved), "same log": straight.lines == done.lines}
-    return found | {"batches": done.trainer.batches}
+    return found | {"batches": done.trainer.batches, "micro": done.trainer.micro}
 
 
 @check
@@ -621,7 +622,7 @@ def fewstep(*words: str) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            command_line(words)
+            cli.main(words)
         except SystemExit as ended:
             return int(ended.code or 0), said.getvalue()
     raise AssertionError("the command line did not end")
@@ -652,8 +653,11 @@ def by_command(world: World, folder: Path) -> dict[str, Any]:
                 distil(run, half, watch=stop_at(CUT))
             shutil.copytree(half, "runs/middle")  # as it was when the second process came
     ended = {name: fewstep(*STUDENT, teacher, f"name={name}") for name in ("two", "half")}
-    ended["refused"] = fewstep(*STUDENT, teacher, "name=two", "trainer.steps=7")
+    waits: list[float] = []
+    with mock.patch.object(cli, "patience", lambda error, ask=cli.patience: waits.append(ask(error)) or 0.0):
+        ended["refused"] = fewstep(*STUDENT, teacher, "name=two", "trainer.steps=7")
     found: dict[str, Any] = {name: {"code": code, "said": said.splitlines()} for name, (code, said) in ended.items()}
+    found["refused"]["waits"] = waits
     if not world.leads:
         return found
     found["middle"] = len(read_log(Path("runs/middle/log.jsonl")))

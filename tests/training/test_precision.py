@@ -204,6 +204,9 @@ def test_the_module_that_was_handed_in_stays_as_it_is(precision):
             assert torch.equal(value, handed_in.network.state_dict()[name].to(frozen))
         mine = {p.data_ptr() for p in handed_in.parameters()}
         assert not mine & {p.data_ptr() for p in got.parameters()}
+    handed_in.autocast = torch.bfloat16  # its owner's choice
+    in_precision(handed_in, precision, kept=False)
+    assert handed_in.autocast == torch.bfloat16
     kept = in_precision(handed_in, precision, kept=True)
     assert kept is handed_in
     assert kept.autocast == active

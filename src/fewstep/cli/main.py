@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import typer
 
 from fewstep import __version__
 from fewstep.cli import data, demo, evaluate, export, inspect, plan, sample, train
-from fewstep.errors import DivergedError, ElsewhereError, RefusedError, out_of_memory
+from fewstep.errors import DivergedError, RefusedError, connection_lost, out_of_memory, rank
 
 app = typer.Typer(
     name="fewstep",
@@ -49,17 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words.append("--help")
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = _warn
             code = app(words, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         if debug:
             raise
+        time.sleep(patience(error))
         for line in lines_of(error):
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: process {rank()}: {line}" if rank() else f"error: {line}", file=sys.stderr)
         code = code_of(error)
     sys.exit(code or 0)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """One process says it for all."""
+    if rank() == 0:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def code_of(error: BaseException) -> int:
@@ -73,12 +81,21 @@ def code_of(error: BaseException) -> int:
     return 2 if isinstance(error, ValueError | OSError | ImportError | typer.TyperException) else 1
 
 
+def patience(error: BaseException) -> float:
+    """Seconds before this process says its error. Torchrun ends the others as soon as one has ended: so an error that
+    all processes have is said by the first of them, and a lost connection behind the error that caused it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0.0
+    return 8.0 if connection_lost(error) else 5.0 if rank() else 0.0
+
+
 def lines_of(error: BaseException) -> list[str]:
     """One line per error: a run file's all at once, each with its dotted path."""
     if isinstance(error, typer.TyperException):
         return [" ".join(error.format_message().split())]
-    if isinstance(error, ElsewhereError):
-        return []
+    if connection_lost(error):
+        return ["another process ended, or was silent for trainer.timeout seconds; --debug shows what was waited for"]
     if out_of_memory(error):
         return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
     details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it

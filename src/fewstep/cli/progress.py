@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from fewstep.errors import leads
+from fewstep.errors import rank
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def training_progress(steps: int, title: str) -> Iterator[Any]:
 
     None in a process that does not lead.
     """
-    if not leads():
+    if rank():
         yield None
         return
     if not sys.stderr.isatty():

@@ -2,7 +2,7 @@
 
 import typer
 
-from fewstep.errors import ElsewhereError, leads
+from fewstep.errors import rank
 
 
 def train(
@@ -22,13 +22,10 @@ def train(
     from fewstep.report.run_report import progress_section, samples_section, write_report
     from fewstep.run import distil
 
-    try:
-        run, folder = configured(recipe, overrides or [], plugin)
-    except Exception as error:
-        raise error if leads() else ElsewhereError(str(error)) from None  # the same in all: one of them says it
+    run, folder = configured(recipe, overrides or [], plugin)
     with training_progress(run.trainer.steps, folder.name) as watch:
         worked = distil(run, folder, restart=restart, watch=watch)
-    if not leads():
+    if rank():
         return
     if not worked:
         print(f"{folder} is finished already; --restart would begin again, name=… makes another run")

@@ -71,6 +71,7 @@ class Source(Choice, ABC):
 
     folder: ClassVar[str | None] = "fewstep.data"
     held_out: ClassVar[float] = 0.2
+    free: ClassVar[tuple[str, ...]] = ("workers",)  # what a resumed run may change
 
     split: Split = "train"
     limit: Natural = 0

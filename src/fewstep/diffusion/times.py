@@ -112,12 +112,13 @@ class Auto(Times):
     """
 
     end: End = "t_data"
+    rho: Positive = 7.0
 
     def __call__(self, process: Process, n: int) -> Grid:
         if process.t_data < 0:
             return Trailing()(process, n) if self.end == "t_data" else Linspace("t_min", whole=True)(process, n)
         top = process.angle(torch.tensor([process.t_max], dtype=torch.float64))
-        return (Karras(end=self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(process, n)
+        return (Karras(self.rho, self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(process, n)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Explicit(Times):
 
     between: tuple[tuple[float, ...], ...] = ()
     end: End = "t_min"
-    otherwise: Times = dataclasses.field(default_factory=lambda: Karras(end="t_min"))
+    otherwise: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
 
     def __post_init__(self) -> None:
         for times in self.between:

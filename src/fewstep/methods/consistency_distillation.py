@@ -11,7 +11,7 @@ from fewstep.choice import Count, Decay
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Heun, Solver
-from fewstep.diffusion.times import Karras, Times
+from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal
@@ -31,11 +31,11 @@ class ConsistencyDistillation(Method):
     moves: ClassVar[tuple[str, ...]] = ("target",)
 
     bins: Count = 18
-    times: Times = dataclasses.field(default_factory=lambda: Karras(end="t_min"))
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
     solver: Solver = dataclasses.field(default_factory=Heun)
     metric: Metric = dataclasses.field(default_factory=Squared)
     target_decay: Decay = 0.95
-    sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
+    sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
 
     @dataclass
     class Nets:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fewstep.choice import Count
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.times import Karras, LogNormal, Times
+from fewstep.diffusion.times import Auto, LogNormal, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, gap, jump_and_goal
 from fewstep.learning.losses import Metric, PseudoHuber
@@ -28,10 +28,10 @@ class ConsistencyTraining(Method):
     first: Count = 10
     last: Count = 1280
     curriculum: Literal["doubling", "progressive", "fixed"] = "doubling"
-    times: Times = dataclasses.field(default_factory=lambda: Karras(end="t_min"))
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
     density: LogNormal | None = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
     metric: Metric = dataclasses.field(default_factory=PseudoHuber)
-    sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
+    sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
 
     def __post_init__(self) -> None:
         if self.first > self.last:

@@ -13,7 +13,7 @@ from fewstep.choice import Count, NonNegative
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import Renoise, Sampler, renoised
-from fewstep.diffusion.times import Along, Density, Karras, Times
+from fewstep.diffusion.times import Along, Auto, Density, Times
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
@@ -41,7 +41,7 @@ class DMD2(Method):
     teacher_guidance: NonNegative = 1.0
     density: Density = dataclasses.field(default_factory=lambda: Along(low=0.02, high=0.98))
     fake_density: Density = dataclasses.field(default_factory=Along)
-    sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
+    sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
 
     @dataclass
     class Nets:

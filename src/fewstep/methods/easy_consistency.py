@@ -12,7 +12,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Solver
-from fewstep.diffusion.times import Density, Karras, LogNormal, Times
+from fewstep.diffusion.times import Auto, Density, LogNormal, Times
 from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import gap, jump_and_goal
@@ -37,7 +37,7 @@ class EasyConsistency(Method):
     k: NonNegative = 8.0
     b: Positive = 1.0
     stages: Count = 8
-    sample_times: Times = dataclasses.field(default_factory=lambda: Karras(rho=20.0, end="t_min"))
+    sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
 
     @dataclass
     class Nets:

@@ -11,6 +11,7 @@ from fewstep.data.source import Dataset
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.samplers import Ode
 from fewstep.learning.method import Clock, Method
 from fewstep.models.bundle import DiffusionModel
 
@@ -61,7 +62,8 @@ class Health:
             sampler = self.method.sampler(clock, name)
             if self.teacher is None or sampler is None or not isinstance(net, Denoiser):
                 continue
-            x = self._sampled(net, sampler.with_steps(1))
+            # A map to the data is judged by one jump; what goes along the ODE by the steps it has learned so far.
+            x = self._sampled(net, sampler if isinstance(sampler, Ode) else sampler.with_steps(1))
             prefix = "" if name == "student" else f"{name}."
             numbers[f"{prefix}distance"] = (x - self.goal).square().mean().sqrt().item()
             numbers[f"{prefix}contrast"] = (_contrast(x) / _contrast(self.goal)).item()

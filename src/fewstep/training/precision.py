@@ -19,16 +19,18 @@ MODES: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
 
 
 def in_precision(module: nn.Module, precision: Precision, kept: bool) -> nn.Module:
-    """The network in this arithmetic. kept: it trains or moves, so its weights stay in fp32; else a cast copy is made,
-    for the model that was handed in stays as it is.
+    """The network in this arithmetic. kept: it trains or moves, so its weights stay in fp32; else, where the mode has
+    another type for it, a cast copy is made, for the model that was handed in stays as it is.
     """
     active, frozen = MODES[precision]
     if not isinstance(module, Denoiser):
         return module
-    if not kept and frozen is not None:
+    if kept:
+        module.autocast = active
+    elif frozen is not None:
         module = copy.deepcopy(module)
         module.network.to(frozen)
-    module.autocast = active if kept else frozen
+        module.autocast = frozen
     return module
 
 

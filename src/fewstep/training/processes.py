@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.errors import ElsewhereError
 
 BUCKET = 1 << 24  # numbers in one all-reduce: 64 MiB of float32
 T = TypeVar("T")
@@ -78,7 +77,7 @@ class World:
             except Exception as error:
                 failure = error
         if self.most(failure is not None):
-            raise failure or ElsewhereError("the leading process failed; it says why")
+            raise failure or RuntimeError("the leading process failed")
         dist.broadcast_object_list(answer, src=0)
         return answer[0]  # type: ignore[return-value]
 

@@ -66,8 +66,8 @@ class Trainer:
         self.device = pick_device(config.device)
         self.batches = 0
         self.rows = self.world.rows(config.batch)
-        most = -(-config.batch // self.world.size)  # the same in all processes, also where the batch is odd
-        self.micro = min(config.micro_batch or config.batch, most)
+        self._share = -(-config.batch // self.world.size)  # the same in all processes, also where the batch is odd
+        self.micro = min(config.micro_batch or config.batch, self._share)
         if config.batch < self.world.size or (config.sharding == "full" and config.batch % self.world.size):
             raise ValueError(f"trainer.batch={config.batch} cannot be split among {self.world.size} processes")
         self.flags = torch.zeros(WINDOW, dtype=torch.bool, device=self.device)
@@ -152,9 +152,10 @@ class Trainer:
             self._trained = update.trains
         number, self.batches = self.batches, self.batches + 1
         while True:
-            sums = self._unless_out_of_memory(partial(self._backward, update, clock, index, number))
+            work = partial(self._backward, update, clock, index, number)
+            sums = self._unless_out_of_memory(work, meets=self.state.sharded)
             if not self.world.most(sums is None) and sums is not None:
-                values = self._unless_out_of_memory(partial(self._step, update, clock, sums))
+                values = self._unless_out_of_memory(partial(self._step, update, clock, sums), meets=self.world.size > 1)
                 if values is not None:
                     return values
             self.state.forget_gradients(update.trains)
@@ -162,13 +163,17 @@ class Trainer:
                 raise MemoryError("out of memory with one row per pass")
             self.micro = max(1, self.micro // 2)
 
-    def _unless_out_of_memory(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """What `work` gives, or None where memory ran out; the error's traceback, which holds tensors, is let go."""
+    def _unless_out_of_memory(self, work: Callable[[], dict[str, Any]], meets: bool) -> dict[str, Any] | None:
+        """What `work` gives, or None where memory ran out; the error's traceback, which holds tensors, is let go.
+
+        meets: processes wait for each other within the work, so one alone cannot begin it anew.
+        """
         self._stepped = False
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or self._stepped or (self.micro == 1 and self.world.size == 1):
+            last = self.micro == 1 and self.world.size == 1
+            if not out_of_memory(error) or self._stepped or meets or last:
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -248,7 +253,7 @@ class Trainer:
             "setting": {
                 "processes": self.world.size,
                 "sharding": self.config.sharding,
-                "micro_batch": self.micro,
+                "micro_batch": self.micro if self.micro < self._share else 0,
                 "threads": torch.get_num_threads(),
                 "device": self.device.type,
                 "torch": str(torch.__version__),
@@ -269,7 +274,7 @@ class Trainer:
                     "--restart begins at step 0"
                 )
         if self.config.micro_batch == 0:
-            self.micro = min(self.micro, facts["setting"]["micro_batch"])  # what memory allowed
+            self.micro = min(self.micro, facts["setting"]["micro_batch"] or self.micro)  # what memory allowed
         if changed := difference(facts["setting"], self._facts()["setting"]):
             say(f"going on in another setting ({changed}): the same data and noise, not the same bits")
         self.state.load(tensors)
