@@ -1,12 +1,13 @@
 """`Run`: what one training run is made of, and `distil`, which carries it out."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fewstep.choice import Choice, Share, kind_of
 from fewstep.data.source import Dataset, Source
@@ -14,10 +15,11 @@ from fewstep.data.stream import Stream
 from fewstep.errors import RefusedError
 from fewstep.files import read_json, write_bytes, write_json
 from fewstep.learning.dropout import seeded
-from fewstep.learning.method import Method
+from fewstep.learning.method import Clock, Method
 from fewstep.metrics.classifier import Classification, Classifier
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh, ModelSource, Saved
+from fewstep.report.figures import write_grid
 from fewstep.training.checkpoint import Checkpoints, Lock
 from fewstep.training.config import TrainerConfig, difference
 from fewstep.training.health import Health
@@ -76,7 +78,7 @@ def _carried_out(
         world.first(lambda: _begin(run, folder, restart))
         teacher = model if isinstance(run.teacher, Saved) else None
         health = Health(run.method, nets, stream, held_out(run.data, everything), teacher, trainer.device)
-        trainer.fit(watch, health, say)
+        trainer.fit(watch, health, say, Gallery(run, folder, model, world) if run.trainer.sample_every else None)
         _save(run, folder, model, trainer, stream)
         return True
     finally:
@@ -86,6 +88,26 @@ def _carried_out(
             locks[0].release()
 
 
+class Gallery:
+    """Grids of the averaged networks, of the same seeds each time: samples/step-00000100-2.png for 2 steps."""
+
+    images = 40
+
+    def __init__(self, run: Run, folder: Path, model: Any, world: World):
+        self.run, self.folder, self.model, self.world = run, folder / "samples", model, world
+
+    def __call__(self, clock: Clock, exported: Mapping[str, nn.Module]) -> None:
+        """Draws and writes, in the leading process."""
+        for name, net in exported.items():
+            sampler = self.run.method.sampler(clock, name)
+            if sampler is not None and self.world.leads:
+                made = self.model.trained(net, sampler, self.run.method.guidance(), {}, {})
+                prefix = "" if name == "student" else f"{name}-"
+                for steps in self.run.trainer.sample_steps:
+                    path = self.folder / f"{prefix}step-{clock.step + 1:08d}-{steps}.png"
+                    write_grid(path, made.generate(num=self.images, steps=steps))
+
+
 def _silent(line: str) -> None:
     """What other processes than the leading one say."""
 
@@ -93,7 +115,7 @@ def _silent(line: str) -> None:
 def _begin(run: Run, folder: Path, restart: bool) -> None:
     """Writes the run file, behind removing what a restart throws away."""
     if restart:
-        for name in run.method.exports:
+        for name in ("samples", *run.method.exports):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("status.json", "log.jsonl"):  # first: a restart that is cut must not pass for the old run
             (folder / name).unlink(missing_ok=True)

@@ -341,6 +341,20 @@ class TestTrain:
         assert "step-00000003 is damaged" in out
         assert weights(tiny) == before
 
+    def test_grids_while_it_trains(self, done, runs):
+        """Each is what `sample` makes of the student at that step; a restart throws them away."""
+        words = [*TEACHER, "name=shown", "trainer.sample_every=2", "trainer.sample_steps=[1,3]"]
+        done(*words)
+        folder = runs / "shown" / "samples"
+        names = [f"step-{step:08d}-{steps}.png" for step in (2, 3) for steps in (1, 3)]
+        assert sorted(path.name for path in folder.iterdir()) == names
+        for steps in (1, 3):
+            done("sample", "runs/shown", "--out", "grid.png", "--num", "40", "--steps", str(steps))
+            assert Path("grid.png").read_bytes() == (folder / f"step-00000003-{steps}.png").read_bytes()
+        assert (folder / names[0]).read_bytes() != (folder / names[2]).read_bytes()
+        done(*words[:-2], "--restart")
+        assert not folder.exists()
+
     def test_restart(self, done, runs):
         before = weights(runs / "tiny")
         out = done(*TEACHER, "name=tiny", "--restart", "trainer.log_every=1")

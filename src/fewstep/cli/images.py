@@ -1,7 +1,6 @@
 """Images in and out of files: .npz, a grid, a folder of PNG files."""
 
 import io
-import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.files import new_folder, write_bytes
-from fewstep.report.figures import grid_image, png
+from fewstep.report.figures import grid_image, png, write_grid
 
 
 def check_place(path: Path, suffixes: Sequence[str] = (".npz", ".png")) -> None:
@@ -39,9 +38,7 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
         write_bytes(path, out.getvalue())
     elif path.suffix == ".png":
-        columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
-        zoom = max(1, 640 // (columns * (images.shape[-1] + 1)))
-        write_bytes(path, png(grid_image(images, columns, zoom)))
+        write_grid(path, images)
     else:
         with new_folder(path) as beside:
             for i, image in enumerate(images):

@@ -16,7 +16,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import CmBoundary
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import Renoise, renoised
-from fewstep.diffusion.times import Karras
+from fewstep.diffusion.times import Auto, Karras
 from fewstep.files import new_folder, write_json
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Pixels
@@ -75,7 +75,7 @@ def _checked(model: DiffusionModel) -> UNetModule:
         "its process is not variance exploding": not isinstance(d.process, VarianceExploding) or d.own != d.process,
         "its sampler is not multistep consistency sampling on a Karras grid down to t_min": not (
             isinstance(model.sampler, Renoise)
-            and isinstance(model.sampler.times, Karras)
+            and isinstance(model.sampler.times, Karras | Auto)  # the same on this process
             and model.sampler.times.end == "t_min"
         ),
         "its images are not in [-1, 1]": not isinstance(model.codec, Pixels),

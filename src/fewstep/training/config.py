@@ -20,10 +20,11 @@ class TrainerConfig(Choice):
     batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by network, where one wants
     another than `optimizer`. clip: limit of the gradient's norm (0: none). ema: decays of the exported averages; the
     first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. save_every,
-    health_every: 0 for never. precision: fp32; bf16, fp16 (autocast, frozen networks in weights of that type, a loss
-    scale for fp16); fp16_teacher (fp32, frozen networks in fp16). sharding: full splits all networks among processes
-    (FSDP2). checkpointing: recomputes activations in the backward pass. compile: torch.compile of every network.
-    timeout: seconds after which a silent process ends the run.
+    health_every, sample_every: 0 for never. sample_steps: of the grids that sample_every writes, one for each.
+    precision: fp32; bf16, fp16 (autocast, frozen networks in weights of that type, a loss scale for fp16); fp16_teacher
+    (fp32, frozen networks in fp16). sharding: full splits all networks among processes (FSDP2). checkpointing:
+    recomputes activations in the backward pass. compile: torch.compile of every network. timeout: seconds after which a
+    silent process ends the run.
     """
 
     steps: Count = 1000
@@ -44,6 +45,8 @@ class TrainerConfig(Choice):
     keep: Count = 2
     log_every: Count = 50
     health_every: Natural = 100
+    sample_every: Natural = 0
+    sample_steps: tuple[Count, ...] = (1, 2, 4)
     max_skips: Natural = 10
     timeout: Positive = 600.0
 
@@ -59,6 +62,8 @@ class TrainerConfig(Choice):
         "keep",
         "log_every",
         "health_every",
+        "sample_every",
+        "sample_steps",
         "max_skips",
     )
 

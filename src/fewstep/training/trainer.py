@@ -43,6 +43,7 @@ class Data(Protocol):
 
 Watch = Callable[[int, Mapping[str, Any] | None], None]
 Probe = Callable[[Clock, Mapping[str, nn.Module]], Mapping[str, float]]
+Gallery = Callable[[Clock, Mapping[str, nn.Module]], None]
 
 
 class Trainer:
@@ -88,8 +89,15 @@ class Trainer:
         first, after = self._phases[phase], self._phases[phase + 1]
         return Clock(step, self.config.steps, self.config.batch, phase, step - first, after - first)
 
-    def fit(self, watch: Watch | None = None, probe: Probe | None = None, say: Callable[[str], None] = print) -> None:
-        """Trains from the newest checkpoint, or from the beginning, to the last step.
+    def fit(
+        self,
+        watch: Watch | None = None,
+        probe: Probe | None = None,
+        say: Callable[[str], None] = print,
+        gallery: Gallery | None = None,
+    ) -> None:
+        """Trains from the newest checkpoint, or from the beginning, to the last step. probe, gallery: what measures and
+        what shows the averaged networks now and then.
 
         Raises DivergedError, RefusedError (a checkpoint that does not fit), SystemExit behind SIGINT or SIGTERM.
         """
@@ -115,8 +123,10 @@ class Trainer:
                 self.state.average()
                 # A signal that comes later belongs to the next step.
                 last, stop = done == config.steps, self.world.most(self._stop or 0)
-                if probe and config.health_every and (done % config.health_every == 0 or last):
-                    values |= probe(clock, {name: self.state.exported(name) for name in self.method.exports})
+                if probe and _due(config.health_every, done, last):
+                    values |= probe(clock, self._exported())
+                if gallery and _due(config.sample_every, done, last):
+                    gallery(clock, self._exported())
                 if log:
                     log.add(done, values)
                 ends = last or stop > 0
@@ -140,6 +150,9 @@ class Trainer:
                     self._status("stopped", done, f"signal {stop}")
                     raise SystemExit(128 + stop)
         self._status("trained", config.steps)
+
+    def _exported(self) -> dict[str, nn.Module]:
+        return {name: self.state.exported(name) for name in self.method.exports}
 
     def _apply(self, update: Update, clock: Clock, index: int) -> dict[str, Tensor | float]:
         """One optimizer step on the next batch; returns the batch's mean losses, the gradient norm and the rate.
@@ -308,3 +321,8 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _due(every: int, done: int, last: bool) -> bool:
+    """Whether what is done `every` so many steps (0: never), and behind the last one, is to be done now."""
+    return every > 0 and (last or done % every == 0)
