@@ -5,6 +5,7 @@ recorded operation by operation, on two numbers of rows: the bytes behind each o
 rows. Their peak is not, for the moment of the peak moves; so each line is prolonged, and the peak taken then.
 """
 
+import contextlib
 import math
 import time
 import weakref
@@ -74,7 +75,8 @@ def planned(
         work = large.step_peak // parts + (min(gradients, 4 * BUCKET) if processes > parts else 0)
         most = max(most, whole if rows == share and parts == 1 else gradients + activations, gradients + work)
         passing = {k: max(v, new) for (k, v), new in zip(passing.items(), (gradients, activations, work))}
-        seconds += updates.count(update) * (large.pass_seconds * share / large.rows + large.step_seconds)
+        of_row = min(trial.pass_seconds / trial.rows for trial in (small, large))  # the one that was disturbed less
+        seconds += updates.count(update) * (of_row * share + min(small.step_seconds, large.step_seconds))
         tried = min(tried, large.rows)
     seconds -= _now(trainer)
     method.after_step(nets, trainer.clock(0))
@@ -143,30 +145,32 @@ def _trials(trainer: Trainer, update: Update, place: int, most: int, budget: flo
     begun, rows = time.perf_counter(), min(FIRST, most)
     trainer.rows, trainer.micro = range(rows), rows
     trainer._apply(update, trainer.clock(0), place)  # kernels are chosen, the optimizer makes its state
-    small = large = _trial(trainer, update, place, rows)
+    once = time.perf_counter() - begun > budget / 10  # in long operations the meter is not felt
+    small = large = _trial(trainer, update, place, rows, once)
     while large.rows < most:
         rows = min(most, large.rows + 1 if large is small else 2 * large.rows)
         late = 2 * (time.perf_counter() - begun) > budget  # this one takes as long as all before it
         if large is not small and (late or peaks(small, large, rows)[0] > MOST):
             break
-        small, large = large, _trial(trainer, update, place, rows)
+        small, large = large, _trial(trainer, update, place, rows, once)
     return small, large
 
 
-def _trial(trainer: Trainer, update: Update, place: int, rows: int) -> Trial:
-    """Once for the clock, once for the meter."""
+def _trial(trainer: Trainer, update: Update, place: int, rows: int, once: bool) -> Trial:
+    """For the clock and for the meter: at once, or one after the other."""
     trainer.rows, trainer.micro, clock = range(rows), rows, trainer.clock(0)
-    begun = _now(trainer)
-    sums = trainer._backward(update, clock, place, 0)
-    between = _now(trainer)
-    trainer._step(update, clock, sums)
-    ended = _now(trainer)
-    with Meter() as meter:
-        sums = trainer._backward(update, clock, place, 0)
-    lines = meter.lines()
-    with Meter() as meter:
-        trainer._step(update, clock, sums)
-    return Trial(rows, lines, int(meter.lines()[0].amax()), between - begun, ended - between)
+    lines, times = list[Tensor](), list[float]()
+    for metered in (True,) if once else (True, False):
+        begun = _now(trainer)
+        with Meter() if metered else contextlib.nullcontext() as meter:
+            sums = trainer._backward(update, clock, place, 0)
+        between = _now(trainer)
+        with Meter() if metered else contextlib.nullcontext() as step_meter:
+            trainer._step(update, clock, sums)
+        times = [between - begun, _now(trainer) - between]
+        if meter and step_meter:
+            lines = [meter.lines(), step_meter.lines()]
+    return Trial(rows, lines[0], int(lines[1][0].amax()), *times)
 
 
 @torch.no_grad()
