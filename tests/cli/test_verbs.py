@@ -17,9 +17,11 @@ from fewstep import load
 from fewstep.cli.configure import RUNS, configured, listed
 from fewstep.data.digits import Digits
 from fewstep.diffusion.samplers import Ode, Renoise
-from fewstep.diffusion.solvers import Euler
+from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
 from fewstep.diffusion.times import Explicit, Karras
 from fewstep.learning.schedules import Cosine
+from fewstep.metrics.evaluation import row
+from fewstep.metrics.protocol import Reference, find_judge
 from fewstep.models.unet import UNetModule
 from fewstep.recipes import digits_teacher
 from fewstep.run import Run
@@ -251,6 +253,21 @@ class TestEvaluate:
             for key in ("frechet", "confirmed", "diversity"):
                 assert other[key] == pytest.approx(first[key], rel=1e-4)
             assert other["steps"] == 0
+
+    def test_the_best_solver_at_a_cost(self, done, refused, runs):
+        """What is written is the best of the three; each is what its own sampler gives."""
+        done("evaluate", "runs/tiny", "--num", "40", "--evaluations", "5", "--out", "best.json")
+        best = json.loads(Path("best.json").read_text())
+        model, reference = load("runs/tiny"), Reference.of(Digits().dataset(), find_judge(None, (1, 8, 8)))
+        tried = [Ode(5, solver=Euler()), Ode(3, solver=Heun()), Ode(5, solver=Dpmpp2m())]
+        rows = [row("tiny", model, sampler, reference, 40, 0, 5) for sampler in tried]
+        least = min(rows, key=lambda r: r["frechet"])
+        assert best["evaluations"] == 5
+        assert {k: best[k] for k in ("solver", "steps", "frechet")} == {
+            k: least[k] for k in ("solver", "steps", "frechet")
+        }
+        refused(2, "evaluate", "runs/tiny", "--steps", "2", "--evaluations", "2", says=["--steps", "--evaluations"])
+        refused(2, "evaluate", "runs/cd", "--evaluations", "2", says="--steps")
 
     def test_against_an_earlier_result(self, done, fewstep, runs):
         done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")

@@ -13,6 +13,11 @@ def evaluate(
     ),
     num: int = typer.Option(2000, min=2, help="How many images to sample."),
     steps: int | None = typer.Option(None, min=1, help="Solver steps; the model's own number if not given."),
+    evaluations: int | None = typer.Option(
+        None,
+        min=1,
+        help="Of a teacher: the best of the solvers (Euler, Heun, DPM++ 2M) with so many network evaluations.",
+    ),
     seed: int = typer.Option(0, help="The seed of the samples."),
     against: Path | None = typer.Option(
         None, help="An earlier result of --out: both are shown if they can be compared."
@@ -25,12 +30,15 @@ def evaluate(
     """
     from fewstep.cli.configure import source_of
     from fewstep.cli.images import check_place, read_images
+    from fewstep.diffusion.samplers import Ode
     from fewstep.files import read_json, write_json
-    from fewstep.metrics.evaluation import row
+    from fewstep.metrics.evaluation import ode_rows, row
     from fewstep.metrics.protocol import Reference, comparable, find_judge
     from fewstep.models.bundle import load
     from fewstep.report.run_report import COLUMNS, table
 
+    if steps and evaluations:
+        raise ValueError("--steps and --evaluations are two ways to say the same: give one of them")
     if out is not None:
         check_place(out, (".json",))
     dataset = source_of(reference).dataset()
@@ -53,8 +61,13 @@ def evaluate(
         model = load(what)
         if tuple(model.shape) != dataset.shape:
             raise ValueError(f"{what} makes images of shape {model.shape}, the reference has {dataset.shape}")
-        sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
-        result = row(path.name, model, sampler, judge, num, seed)
+        if evaluations and not isinstance(model.sampler, Ode):
+            raise ValueError(f"{what} has no choice of solvers: --steps says how often its own sampler evaluates it")
+        if evaluations:
+            (result,) = ode_rows(path.name, model, judge, (evaluations,), num, seed)
+        else:
+            sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
+            result = row(path.name, model, sampler, judge, num, seed)
     results = [result]
     if against is not None:
         earlier = read_json(against)
