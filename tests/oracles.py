@@ -31,6 +31,15 @@ class Gaussian:
         alpha_t, alpha_s = (per_sample(self.process.alpha(u), x_t) for u in (t, s))
         return alpha_s * self.mean + per_sample(self.spread(s) / self.spread(t), x_t) * (x_t - alpha_t * self.mean)
 
+    def jump(self, x_t, t, s):
+        """The x0 with which one first-order step from t lands on `flow`, (flow - keep x)/move without its 0/0 at s = t:
+        mean + gain·y, gain = std² (sigma_t alpha_s + sigma_s alpha_t)/(spread_t (spread_s sigma_t + sigma_s spread_t)).
+        """
+        p, spread_t, spread_s = self.process, self.spread(t), self.spread(s)
+        top = self.std**2 * (p.sigma(t) * p.alpha(s) + p.sigma(s) * p.alpha(t))
+        gain = top / (spread_t * (spread_s * p.sigma(t) + p.sigma(s) * spread_t))
+        return self.mean + per_sample(gain, x_t) * (x_t - per_sample(p.alpha(t), x_t) * self.mean)
+
     def velocity(self, x_t, t):
         """alpha' mean + spread'/spread · y, spread·spread' = alpha alpha' std² + sigma sigma'."""
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)

@@ -196,7 +196,7 @@ def test_all_errors_at_once_with_their_paths():
         Run.parse,
         {
             "data": {"kind": "digits", "limit": -1},
-            "method": {"kind": "consistency_distillation", "bin": 3, "metric": "huber", "times": {"rho": 0}},
+            "method": {"kind": "consistency_distillation", "bin": 3, "metric": "pseudo_hubr", "times": {"rho": 0}},
             "trainer": {"steps": "abc", "optimizer": {"kind": "adam_w", "lr": 0}, "optimizers": {"critic": "lion"}},
             "teacher": {"kind": "fresh", "network": {"kind": "unet", "multipliers": [1, 0]}},
             "dropout": 2,

@@ -24,6 +24,7 @@ from fewstep.training.optimizers import Sgd
 from fewstep.training.precision import MODES
 from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml, to_yaml
+from tests.data.wnids import write_wnids
 
 METHODS = {name: cls for name, cls in Method.kinds().items() if cls.__module__.startswith("fewstep.methods.")}
 RECIPES = sorted(listed("recipes"))
@@ -232,7 +233,7 @@ class TestRecipe:
     def steps(self, name, tmp_path, steps, batch, largest):
         _, run = self.recipe(name)
         if "path" in {f.name for f in dataclasses.fields(run.data)}:
-            (write_cifar if type(run.data).__name__ == "Cifar" else write_idx)(tmp_path)
+            {"Cifar": write_cifar, "Imagenet9": write_wnids}.get(type(run.data).__name__, write_idx)(tmp_path)
             run = replaced(run, data=replaced(run.data, path=str(tmp_path)))
         dataset = run.data.dataset()
         while "path" in {f.name for f in dataclasses.fields(run.teacher)}:  # a teacher of another recipe

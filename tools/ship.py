@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from fewstep.files import read_json
-from fewstep.metrics.classifier import load_classifier
 from fewstep.models.bundle import load_folder
+from fewstep.models.classifier import load_classifier
 
 run = Path(sys.argv[1])
 weights = Path(__file__).parent.parent / "src" / "fewstep" / "weights" / run.name

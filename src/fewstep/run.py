@@ -16,8 +16,9 @@ from fewstep.errors import RefusedError
 from fewstep.files import read_json, write_bytes, write_json
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Clock, Method
-from fewstep.metrics.classifier import Classification, Classifier
+from fewstep.metrics.classifier import Classification
 from fewstep.models.adapters import FullCopy
+from fewstep.models.classifier import Classifier
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.report.figures import write_grid
 from fewstep.training.checkpoint import Checkpoints, Lock
@@ -45,7 +46,12 @@ class Run(Choice):
 
 
 def distil(
-    run: Run, folder: Path, *, restart: bool = False, watch: Watch | None = None, say: Callable[[str], None] = print
+    run: Run,
+    folder: Path | str,
+    *,
+    restart: bool = False,
+    watch: Watch | None = None,
+    say: Callable[[str], None] = print,
 ) -> bool:
     """Carries out a run in its folder; an unfinished one goes on. Returns False where it was finished already.
 

@@ -15,12 +15,14 @@ from fewstep.diffusion.process import (
     VariancePreservingTable,
 )
 from fewstep.diffusion.times import (
+    Above,
     Auto,
     Explicit,
     Karras,
     Linspace,
     LogitNormal,
     LogNormal,
+    LogStudent,
     Strided,
     Trailing,
     Uniform,
@@ -334,8 +336,51 @@ def test_auto_takes_the_grid_of_the_process(process, expected, end):
 def test_auto_takes_trailing_indices_of_a_table():
     assert torch.equal(Auto()(TABLE, 4), Trailing()(TABLE, 4))
     assert whole(Auto("t_min")(TABLE, 3)) == [999, 666, 333, 0]
+    assert whole(Auto("t_min")(TABLE, 4)) == [999, 749, 499, 249, 0]
+    assert whole(Auto("t_min")(TABLE, 50)) == [*range(999, 0, -20), 0]
+    assert whole(Auto("t_min")(TABLE, 500)) == [*range(999, 0, -2), 0]
+    assert whole(Auto("t_min")(TABLE, 999)) == [*range(999, -1, -1)]
 
 
 def test_explicit_times_of_one_number_of_steps_are_given_once():
     with pytest.raises(ValueError, match="same number of steps"):
         Explicit(((0.8,), (2.0,)))
+
+
+@every("process", PROCESSES)
+@pytest.mark.parametrize(("df", "low"), [(0.01, 1.0), (0.01, 0.3), (3.0, 0.5), (1e4, 2.0)])
+def test_log_student_levels(process, df, low):
+    """Against scipy's distribution, cut off at both ends; a level above 1e6 is taken for pure noise."""
+    from scipy.stats import t as student
+
+    top = min(1e6, math.tan(process.angle(f64(process.t_max)).item()))
+    times = LogStudent(df, 0.1, 0.4, low)(process, Draws(0, range(ROWS)))
+    x = (torch.log(torch.tan(process.angle(times))) - 0.1) / 0.4
+    ends = student.cdf([(math.log(level) - 0.1) / 0.4 for level in (low, top)], df)
+    assert x.min() >= (math.log(low) - 0.1) / 0.4 - 1e-6
+    assert far_from(x, lambda y: torch.from_numpy((student.cdf(y, df) - ends[0]) / (ends[1] - ends[0]))) < 1.95
+
+
+def test_log_student_needs_room():
+    with pytest.raises(ValueError, match=r"low=100 is not below the largest sigma/alpha, 80"):
+        LogStudent(low=100.0)(VE, Draws(0, range(4)))
+
+
+@every("process", PROCESSES)
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
+def test_above_stays_above_its_cut(process, n):
+    grid = Above(low=1.0)(process, n)
+    levels = torch.tan(process.angle(grid[:-1]))
+    assert levels.min() >= 1 - 1e-9
+    if n > 1 and process.t_data == 0:
+        assert levels[-1].item() == pytest.approx(1)
+    assert grid[-1] == process.t_min
+
+
+def test_above_in_numbers():
+    """The published two steps are 80 and 1; between them a grid of the process that ends at 1."""
+    assert Above()(VE, 1).tolist() == [80.0, 0.002]
+    assert Above()(VE, 2).tolist() == pytest.approx([80.0, 1.0, 0.002], rel=1e-12)
+    middle = ((80 ** (1 / 7) + 1) / 2) ** 7
+    assert Above()(VE, 3).tolist() == pytest.approx([80.0, middle, 1.0, 0.002])
+    assert Above(end="t_data")(VE, 2).tolist() == pytest.approx([80.0, 1.0, 0.0])

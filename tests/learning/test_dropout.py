@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.learning.dropout import SharedDropout, seeded
+from fewstep.diffusion.conditioning import Cond
+from fewstep.learning.consistency import jump_and_goal
+from fewstep.learning.dropout import SharedDropout, seeded, without_dropout
 
 CPU = torch.device("cpu")
 
@@ -132,3 +134,60 @@ def test_seeded_restores_the_state_behind_an_error():
     with pytest.raises(ZeroDivisionError):
         failing()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Student(nn.Module):
+    """A network with dropout in the place of a consistency function."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x_t, t, cond, s=None):
+        return self.network(x_t)[:, :5]
+
+
+def looks(masks, student, target=None):
+    """Both passes at one place, and the random state behind them."""
+    x, t = torch.randn(6, 5, generator=torch.Generator().manual_seed(3)), torch.ones(6, dtype=torch.float64)
+    torch.manual_seed(1)
+    return *jump_and_goal(student, target or student, x, t, x, t, Cond(), masks), torch.get_rng_state()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_the_target_has_the_masks_that_are_asked_for(slow):
+    student = Student()
+    target = copy.deepcopy(student) if slow else student
+    found = {masks: looks(masks, student, target) for masks in ("shared", "own", "none")}
+    jump, goal, after_shared = found["shared"]
+    assert torch.equal(jump, goal)
+    for masks in ("own", "none"):
+        assert torch.equal(found[masks][0], jump)  # the student's pass is the same
+        assert not torch.equal(found[masks][1], jump)
+    plain = copy.deepcopy(student).eval()
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(found["none"][1], plain(x, None, None))
+    # The state advances by one pass, or by two where the target draws masks of its own.
+    torch.manual_seed(1)
+    student(x, None, None)
+    assert torch.equal(torch.get_rng_state(), after_shared)
+    assert torch.equal(torch.get_rng_state(), found["none"][2])
+    own = student(x, None, None)
+    assert torch.equal(torch.get_rng_state(), found["own"][2])
+    assert torch.equal(own, found["own"][1])
+    assert all(layer.training for layer in student.modules())
+    for _, goal, _ in found.values():
+        assert not goal.requires_grad
+
+
+def test_masks_come_back_behind_an_error():
+    net = network()
+    net[4].eval()  # was off before
+    off = without_dropout(net)
+    off.__enter__()
+    assert not net[1].training
+    assert not off.__exit__(ZeroDivisionError, ZeroDivisionError(), None)  # the error goes on
+    assert net[1].training
+    assert not net[4].training
+    with without_dropout(lambda x: x):
+        pass

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
-from fewstep.diffusion.times import Karras, LogNormal
+from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
+from fewstep.diffusion.times import Auto, Karras, LogNormal
 from fewstep.learning.consistency import adjacent
 
 PROCESS = VarianceExploding()
@@ -109,3 +109,15 @@ def test_one_interval_has_no_choice():
         t, s = adjacent(grid, Draws(0, range(4)), PROCESS, density)
         assert t.tolist() == [80.0] * 4
         assert s.tolist() == [0.002] * 4
+
+
+@pytest.mark.parametrize("density", [None, LogNormal(-1.1, 2.0)])
+def test_a_table_has_no_more_intervals_than_indices(density):
+    """1280 whole times of a table of 1000 name many twice: none of these is an interval."""
+    table = VariancePreservingTable()
+    grid = Auto("t_min")(table, 1280)
+    assert (grid.diff() == 0).any()
+    t, s = adjacent(grid, Even(0, range(100_000)) if density else Draws(0, range(100_000)), table, density)
+    assert torch.equal(t - s, torch.ones_like(t))
+    if density is None:
+        assert len(t.unique()) == 999

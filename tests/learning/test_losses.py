@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from fewstep.learning.losses import Absolute, Metric, PseudoHuber, Squared
+from fewstep.learning.losses import Absolute, Huber, Metric, PseudoHuber, Squared
 
-METRICS = [Squared(), Absolute(), PseudoHuber(), PseudoHuber(0.0), PseudoHuber(2.0)]
+METRICS = [Squared(), Absolute(), PseudoHuber(), PseudoHuber(0.0), PseudoHuber(2.0), Huber(), Huber(0.5)]
 ROWS, SHAPE = 6, (2, 3, 4)
 SIZE = math.prod(SHAPE)
 
@@ -144,3 +144,17 @@ def test_the_pseudo_huber_metric_of_a_small_error_keeps_its_digits():
     found = PseudoHuber(1.0)(a + 1e-6, a)
     c = 2.0
     assert found.item() == pytest.approx(4 * 1e-6**2 / (2 * c), rel=1e-5)
+
+
+def test_huber_takes_one_root_per_element():
+    """√(d² + c²) - c each, then the mean; the absolute error far above c, half the squared one over c far below."""
+    a, b = pair()
+    d = (a - b).flatten(1)
+    torch.testing.assert_close(Huber(0.3)(a, b), (torch.sqrt(d**2 + 0.09) - 0.3).mean(1))
+    torch.testing.assert_close(Huber(1e-9)(a, b), Absolute()(a, b), rtol=1e-6, atol=0)
+    torch.testing.assert_close(Huber(1e4)(a, b) * 2e4, Squared()(a, b), rtol=1e-6, atol=0)
+    one = torch.full((1, 1), 0.01, dtype=torch.float64)
+    torch.testing.assert_close(Huber()(one, 0 * one).item(), (1e-4 + 1e-6) ** 0.5 - 1e-3)
+    # In single precision an error of 1e-6 is not lost to the subtraction.
+    small = torch.full((1, 1), 1e-6)
+    assert Huber()(small, 0 * small).item() == pytest.approx(5e-10, rel=1e-4)

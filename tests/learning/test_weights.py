@@ -9,8 +9,9 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Edm, Epsilon, SamplePrediction, Velocity
 from fewstep.diffusion.process import VarianceExploding, VariancePreserving, VariancePreservingTable
+from fewstep.diffusion.times import Karras
 from fewstep.diffusion.types import per_sample
-from fewstep.learning.weights import weight
+from fewstep.learning.weights import interval_weight, weight
 
 GUESSES = 0.3, -0.9  # of two networks, at every input
 
@@ -59,6 +60,7 @@ def test_the_others_do_not_depend_on_the_prediction(process, parameterization):
         "snr": in_noise,
         "snr_plus_one": square(v(one), v(other)),
         "truncated_snr": torch.maximum(error, in_noise),
+        "karras": in_noise + 4 * error,
     }.items():
         found = weight(kind, denoiser, t)
         assert found.dtype == torch.float64
@@ -96,7 +98,44 @@ def test_the_published_numbers():
 def test_all_are_finite_at_both_ends(process):
     """Where alpha is 0 the SNR is 0, and the truncated one 1."""
     t = f64(process.t_min, process.t_max)
-    for kind in ("uniform", "snr", "snr_plus_one", "truncated_snr", "output"):
+    for kind in ("uniform", "snr", "snr_plus_one", "truncated_snr", "karras", "output"):
         found = weight(kind, denoisers(process, SamplePrediction())[0], t)
         assert found.isfinite().all()
         assert found.min() >= (0 if kind == "snr" else 1)
+
+
+def test_karras_is_the_output_weight_of_edm_networks():
+    """So 1/c_out² of the published code, for the network that stands behind a consistency function's boundary."""
+    process = VarianceExploding()
+    t = inner_times(process)
+    (denoiser, _) = denoisers(process, Edm(0.5))
+    close(weight("karras", denoiser, t), weight("output", denoiser, t))
+    close(weight("karras", denoisers(process, Edm(0.5).boundary())[0], t), 1 / t**2 + 4)
+
+
+@every("process", PROCESSES)
+def test_the_weights_of_an_interval(process):
+    t = inner_times(process)
+    s = t - 0.01 * (process.t_max - process.t_min)
+    close(interval_weight("gap", process, t, s), 1 / (t - s))
+    r_t, r_s = (process.sigma(u) / process.alpha(u) for u in (t, s))
+    close(interval_weight("level_gap", process, t, s), 1 / (r_t - r_s), rtol=1e-9)
+    if isinstance(process, VarianceExploding):
+        close(interval_weight("gap", process, t, s), interval_weight("level_gap", process, t, s), rtol=1e-9)
+    for kind in ("uniform", "snr", "snr_plus_one", "truncated_snr", "karras"):
+        close(interval_weight(kind, process, t, s), weight(kind, denoisers(process, Edm())[0], t))
+
+
+@every("process", PROCESSES)
+def test_the_interval_that_begins_at_the_top_has_a_weight(process):
+    """A flow begins at pure noise, and its sampler too: sigma/alpha would give this interval no weight at all."""
+    t, s = f64(process.t_max), f64(0.9 * process.t_max)
+    assert interval_weight("gap", process, t, s).item() == pytest.approx(1 / (0.1 * process.t_max))
+
+
+def test_the_gaps_of_the_first_stage_of_improved_consistency_training():
+    """Specification, section 12: N = 11."""
+    grid = Karras(end="t_min")(VarianceExploding(), 10)
+    found = interval_weight("gap", VarianceExploding(), grid[:-1], grid[1:]).flip(0).tolist()
+    golden = [67.9313, 14.6271, 4.2882, 1.5453, 0.6452, 0.3009, 0.1528, 0.0831, 0.0478, 0.0288]
+    assert found == pytest.approx(golden, abs=5.1e-5)

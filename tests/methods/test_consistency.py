@@ -11,6 +11,7 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.solvers import Euler, Heun, Solver
 from fewstep.diffusion.times import Karras, LogNormal
+from fewstep.learning.consistency import adjacent
 from fewstep.learning.losses import Absolute, PseudoHuber, Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
@@ -65,6 +66,32 @@ def test_the_chain_of_teacher_steps_has_exactly_zero_loss(solver, metric):
     best.gains.data[5] *= 1.01
     loss = method.consistency_loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
     assert loss.terms["consistency"].mean() > 1e-9
+
+
+@pytest.mark.parametrize("weighting", ["gap", "level_gap", "karras", "snr", "snr_plus_one", "truncated_snr"])
+def test_a_weight_changes_the_loss_and_not_its_zero(weighting):
+    """The official weights, at the time where the interval begins; uniform is 1."""
+    plain, weighted = ConsistencyDistillation(bins=12), ConsistencyDistillation(bins=12, weighting=weighting)
+    grid = plain.times(VE, 12)
+    best, other = Gains(VE, grid, composed(Heun(), grid)), Gains(VE, grid)
+    loss = weighted.consistency_loss(distillation_nets(weighted, best), batch_of(samples(512)), CLOCK)
+    assert loss.notes["distance"].max() < 1e-24
+    assert loss.terms["consistency"].max() < 1e-18
+    pair = [m.consistency_loss(distillation_nets(m, other), batch_of(samples(512)), CLOCK) for m in (plain, weighted)]
+    assert torch.equal(pair[0].terms["consistency"], pair[0].notes["distance"])
+    assert torch.equal(pair[1].notes["distance"], pair[0].notes["distance"])
+    t, s = adjacent(grid, batch_of(samples(512)).draws, VE)
+    snr = 1 / t**2
+    expected = {
+        "gap": 1 / (t - s),
+        "level_gap": 1 / (t - s),
+        "karras": snr + 4,
+        "snr": snr,
+        "snr_plus_one": snr + 1,
+        "truncated_snr": snr.clamp(min=1),
+    }[weighting]
+    found = pair[1].terms["consistency"] / pair[0].terms["consistency"]
+    assert torch.allclose(found, expected, rtol=1e-9)
 
 
 def test_training_reaches_the_chain_of_teacher_steps():
@@ -168,7 +195,7 @@ def test_the_lower_time_of_easy_consistency(stage, shares):
     """r/t of the published schedule (q = 2, k = 8, b = 1), raised to t_min where it would be lower."""
     method = EasyConsistency(stages=8)
     t = torch.tensor([0.1, 0.333, 1, 1.95, 5, 80], dtype=torch.float64)
-    r = method.lower(VE, t, Clock(stage * 100, 800, 1))
+    r = method.lower(VE, t, method.share(Clock(stage * 100, 800, 1)))
     expected = torch.maximum(torch.tensor(shares, dtype=torch.float64) * t, torch.tensor(VE.t_min))
     assert torch.allclose(r, expected, atol=2e-5 * 80, rtol=1e-4)
     assert (r < t).all()
@@ -195,5 +222,5 @@ def test_easy_consistency_by_the_data_is_weighted_by_the_gap():
     nets = method.Nets(Exact(VE, student), Exact(VE, DATA))
     method.consistency_loss(nets, batch, CLOCK).terms["consistency"].sum().backward()
     out, t = seen["first"]
-    gap = t - method.lower(VE, t, CLOCK)
+    gap = t - method.lower(VE, t, method.share(CLOCK))
     assert torch.allclose(out.grad.norm(dim=1).double() * gap, torch.ones(len(t), dtype=torch.float64), rtol=1e-4)

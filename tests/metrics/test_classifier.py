@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fewstep.data.digits import Digits
-from fewstep.metrics.classifier import Classifier, ClassifierNetwork, FreshClassifier, load_classifier
 from fewstep.models.bundle import shipped_folder
+from fewstep.models.classifier import Classifier, ClassifierNetwork, FreshClassifier, load_classifier
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fewstep.data.digits import Digits
-from fewstep.metrics.classifier import ClassifierNetwork, FreshClassifier
 from fewstep.metrics.diversity import diversity
 from fewstep.metrics.frechet import frechet_distance
 from fewstep.metrics.protocol import ROUNDING, Reference, comparable, find_judge, rounded
+from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
 
 PROTOCOL = {"extractor": "classifier a", "reference": "b", "reference_images": 5, "num": 4, "rounding": ROUNDING}
 

@@ -86,6 +86,9 @@ class Single(Choice):
     def phases(self, steps: int) -> Sequence[int]:
         return (0,)
 
+    def group(self) -> int:
+        return 1
+
     def student_loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
         x0, noise = batch.data, batch.noise()
         t = batch.draws.uniform().float().view(-1, 1, 1, 1)

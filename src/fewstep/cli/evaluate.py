@@ -1,8 +1,14 @@
 """`fewstep evaluate`."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from fewstep.metrics.protocol import Reference
 
 
 def evaluate(
@@ -29,12 +35,9 @@ def evaluate(
     Example: fewstep evaluate runs/demo --reference digits --steps 2
     """
     from fewstep.cli.configure import source_of
-    from fewstep.cli.images import check_place, read_images
-    from fewstep.diffusion.samplers import Ode
+    from fewstep.cli.images import check_place
     from fewstep.files import read_json, write_json
-    from fewstep.metrics.evaluation import ode_rows, row
     from fewstep.metrics.protocol import Reference, comparable, find_judge
-    from fewstep.models.bundle import load
     from fewstep.report.run_report import COLUMNS, table
 
     if steps and evaluations:
@@ -43,31 +46,7 @@ def evaluate(
         check_place(out, (".json",))
     dataset = source_of(reference).dataset()
     judge = Reference.of(dataset, find_judge(features, dataset.shape))
-    path = Path(what)
-    if path.suffix == ".npz" or (
-        path.is_dir() and not any(path.rglob("model.json")) and not (path / "run.yaml").exists()
-    ):
-        images, labels = read_images(path)
-        quality = judge.quality(images, labels)
-        result = {
-            "model": path.name,
-            "solver": None,
-            "steps": 0,
-            "evaluations": 0,
-            "images_per_second": None,
-            **quality,
-        }
-    else:
-        model = load(what)
-        if tuple(model.shape) != dataset.shape:
-            raise ValueError(f"{what} makes images of shape {model.shape}, the reference has {dataset.shape}")
-        if evaluations and not isinstance(model.sampler, Ode):
-            raise ValueError(f"{what} has no choice of solvers: --steps says how often its own sampler evaluates it")
-        if evaluations:
-            (result,) = ode_rows(path.name, model, judge, (evaluations,), num, seed)
-        else:
-            sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
-            result = row(path.name, model, sampler, judge, num, seed)
+    result = measured(what, judge, num, steps, evaluations, seed)
     results = [result]
     if against is not None:
         earlier = read_json(against)
@@ -82,3 +61,31 @@ def evaluate(
     print(", ".join(f"{k} {v}" for k, v in result["protocol"].items() if k != "sampler"))
     if out is not None:
         write_json(out, result)
+
+
+def measured(
+    what: str, judge: Reference, num: int, steps: int | None, evaluations: int | None, seed: int
+) -> dict[str, Any]:
+    """The row of what a user named: images that lie there, or a model that is sampled."""
+    from fewstep.cli.images import read_images
+    from fewstep.diffusion.samplers import Ode
+    from fewstep.metrics.evaluation import ode_rows, row
+    from fewstep.models.bundle import load
+
+    path = Path(what)
+    if path.suffix == ".npz" or (
+        path.is_dir() and not any(path.rglob("model.json")) and not (path / "run.yaml").exists()
+    ):
+        images, labels = read_images(path)
+        head = {"model": path.name, "solver": None, "steps": 0, "evaluations": 0, "images_per_second": None}
+        return head | judge.quality(images, labels)
+    model = load(what)
+    if tuple(model.shape) != (shape := tuple(judge.images.shape[1:])):
+        raise ValueError(f"{what} makes images of shape {model.shape}, the reference has {shape}")
+    if evaluations is None:
+        return row(
+            path.name, model, model.sampler if steps is None else model.sampler.with_steps(steps), judge, num, seed
+        )
+    if not isinstance(model.sampler, Ode):
+        raise ValueError(f"{what} has no choice of solvers: --steps says how often its own sampler evaluates it")
+    return ode_rows(path.name, model, judge, (evaluations,), num, seed)[0]

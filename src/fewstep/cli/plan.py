@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from fewstep.run import Run
     from fewstep.training.plan import Plan
 
-KNOWN = {"digits": ((1, 8, 8), 10), "idx": ((1, 28, 28), 10), "cifar": ((3, 32, 32), 10)}  # shape, classes
+KNOWN = {
+    "digits": ((1, 8, 8), 10),
+    "idx": ((1, 28, 28), 10),
+    "cifar": ((3, 32, 32), 10),
+    "imagenet_9": ((3, 64, 64), 9),
+}  # shape, classes
 IMAGES = 64  # that stand for the data
 
 
@@ -45,6 +50,8 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
     if shape is None and kind not in KNOWN:
         raise ValueError(f"the shape of {kind} data is not known before it is read: give --shape 3,64,64 and --classes")
     sides, labels = KNOWN.get(kind, ((), 0))
+    if size := getattr(run.data, "size", 0):
+        sides = (*sides[:1], size, size)
     if shape is not None:
         words = shape.split(",")
         if len(words) != 3 or not all(word.strip().isdecimal() and int(word) for word in words):

@@ -48,6 +48,10 @@ class Draws:
         part.count = self.count
         return part
 
+    def grouped(self, size: int) -> Draws:
+        """Draws whose values are the same for all rows of a group, rows size·i … size·(i + 1) - 1."""
+        return self._again(f"{self.stream}/groups-of-{size}", [row // size * size for row in self.rows])
+
     def shared(self) -> Draws:
         """Draws without a batch dimension, the same for every row and process; advances this object's count."""
         self.count += 1

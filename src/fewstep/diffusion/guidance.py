@@ -49,3 +49,16 @@ def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
         return x0_null + per_sample(at(t), x_t) * (x0 - x0_null)
 
     return told if "guidance" in denoiser.inputs else doubled
+
+
+def fading(scale: float, full: float, none: float) -> Callable[[Time], Time]:
+    """Dynamic guidance (arXiv:2406.14539): `scale` at times up to `full`, 1 from `none` on, a line between the two.
+
+    full = none switches: that time itself is still guided. Times in the process's own unit.
+    """
+
+    def at(t: Time) -> Time:
+        share = ((none - t) / (none - full)).clamp(0, 1) if none > full else (t <= full).to(t.dtype)
+        return 1 + (scale - 1) * share
+
+    return at

@@ -1,6 +1,7 @@
 """Times: grids for samplers and training, and the densities from which training draws. All float64."""
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -77,17 +78,20 @@ class Linspace(Times):
 
 @dataclass(frozen=True)
 class Trailing(Times):
-    """A table's indices round(T - i T/n) - 1, then the data: starts at the last index (arXiv:2305.08891).
+    """A table's indices round(T - i T/n) - 1, then the end: starts at the last index (arXiv:2305.08891).
 
-    For a continuous process the same without rounding: even steps from t_max to t_data.
+    For a continuous process the same without rounding: even steps in t. Trailing("t_min") in 50 steps is the grid on
+    which latent consistency models train: 999, 979, …, 19, 0.
     """
+
+    end: End = "t_data"
 
     def __call__(self, process: Process, n: int) -> Grid:
         size = process.t_max - process.t_data
         times = size - torch.arange(n + 1, dtype=torch.float64) * size / n
         times = (times.round() if process.t_data < 0 else times) + process.t_data
         times[0] = process.t_max  # not through the rounding of the division
-        times[-1] = process.t_data
+        times[-1] = _end(process, self.end)
         return times
 
 
@@ -107,8 +111,9 @@ class Uniform(Times):
 
 @dataclass(frozen=True)
 class Auto(Times):
-    """What the process is used with: Karras where sigma/alpha is finite at t_max, trailing indices for a table, else
-    even steps in t (rectified flow and TrigFlow begin at pure noise, which has no place on a Karras grid).
+    """What the process is used with: Karras where sigma/alpha is finite at t_max, trailing indices for a table (down to
+    t_min only where n divides it, else whole even steps), else even steps in t (rectified flow and TrigFlow begin at
+    pure noise, which has no place on a Karras grid).
     """
 
     end: End = "t_data"
@@ -116,7 +121,9 @@ class Auto(Times):
 
     def __call__(self, process: Process, n: int) -> Grid:
         if process.t_data < 0:
-            return Trailing()(process, n) if self.end == "t_data" else Linspace("t_min", whole=True)(process, n)
+            size = process.t_max - process.t_data
+            trails = self.end == "t_data" or (n < size and size % n == 0)
+            return (Trailing(self.end) if trails else Linspace("t_min", whole=True))(process, n)
         top = process.angle(torch.tensor([process.t_max], dtype=torch.float64))
         return (Karras(self.rho, self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(process, n)
 
@@ -140,6 +147,43 @@ class Strided(Times):
             raise ValueError(f"{n} steps are more than the {self.total} of the finer grid")
         fine = self.of(process, self.total)
         return fine[[i * self.total // n for i in range(n)] + [self.total]]
+
+
+@dataclass(frozen=True)
+class Segments(Times):
+    """n segments of a finer grid of `total` intervals: the boundaries at which the jumps of a student end.
+
+    Counted from the clean end, each segment has ⌈total/n⌋ intervals and the noisiest the rest (arXiv:2406.14539), or,
+    with even=True and where such n segments do not exist, boundary k lies ⌊k total/n⌋ intervals up (arXiv:2405.18407).
+    between: chosen boundaries, decreasing, moved to the nearest times of the finer grid; they serve their own number.
+    lifted: the lowest segment ends one interval higher, where a way upwards can start: the end may have no noise.
+    """
+
+    of: Times = dataclasses.field(default_factory=Auto)
+    total: Count = 50
+    even: bool = False
+    between: tuple[float, ...] = ()
+    lifted: bool = False
+
+    @property
+    def end(self) -> End:  # type: ignore[override]
+        """Where the finer grid ends."""
+        return self.of.end
+
+    def __call__(self, process: Process, n: int) -> Grid:
+        if n > self.total:
+            raise ValueError(f"{n} segments are more than the {self.total} intervals of the finer grid")
+        fine, size = self.of(process, self.total), -(-self.total // n)
+        if self.between and n == len(self.between) + 1:
+            inner = [int((fine - t).abs().argmin()) for t in self.between]
+        elif self.even or (n - 1) * size >= self.total:
+            inner = [self.total - k * self.total // n for k in range(n - 1, 0, -1)]
+        else:
+            inner = [self.total - k * size for k in range(n - 1, 0, -1)]
+        places = [0, *inner, self.total - self.lifted]
+        if any(a >= b for a, b in zip(places, places[1:])):
+            raise ValueError(f"boundaries {self.between} do not fall from one time of the finer grid to another")
+        return fine[places]
 
 
 @dataclass(frozen=True)
@@ -171,6 +215,25 @@ class Explicit(Times):
         return self.otherwise(process, n)
 
 
+@dataclass(frozen=True)
+class Above(Times):
+    """`of`, for the process cut off where sigma/alpha is `low`, then one jump to the end: for a student that knows only
+    the noisier times (arXiv:2410.14895). For 2 steps t_max, the cut, the end; for 1 step t_max, the end.
+    """
+
+    low: Positive = 1.0
+    of: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    end: End = "t_min"
+
+    def __call__(self, process: Process, n: int) -> Grid:
+        cut = process.time_of(torch.atan(torch.tensor([self.low], dtype=torch.float64))).item()
+        if process.t_data < 0:
+            cut = float(math.ceil(cut))
+        upper = dataclasses.replace(process, t_min=cut)  # type: ignore[type-var]
+        top = self.of(upper, n - 1) if n > 1 else torch.tensor([process.t_max], dtype=torch.float64)
+        return torch.cat([top, torch.tensor([_end(process, self.end)], dtype=torch.float64)])
+
+
 def _known(process: Process, t: Time) -> Time:
     """Times as they are, but for a table, beyond whose ends there is nothing."""
     return t.clamp(process.t_min, process.t_max) if process.t_data < 0 else t
@@ -193,6 +256,37 @@ class LogNormal(Density):
 
     def __call__(self, process: Process, draws: Draws) -> Time:
         level = torch.exp(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
+        return _known(process, process.time_of(torch.atan(level)))
+
+
+@dataclass(frozen=True)
+class LogStudent(Density):
+    """ln(sigma/alpha) follows Student's t with `df` degrees of freedom, times std, plus mean; cut off below the level
+    `low` and above t_max (arXiv:2410.14895).
+
+    With ln(sigma/alpha) = mean + std √df sinh(y) the density of y is cosh(y)^-df, nearly even for a small df: so its
+    integral, by trapezia on 1,025 points, is inverted on straight lines.
+    """
+
+    df: Positive = 0.01
+    mean: float = 0.0
+    std: Positive = 0.2
+    low: Positive = 1.0
+
+    def __call__(self, process: Process, draws: Draws) -> Time:
+        top = torch.tan(process.angle(torch.tensor([process.t_max], dtype=torch.float64))).clamp(max=LARGEST)
+        if not self.low < top:
+            raise ValueError(f"low={self.low:g} is not below the largest sigma/alpha, {top.item():g}")
+        scale = self.std * math.sqrt(self.df)
+        first, last = (math.asinh((math.log(level) - self.mean) / scale) for level in (self.low, top.item()))
+        y = _spaced(first, last, 1025)
+        below = torch.cumulative_trapezoid(torch.cosh(y) ** -self.df, y)
+        below = torch.cat([torch.zeros(1, dtype=torch.float64), below / below[-1]])
+        y, below = (v.to(draws.device, time_dtype(draws.device)) for v in (y, below))
+        u = draws.uniform()
+        above = torch.searchsorted(below, u).clamp(1, len(y) - 1)
+        share = (u - below[above - 1]) / (below[above] - below[above - 1])
+        level = torch.exp(self.mean + scale * torch.sinh(y[above - 1] + share * (y[above] - y[above - 1])))
         return _known(process, process.time_of(torch.atan(level)))
 
 

@@ -1,4 +1,7 @@
-"""What consistency methods share: neighbouring times of a grid, and two looks at one trajectory."""
+"""What consistency methods share: times of a grid, points of one trajectory, jumps, and two looks at one answer."""
+
+import contextlib
+from typing import Literal
 
 import torch
 
@@ -6,16 +9,23 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
+from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.times import LogNormal
-from fewstep.diffusion.types import Grid, Sample, Time, time_dtype
-from fewstep.learning.dropout import SharedDropout
+from fewstep.diffusion.types import Grid, Sample, Time, per_sample, time_dtype
+from fewstep.learning.batch import Batch
+from fewstep.learning.dropout import SharedDropout, without_dropout
+from fewstep.learning.losses import Metric
+
+Masks = Literal["shared", "own", "none"]
 
 
 def adjacent(grid: Grid, draws: Draws, process: Process, density: LogNormal | None = None) -> tuple[Time, Time]:
     """(t, s) with t > s: the ends of one random interval of the decreasing grid per row.
 
     density None: all intervals alike. LogNormal: with the probability that it gives to the interval (arXiv:2310.14189).
+    A grid that names a time twice (a table has only so many) has no interval there.
     """
+    grid = torch.unique_consecutive(grid)
     if density is None:
         index = draws.integers(len(grid) - 1)
     else:
@@ -29,16 +39,70 @@ def adjacent(grid: Grid, draws: Draws, process: Process, density: LogNormal | No
 
 
 def jump_and_goal(
-    student: Denoise, target: Denoise, x_t: Sample, t: Time, x_s: Sample, s: Time, cond: Cond
+    student: Denoise, target: Denoise, x_t: Sample, t: Time, x_s: Sample, s: Time, cond: Cond, masks: Masks = "shared"
 ) -> tuple[Sample, Sample]:
-    """(student(x_t, t), target(x_s, s)) under the same dropout masks; the goal carries no gradient."""
-    masks = SharedDropout(x_t.device)
-    with masks:
+    """(student(x_t, t), target(x_s, s)); the goal carries no gradient.
+
+    masks: the target's pass has the student's dropout masks ("shared"), masks of its own ("own") or none ("none").
+    """
+    shared = SharedDropout(x_t.device)
+    with shared:
         jump = student(x_t, t, cond)
-    with torch.no_grad(), masks:
+    around: dict[Masks, contextlib.AbstractContextManager[None]] = {
+        "shared": shared,
+        "own": contextlib.nullcontext(),
+        "none": without_dropout(target),
+    }
+    with torch.no_grad(), around[masks]:
         return jump, target(x_s, s, cond)
 
 
-def gap(process: Process, t: Time, s: Time) -> Time:
-    """The interval's length in sigma/alpha, the unit in which consistency losses are weighted."""
-    return torch.tan(process.angle(t)) - torch.tan(process.angle(s))
+def pair(
+    solver: Solver | None, teacher: Denoise, process: Process, batch: Batch, t: Time, s: Time
+) -> tuple[Sample, Sample]:
+    """(x_t, x_s) of one trajectory: x_s is the teacher's step or, without a solver, of the same data and noise as x_t.
+
+    The latter is the step with x0 in the place of the teacher's answer: right on average (consistency training).
+    """
+    x0, noise = batch.data, batch.noise()
+    x_t = process.add_noise(x0, noise, t)
+    with torch.no_grad():
+        if solver is None:
+            return x_t, process.add_noise(x0, noise, s)
+        return x_t, solver(teacher, process, x_t, t, s, batch.cond)
+
+
+def landing(denoise: Denoise, process: Process, end: Time) -> Denoise:
+    """The map x_t -> x_end: one `Process.step` with the answer of `denoise`, and x_t itself, bit by bit, at t = end."""
+
+    def carried(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        start = t.clamp(min=process.t_min)  # where t = end is the data, what the step gives is thrown away
+        x_end = process.step(x_t, denoise(x_t, start, cond, end), start, end)
+        return torch.where((t == end).view(-1, *(1,) * (x_t.ndim - 1)), x_t, x_end)
+
+    return carried
+
+
+def compared(metric: Metric, process: Process, a: Sample, b: Sample, t: Time) -> Time:
+    """The distance of two samples at t, divided by √(alpha² + sigma²): the same number for every process."""
+    scale = per_sample(1 / torch.hypot(process.alpha(t), process.sigma(t)), a)
+    return metric(scale * a, scale * b)
+
+
+def at_or_below(bounds: Grid, t: Time) -> Time:
+    """The largest of the decreasing bounds that is not above t: where the segment of t ends."""
+    rising = bounds.flip(0).to(t)
+    return rising[torch.searchsorted(rising, t, right=True) - 1]
+
+
+def at_or_above(bounds: Grid, t: Time) -> Time:
+    """The smallest of the decreasing bounds that is not below t."""
+    rising = bounds.flip(0).to(t)
+    return rising[torch.searchsorted(rising, t)]
+
+
+def one_between(grid: Grid, low: Time, high: Time, draws: Draws) -> Time:
+    """One of the grid's times from low to high per row, both included, all alike. Both must be times of the grid."""
+    rising = torch.unique_consecutive(grid).flip(0).to(high)
+    first, last = (torch.searchsorted(rising, t.to(high).contiguous()) for t in (low, high))
+    return rising[first + (draws.uniform() * (last - first + 1)).long()]

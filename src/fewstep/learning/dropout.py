@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 
 class SharedDropout:
@@ -27,6 +28,20 @@ class SharedDropout:
 
     def __exit__(self, *error: object) -> None:
         """The state stays where the pass left it."""
+
+
+@contextlib.contextmanager
+def without_dropout(network: object) -> Iterator[None]:
+    """Passes of the network without masks, in training too. What is no module has none."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Dropout)] if isinstance(network, nn.Module) else []
+    active = [layer for layer in layers if layer.training]
+    try:
+        for layer in active:
+            layer.train(False)
+        yield
+    finally:
+        for layer in active:
+            layer.train(True)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,10 @@ class Method(Choice, ABC):
         """First steps of the phases; at each, learning rate, optimizer state and averages start anew."""
         return (0,)
 
+    def group(self) -> int:
+        """Rows that a loss must see together: passes and processes get whole groups, from row 0 of the global batch."""
+        return 1
+
     def sampler(self, clock: Clock, net: str = "student") -> Sampler | None:
         """The sampler that the exported network is made for; None where it generates nothing."""
         return None

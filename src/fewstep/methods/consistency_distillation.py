@@ -17,15 +17,16 @@ from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal
 from fewstep.learning.losses import Metric, Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
 @dataclass(frozen=True)
 class ConsistencyDistillation(Method):
-    """d( f(x_t, t), f_target(x_s, s) ): x_s is the teacher's step from t to the next lower time s of a grid of `bins`.
+    """w d( f(x_t, t), f_target(x_s, s) ): x_s is the teacher's step from t to the next lower time s of a grid.
 
     The target is a slow copy of the student (decay 0: the student itself). The optimum is the chain of the teacher's
-    own steps over the grid, whatever the metric. `bins` counts intervals (papers count the bins + 1 points).
-    `sample_times`: where the few-step sampler evaluates.
+    own steps over the grid, whatever the metric and the weight w. `bins` counts intervals (papers count the bins + 1
+    points). `sample_times`: where the few-step sampler evaluates.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("target",)
@@ -34,6 +35,7 @@ class ConsistencyDistillation(Method):
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
     solver: Solver = dataclasses.field(default_factory=Heun)
     metric: Metric = dataclasses.field(default_factory=Squared)
+    weighting: IntervalWeighting = "uniform"
     target_decay: Decay = 0.95
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
 
@@ -61,7 +63,9 @@ class ConsistencyDistillation(Method):
         with torch.no_grad():
             x_s = self.solver(nets.teacher, process, x_t, t, s, batch.cond)
         jump, goal = jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, batch.cond)
-        return Losses({"consistency": self.metric(jump, goal)})
+        distance = self.metric(jump, goal)
+        w = interval_weight(self.weighting, process, t, s)
+        return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 
     def after_step(self, nets: Nets, clock: Clock) -> None:
         ema_update(nets.target, nets.student, self.target_decay)

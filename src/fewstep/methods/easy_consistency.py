@@ -7,36 +7,40 @@ from typing import Any
 
 import torch
 
-from fewstep.choice import Count, NonNegative, Positive
+from fewstep.choice import Count, Decay, NonNegative, Positive
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.times import Auto, Density, LogNormal, Times
-from fewstep.diffusion.types import Time
+from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import gap, jump_and_goal
+from fewstep.learning.consistency import jump_and_goal
 from fewstep.learning.losses import Metric, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
 @dataclass(frozen=True)
 class EasyConsistency(Method):
-    """d( f(x_t, t), sg f(x_r, r) )/(t - r), with r moving from far below t towards t in `stages`.
+    """w d( f(x_t, t), sg f(x_r, r) ), w = 1/(t - r), with r moving from far below t towards t in `stages`.
 
-    Stage a has r/t = max(0, 1 - q^-(a+1) n(t)), n(t) = 1 + k sigmoid(-b t), in units of sigma/alpha. x_r comes from the
-    same sample and noise (solver None, as published), or from the teacher's step (a solver). Unlike the published
-    code the boundary is at t_min, not at 0, and r stops there: the student can be exported, and its
-    anchor is x at t_min instead of x0, which differ by noise of std t_min.
+    Stage a has r/t = max(0, 1 - q^-(a+1) n(t)), n(t) = 1 + k sigmoid(-b t), in units of sigma/alpha; q^-(a+1) is never
+    below 1 - limit. x_r comes from the same sample and noise (solver None, as published), or from the teacher's step (a
+    solver). Published for 64×64 images: metric=pseudo_huber, whose c is then 0.06, weighting=karras, q=4. Unlike the
+    published code the boundary is at t_min, not at 0, and r stops there: the student can be exported, and its anchor is
+    x at t_min instead of x0, which differ by noise of std t_min.
     """
 
     solver: Solver | None = None
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
     metric: Metric = dataclasses.field(default_factory=lambda: PseudoHuber(0.0))
+    weighting: IntervalWeighting = "level_gap"
     q: Positive = 2.0
     k: NonNegative = 8.0
     b: Positive = 1.0
     stages: Count = 8
+    limit: Decay = 0.999
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
 
     @dataclass
@@ -53,26 +57,38 @@ class EasyConsistency(Method):
     def updates(self, clock: Clock) -> Sequence[Update]:
         return [Update(("student",), self.consistency_loss)]
 
-    def lower(self, process: Process, t: Time, clock: Clock) -> Time:
-        """r of this stage, at least t_min."""
+    def share(self, clock: Clock) -> float:
+        """q^-(a+1) of this stage: how far r is below t, relative to t, where t is large."""
         stage = min(self.stages - 1, clock.step * self.stages // clock.steps)
+        return max(self.q ** -(stage + 1), 1 - self.limit)
+
+    def lower(self, process: Process, t: Time, share: float) -> Time:
+        """r, at least t_min."""
         level = torch.tan(process.angle(t))
-        share = 1 - self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * level))
-        return process.time_of(torch.atan(level * share.clamp(min=0))).clamp(min=process.t_min)
+        ratio = 1 - share * (1 + self.k * torch.sigmoid(-self.b * level))
+        return process.time_of(torch.atan(level * ratio.clamp(min=0))).clamp(min=process.t_min)
+
+    def pair(self, nets: Nets, batch: Batch, t: Time, r: Time) -> tuple[Sample, Sample]:
+        """x_t, and x_r of the same sample and noise or by the teacher's step."""
+        process, x0, noise = nets.student.process, batch.data, batch.noise()
+        x_t = process.add_noise(x0, noise, t)
+        if self.solver is None:
+            return x_t, process.add_noise(x0, noise, r)
+        with torch.no_grad():
+            return x_t, self.solver(nets.teacher, process, x_t, t, r, batch.cond)
 
     def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
         process = nets.student.process
-        t = self.density(process, batch.draws).clamp(process.t_min * 1.001, process.t_max)
-        r = self.lower(process, t, clock)
-        x0, noise = batch.data, batch.noise()
-        x_t = process.add_noise(x0, noise, t)
-        with torch.no_grad():
-            x_r = process.add_noise(x0, noise, r)
-            if self.solver is not None:
-                x_r = self.solver(nets.teacher, process, x_t, t, r, batch.cond)
+        t = self.density(process, batch.draws).clamp(max=process.t_max)
+        end = torch.full_like(t, process.t_min)
+        # A little above the end, as a level: a table's first index is 0, which has no "a little above".
+        t = torch.maximum(t, process.time_of(torch.atan(1.001 * torch.tan(process.angle(end)))))
+        r = self.lower(process, t, self.share(clock))
+        x_t, x_r = self.pair(nets, batch, t, r)
         distance = self.metric(*jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, batch.cond))
-        return Losses({"consistency": distance / gap(process, t, r).to(distance)}, {"distance": distance})
+        w = interval_weight(self.weighting, process, t, r)
+        return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

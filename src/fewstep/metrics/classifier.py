@@ -1,162 +1,18 @@
-"""A small classifier: the features in which samples are compared, and the judge of their classes.
-
-It is trained by the same trainer as every network here, through a method of its own.
-"""
+"""How a classifier is trained: by the same trainer as every network here, through a method of its own."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.choice import Choice, Count, NonNegative, Share
-from fewstep.files import load_tensors, new_folder, save_tensors, sha256, write_json
+from fewstep.choice import NonNegative
 from fewstep.learning.batch import Batch
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
-from fewstep.models.bundle import FORMAT, WEIGHTS, read_description
-from fewstep.models.codec import Codec, Pixels
-from fewstep.models.conditioner import Conditioner, Labels
-from fewstep.models.source import ModelSource
-
-
-@dataclass(frozen=True)
-class ClassifierNetwork(Choice):
-    """Three 3×3 convolutions, two of them of stride 2, a feature layer, a linear layer."""
-
-    channels: Count = 32
-    features: Count = 64
-    dropout: Share = 0.2
-
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """The module, for images of that shape."""
-        return ClassifierModule(self, shape, classes)
-
-
-class ClassifierModule(nn.Module):
-    """`features(x)`: (batch, features); `forward(x)`: class logits; x in model space."""
-
-    def __init__(self, spec: ClassifierNetwork, shape: tuple[int, ...], classes: int):
-        super().__init__()
-        self.spec = spec
-        c = spec.channels
-        self.body = nn.Sequential(
-            nn.Conv2d(shape[0], c, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(c, 2 * c, 3, padding=1, stride=2),
-            nn.SiLU(),
-            nn.Conv2d(2 * c, 2 * c, 3, padding=1, stride=2),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(8 * c, spec.features),
-            nn.SiLU(),
-        )
-        self.head = nn.Sequential(nn.Dropout(spec.dropout), nn.Linear(spec.features, classes))
-
-    def features(self, x: Tensor) -> Tensor:
-        """The feature layer."""
-        return self.body(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
-
-
-@dataclass(eq=False)
-class Classifier:
-    """A classifier with what is needed to use and save it; `stamp` identifies it in every result."""
-
-    network: nn.Module
-    shape: tuple[int, ...]
-    classes: int
-    card: dict[str, Any] = field(default_factory=dict)
-    stamp: str = ""
-    codec: Codec = field(default_factory=Pixels)
-
-    @property
-    def denoiser(self) -> nn.Module:
-        """The network, under the name by which runs ask a model for what they clone."""
-        return self.network
-
-    @property
-    def conditioner(self) -> Conditioner:
-        """Labels as they are."""
-        return Labels(self.classes, null=False)
-
-    def trained(self, net: nn.Module, sampler: None, guidance: Any, card: dict[str, Any], variants: Any) -> Classifier:
-        """The same around a trained network."""
-        return dataclasses.replace(self, network=net, card=card)
-
-    @torch.no_grad()
-    def measure(self, images: Tensor, batch: int = 512) -> tuple[Tensor, Tensor]:
-        """(features, predicted classes) of images in [0, 1], (n, channels, height, width)."""
-        if tuple(images.shape[1:]) != tuple(self.shape):
-            raise ValueError(f"the classifier takes images of shape {self.shape}, got {tuple(images.shape[1:])}")
-        self.network.eval()
-        found = [self._measure(part) for part in images.split(batch)]
-        return torch.cat([f for f, _ in found]), torch.cat([c for _, c in found])
-
-    def _measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.network, ClassifierModule)
-        features = self.network.features(self.codec.encode(images))
-        return features, self.network.head(features).argmax(1)
-
-    def save(self, folder: Path) -> None:
-        """Writes model.json and the weights."""
-        assert isinstance(self.network, ClassifierModule)
-        with new_folder(Path(folder)) as beside:
-            save_tensors(beside / WEIGHTS, self.network.state_dict())
-            described = {
-                "format": FORMAT,
-                "classifier": self.network.spec.dump(),
-                "shape": list(self.shape),
-                "classes": self.classes,
-                "weights": {WEIGHTS: sha256(beside / WEIGHTS)},
-                "card": self.card,
-            }
-            write_json(beside / "model.json", described)
-
-
-def load_classifier(folder: Path) -> Classifier:
-    """The classifier saved in a model's or a run's folder. FileNotFoundError, ValueError where there is none."""
-    folder = folder / "student" if (folder / "student" / "model.json").is_file() else folder
-    if not (folder / "model.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no classifier: it has no model.json")
-    described = read_description(folder / "model.json", "classifier", f"{folder} holds no classifier")
-    try:
-        return _described(folder, described)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__} {str(error).splitlines()[-1].strip()}"
-        raise ValueError(f"{folder / 'model.json'} is damaged or does not fit its weights: {reason}") from None
-
-
-def _described(folder: Path, described: dict[str, Any]) -> Classifier:
-    shape, classes = tuple(described["shape"]), described["classes"]
-    network = ClassifierNetwork.parse(described["classifier"]).build(shape, classes)
-    network.load_state_dict(load_tensors(folder / WEIGHTS), strict=True)
-    if sha256(folder / WEIGHTS) != described["weights"][WEIGHTS]:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in model.json")
-    network.eval().requires_grad_(False)
-    return Classifier(network, shape, classes, described["card"], described["weights"][WEIGHTS][:16])
-
-
-@dataclass(frozen=True)
-class FreshClassifier(ModelSource):
-    """A new classifier, initialised under the run's seed."""
-
-    network: ClassifierNetwork = field(default_factory=ClassifierNetwork)
-
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Classifier:
-        if not classes:
-            raise ValueError("a classifier needs labelled data")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return Classifier(self.network.build(shape, classes), tuple(shape), classes)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.data.source import Dataset, check_labels
-from fewstep.metrics.classifier import Classifier, load_classifier
 from fewstep.metrics.diversity import diversity
 from fewstep.metrics.frechet import frechet_distance
-from fewstep.models.bundle import shipped_folder
+from fewstep.models.classifier import Classifier, find_classifier
 
 ROUNDING = "uint8, round(255 x)"
 
@@ -78,11 +77,11 @@ def comparable(a: dict[str, Any], b: dict[str, Any]) -> str | None:
 
 def find_judge(name: str | Path | None, shape: tuple[int, ...]) -> Classifier:
     """The classifier of that folder or shipped name; None: the shipped one for images of that shape."""
-    folder = Path(name) if name is not None and Path(name).exists() else shipped_folder(name or "digits_classifier")
-    judge = load_classifier(folder)
+    name = name or "digits_classifier"
+    judge = find_classifier(name)
     if tuple(judge.shape) != tuple(shape):
         raise ValueError(
-            f"the classifier {folder.name} takes images of shape {judge.shape}, these have {tuple(shape)}; "
+            f"the classifier {Path(name).name} takes images of shape {judge.shape}, these have {tuple(shape)}; "
             "train one on your data (recipe mnist_classifier shows how) and give it as --features"
         )
     return judge

@@ -1,6 +1,10 @@
-"""Discriminator heads: one number per sample from features of a denoiser."""
+"""Small networks that training needs beside denoisers: discriminator heads, the log-variance of a loss."""
 
+import torch
 from torch import Tensor, nn
+
+from fewstep.diffusion.types import Time
+from fewstep.models.network import Embedding
 
 
 class Head(nn.Module):
@@ -17,3 +21,18 @@ class Head(nn.Module):
         if features.ndim == 3:
             features = features.transpose(1, 2)[:, :, None]
         return self.body(features.float()).flatten(1).mean(1)
+
+
+class Uncertainty(nn.Module):
+    """The logarithm of a loss's mean as a learned function of the noise level (Karras et al. 2023, arXiv:2312.02696).
+
+    e^-u ℓ + u is smallest at u = ln E[ℓ]: every noise level then has the same weight. u = 0 before it is trained.
+    """
+
+    def __init__(self, size: int = 64):
+        super().__init__()
+        self.embed = Embedding(size, 1)
+
+    def forward(self, angle: Time) -> Tensor:
+        """u, (batch,), of atan2(sigma, alpha)."""
+        return self.embed(8 * torch.log(torch.tan(angle).clamp(1e-6, 1e6))).sum(1)

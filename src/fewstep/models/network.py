@@ -121,14 +121,19 @@ class ConditionedModule(nn.Module, ABC):
         return block(x, embedding)
 
     def embedding(self, t: Time, cond: Cond, s: Time | None) -> Tensor:
-        """(batch, size), in the dtype of the network's arithmetic. Where s is missing, t takes its place."""
+        """(batch, size), in the dtype of the network's arithmetic. Where s is missing, t takes its place; a guidance
+        that nobody names is 1, none.
+        """
         kind, weight = self.spec.time_input, self.time_embed[0].weight
         features = sinusoid(noise_features(t, kind), self.frequencies)
         total = self.time_embed(features.to(weight.dtype))  # type: ignore[arg-type]
         if self.outside.classes:
             total = total + self.label_emb(cond["label"])
         for name, embed in self.extra_embed.items():
-            value = noise_features(t if s is None else s, kind) if name == "s" else cond[name].to(t.dtype)
+            if name == "s":
+                value = noise_features(t if s is None else s, kind)
+            else:
+                value = cond[name].to(t.dtype) if name in cond.values else torch.ones_like(t)
             total = total + embed(value)
         return total
 

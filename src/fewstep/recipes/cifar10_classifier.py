@@ -2,7 +2,8 @@
 
 from fewstep.data.cifar import Cifar
 from fewstep.learning.schedules import Cosine
-from fewstep.metrics.classifier import Classification, ClassifierNetwork, FreshClassifier
+from fewstep.metrics.classifier import Classification
+from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW

@@ -6,7 +6,8 @@ Made by `fewstep train digits_classifier`, then `python tools/ship.py runs/digit
 
 from fewstep.data.digits import Digits
 from fewstep.learning.schedules import Cosine
-from fewstep.metrics.classifier import Classification, FreshClassifier
+from fewstep.metrics.classifier import Classification
+from fewstep.models.classifier import FreshClassifier
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW

@@ -1,8 +1,8 @@
 """The demo's student, sharpened: distribution matching with a discriminator, for one evaluation.
 
 From `start=runs/demo` (`fewstep demo` first), at 1 evaluation with 2,000 samples, seed 0: Fréchet distance 3.76 after
-5.33 (the teacher with 35 evaluations: 3.79), 99.6 % confirmed (99.3), diversity 95.0 % (97.8). With 10,000 samples, which
-have less noise: 2.63 after 4.17 (2.50). 8 minutes on one thread of a busy machine, seed 0, 2026-11-21.
+5.33 (the teacher with 35 evaluations: 3.79), 99.6 % confirmed (99.3), diversity 95.0 % (97.8). With 10,000 samples,
+which are less noisy: 2.63 after 4.17 (2.50). 8 minutes on one thread of a busy machine, seed 0, 2026-11-21.
 """
 
 from fewstep.data.digits import Digits

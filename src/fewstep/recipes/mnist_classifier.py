@@ -5,7 +5,8 @@ Measured on MNIST's 10,000 test images (80 % to train on): 98.8 % of the held-ou
 
 from fewstep.data.idx import Idx
 from fewstep.learning.schedules import Cosine
-from fewstep.metrics.classifier import Classification, FreshClassifier
+from fewstep.metrics.classifier import Classification
+from fewstep.models.classifier import FreshClassifier
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW

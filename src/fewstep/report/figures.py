@@ -65,7 +65,7 @@ def curves(lines: Sequence[Mapping[str, Any]], keys: Sequence[str], title: str, 
     if log_scale:
         axes.set_yscale("log")
     axes.set_xlabel("step")
-    return _svg(figure, axes, title)
+    return svg(figure, axes, title)
 
 
 def histogram(groups: Mapping[str, Tensor], title: str, label: str) -> str:
@@ -81,10 +81,10 @@ def histogram(groups: Mapping[str, Tensor], title: str, label: str) -> str:
         axes.plot([], [], color=colour, label=name)
     axes.set_xlabel(label)
     axes.set_yticks([])
-    return _svg(figure, axes, title)
+    return svg(figure, axes, title)
 
 
-def _svg(figure: Any, axes: Any, title: str) -> str:
+def svg(figure: Any, axes: Any, title: str) -> str:
     """The figure as SVG text: no date, no fixed background, black replaced by the colour of the page's text."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fewstep.choice import kind_of
 from fewstep.diffusion.draws import Draws
 from fewstep.errors import DivergedError, RefusedError, out_of_memory
 from fewstep.files import remove_leftovers, write_json
@@ -71,6 +72,12 @@ class Trainer:
         self.micro = min(config.micro_batch or config.batch, self._share)
         if config.batch < self.world.size or (config.sharding == "full" and config.batch % self.world.size):
             raise ValueError(f"trainer.batch={config.batch} cannot be split among {self.world.size} processes")
+        self._group = method.group()
+        if self.rows.start % self._group or (self.micro < len(self.rows) and self.micro % self._group):
+            raise ValueError(
+                f"{kind_of(type(method))} compares {self._group} rows with each other; trainer.batch={config.batch} in "
+                f"{self.world.size} processes and passes of {self.micro} rows cut such groups; take multiples of it"
+            )
         self.flags = torch.zeros(WINDOW, dtype=torch.bool, device=self.device)
         self._numbers = [0] * WINDOW  # the first batch number of each step in the window
         self._stop: int | None = None
@@ -172,9 +179,13 @@ class Trainer:
                 if values is not None:
                     return values
             self.state.forget_gradients(update.trains)
-            if self.micro == 1:
-                raise MemoryError("out of memory with one row per pass")
-            self.micro = max(1, self.micro // 2)
+            if self.micro <= self._group:
+                raise MemoryError(
+                    "out of memory with one row per pass"
+                    if self._group == 1
+                    else "out of memory with one group per pass"
+                )
+            self.micro = max(1, self.micro // 2 // self._group) * self._group
 
     def _unless_out_of_memory(self, work: Callable[[], dict[str, Any]], meets: bool) -> dict[str, Any] | None:
         """What `work` gives, or None where memory ran out; the error's traceback, which holds tensors, is let go.
@@ -185,7 +196,7 @@ class Trainer:
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            last = self.micro == 1 and self.world.size == 1
+            last = self.micro <= self._group and self.world.size == 1
             if not out_of_memory(error) or self._stepped or meets or last:
                 raise
         if self.device.type == "cuda":

@@ -1,0 +1,35 @@
+"""Consistency training on MNIST in Python, without a teacher: what the recipe mnist_ct does, in the open.
+
+python examples/mnist.py mnist/ --steps 1500
+"""
+
+import argparse
+
+from fewstep import Run, distil, load
+from fewstep.data.idx import Idx
+from fewstep.diffusion.times import Explicit
+from fewstep.methods.consistency_training import ConsistencyTraining
+from fewstep.models.source import Fresh
+from fewstep.models.unet import UNet
+from fewstep.training.config import TrainerConfig
+from fewstep.training.optimizers import AdamW
+
+parser = argparse.ArgumentParser()
+parser.add_argument("path", help="a folder with MNIST's files")
+parser.add_argument("--steps", type=int, default=1500)
+parser.add_argument("--out", default="runs/mnist_example")
+options = parser.parse_args()
+
+network = UNet(channels=16, multipliers=(1, 2, 4), blocks=1, attention=(4,), head_channels=16, groups=8)
+times = Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))  # 2 steps at 80 and 2; 5 steps at 80, 40, 20, 10, 5
+run = Run(
+    data=Idx(path=options.path),
+    method=ConsistencyTraining(first=4, last=256, sample_times=times),
+    teacher=Fresh(network=network),
+    trainer=TrainerConfig(
+        steps=options.steps, batch=64, optimizer=AdamW(lr=1e-3), ema=(0.995,), sample_every=100, sample_steps=(2, 5)
+    ),
+)
+distil(run, options.out, watch=lambda step, line: line and print(step, line))
+images = load(options.out).generate(labels=range(10), steps=2)
+print(f"{len(images)} images of {tuple(images.shape[1:])}; grids: {options.out}/samples")

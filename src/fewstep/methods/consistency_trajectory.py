@@ -1,0 +1,102 @@
+"""Consistency trajectory models (Kim et al. 2023, arXiv:2310.02279)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from fewstep.choice import Count, Decay, NonNegative, Share
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.samplers import FlowMap, Sampler
+from fewstep.diffusion.solvers import Heun, Solver
+from fewstep.diffusion.times import Auto, Density, LogNormal, Times
+from fewstep.diffusion.types import Sample, Time, time_dtype
+from fewstep.learning.averaging import ema_update
+from fewstep.learning.batch import Batch
+from fewstep.learning.consistency import jump_and_goal, landing, one_between
+from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.weights import weight
+
+
+@dataclass(frozen=True)
+class ConsistencyTrajectory(Method):
+    """d( C(G(x_t, t, s)), C(sg G(x_u, u, s)) ) + denoising·‖g(x_t', t', t') - x0‖²/out(t')²: x_u is several of the
+    teacher's steps from x_t, s any time of the grid from its end up to u, G(x, t, s) the step from t to s with the
+    student's answer g(x, t, s). C = G_target(·, s, end) carries both to the end of the grid, where they are compared;
+    the gradient goes through it, not into it.
+
+    Between 1 and `longest` steps are taken, the same for all rows, k of them with probability proportional to k. g(x,
+    t, t) is a denoiser, which the second term teaches. Unlike the official code: fixed weights, for adaptive ones would
+    depend on the rows of a pass; the mean squared error for LPIPS; no adversarial term; fewer teacher steps (there: up
+    to the whole grid). `bins` counts intervals; gamma shortens sigma/alpha itself, not its distance from t_min.
+    """
+
+    moves: ClassVar[tuple[str, ...]] = ("target",)
+
+    bins: Count = 18
+    longest: Count = 4
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    solver: Solver = dataclasses.field(default_factory=Heun)
+    metric: Metric = dataclasses.field(default_factory=Squared)
+    denoising: NonNegative = 1.0
+    density: Density = dataclasses.field(default_factory=LogNormal)
+    target_decay: Decay = 0.999
+    gamma: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.longest > self.bins:
+            raise ValueError(f"longest={self.longest} steps are more than the bins={self.bins} of the grid")
+
+    @dataclass
+    class Nets:
+        """The student, its slow copy, and the frozen teacher."""
+
+        student: Denoiser
+        target: Denoiser
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        own = model.denoiser.parameterization
+        student, target = (clone(name, inputs={"s"}, parameterization=own) for name in ("student", "target"))
+        return self.Nets(student, target, model.denoiser)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        return [Update(("student",), self.trajectory_loss)]
+
+    def trajectory_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One start, one end and one noise per sample, and others for the denoising term."""
+        process, x0 = nets.teacher.process, batch.data
+        grid = self.times(process, self.bins)
+        times = grid.to(x0.device, time_dtype(x0.device))
+        steps = (math.isqrt(8 * batch.draws.choice(self.longest * (self.longest + 1) // 2) + 1) + 1) // 2
+        first = batch.draws.integers(len(times) - steps)
+        t, *later = (times[first + k] for k in range(steps + 1))
+        x_t = process.add_noise(x0, batch.noise(), t)
+        with torch.no_grad():
+            x_u, u = x_t, t
+            for lower in later:
+                x_u, u = self.solver(nets.teacher, process, x_u, u, lower, batch.cond), lower
+        last = times[-1].expand(len(u))
+        middle = one_between(grid, last, u, batch.draws)
+
+        def cleaned(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+            x_s = landing(nets.student, process, middle)(x_t, t, cond)
+            return landing(nets.target, process, last)(x_s, middle, cond)
+
+        terms = {"trajectory": self.metric(*jump_and_goal(cleaned, cleaned, x_t, t, x_u, u, batch.cond))}
+        if self.denoising:
+            t = self.density(process, batch.draws)
+            error = Squared()(nets.student(process.add_noise(x0, batch.noise(), t), t, batch.cond, t), x0)
+            terms["denoising"] = self.denoising * error * weight("output", nets.student, t).to(error)
+        return Losses(terms)
+
+    def after_step(self, nets: Nets, clock: Clock) -> None:
+        ema_update(nets.target, nets.student, self.target_decay)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        return FlowMap(2, self.times, self.gamma)

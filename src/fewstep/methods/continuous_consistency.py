@@ -1,0 +1,111 @@
+"""Consistency models in continuous time, sCM: by a teacher or by the data (Lu & Song 2024, arXiv:2410.11081)."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from fewstep.choice import NonNegative, Positive
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.samplers import Renoise, Sampler
+from fewstep.diffusion.times import Density, LogNormal, Times, Uniform
+from fewstep.diffusion.types import per_sample, time_dtype
+from fewstep.learning.batch import Batch
+from fewstep.learning.losses import Squared
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.tangent import (
+    Forward,
+    Point,
+    Tangent,
+    along,
+    jump_and_rate,
+    normalised,
+    per_log_ratio,
+    regressed,
+    warmed,
+)
+from fewstep.models.heads import Uncertainty
+
+
+@dataclass(frozen=True)
+class ContinuousConsistency(Method):
+    """‖F(x_t, t) - sg[F + g/(‖g‖ + floor)]‖² e^-u(t) + u(t), g = cos t df/dt: F moves so that f stays on a trajectory.
+
+    Published for TrigFlow, where f = cos t x_t - sigma_data sin t F and t = atan2(sigma, sigma_data alpha). f, and its
+    derivative in ln(sigma/alpha), are the same in every process, so it is computed in the teacher's own:
+
+        g = [warm df/d ln(sigma/alpha) + (1 - warm) cos² t (f - x0)]/sin t
+
+    where `warm` rises from 0 to 1 in the first `warmup` of the run (in steps, 10,000, as published); an EDM network's
+    output is -F. velocity: "teacher" (sCD, with guidance) moves x_t along the teacher's trajectory and takes its x0,
+    "data" (sCT) the sample itself. u: the learned log-variance, which makes all times count alike; False leaves it out.
+    f ends at the data, where the student's prediction is the identity: it keeps the teacher's parameterization.
+    """
+
+    trains: ClassVar[tuple[str, ...]] = ("student", "uncertainty")
+
+    velocity: Literal["teacher", "data"] = "teacher"
+    teacher_guidance: NonNegative = 1.0
+    density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.0, 1.8))
+    sigma_data: Positive = 0.5
+    warmup: NonNegative = 0.1
+    floor: Positive = 0.1
+    adaptive: bool = True
+    tangent: Tangent = dataclasses.field(default_factory=Forward)
+    sample_times: Times = dataclasses.field(default_factory=Uniform)
+
+    def __post_init__(self) -> None:
+        if self.velocity == "data" and self.teacher_guidance != 1:
+            raise ValueError("teacher_guidance needs velocity=teacher")
+
+    @dataclass
+    class Nets:
+        """The student, the log-variance of its loss, and the frozen teacher."""
+
+        student: Denoiser
+        uncertainty: nn.Module
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        if self.teacher_guidance != 1 and not model.conditioner.null:
+            raise ValueError('teacher_guidance needs a teacher that knows "no label"')
+        return self.Nets(clone("student"), Uncertainty(), model.denoiser)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        return [Update(("student", "uncertainty"), self.consistency_loss)]
+
+    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One time and one noise per sample."""
+        process = nets.student.process
+        t = self.density(process, batch.draws).clamp(process.t_min, process.t_max)
+        x_t = process.add_noise(batch.data, batch.noise(), t)
+        with torch.no_grad():
+            x0 = batch.data
+            if self.velocity == "teacher":
+                teacher = nets.teacher if self.teacher_guidance == 1 else guided(nets.teacher, self.teacher_guidance)
+                x0 = teacher(x_t.to(time_dtype(x_t.device)), t, batch.cond)
+        rate = along(process, x_t, x0, t, per_log_ratio(process, t))
+        jump, f, change = jump_and_rate(self.tangent, nets.student, Point(x_t, t), rate, batch.cond)
+        radius = torch.hypot(self.sigma_data * process.alpha(t), process.sigma(t))
+        sin, cos = process.sigma(t) / radius, self.sigma_data * process.alpha(t) / radius
+        warm = warmed(clock, self.warmup)
+        g = per_sample(warm / sin, f) * change + per_sample((1 - warm) * cos**2 / sin, f) * (f - x0)
+        error = regressed(jump, normalised(g, self.floor), self.sigma_data * sin)
+        distance = Squared()(error, torch.zeros_like(error))
+        notes = {"tangent": torch.linalg.vector_norm(g.flatten(1), dim=1).float()}
+        if not self.adaptive:
+            return Losses({"consistency": distance}, notes)
+        u = nets.uncertainty(process.angle(t)).to(distance)
+        return Losses({"consistency": torch.exp(-u) * distance + u}, notes | {"distance": distance})
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        """The middle time of 2 steps lies at sigma/alpha = 1, near the published 1.1 of TrigFlow (0.98)."""
+        return Renoise(steps=2, times=self.sample_times)
+
+    def guidance(self) -> Guidance:
+        """What it was distilled at."""
+        return Guidance("fixed", *(self.teacher_guidance,) * 3) if self.teacher_guidance != 1 else Guidance()

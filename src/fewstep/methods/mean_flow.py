@@ -1,0 +1,104 @@
+"""Mean flows: the average velocity between two times, learned from the data or a teacher (arXiv:2505.13447)."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fewstep.choice import Decay, Positive, Share
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.samplers import FlowMap, Sampler
+from fewstep.diffusion.times import Density, LogitNormal, Times, Uniform
+from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
+from fewstep.learning.batch import Batch
+from fewstep.learning.dropout import without_dropout
+from fewstep.learning.losses import AdaptivePower, Metric
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.tangent import Forward, Point, Tangent, flow_error, ordered, rectified, regressed
+
+
+@dataclass(frozen=True)
+class MeanFlow(Method):
+    """d( u(x_t, t, s), sg[v - (t - s) du/dt] ): the average velocity u from t to s, for rectified flow.
+
+    The student predicts the x0 with which one `Process.step` goes from x_t to x_s. In rectified flow that is
+    u = (x_t - x0)/t; in every other process the same student makes the same jump, and its error differs from the one
+    above by a factor of (t, s) alone. So any teacher can be used, with the error weighted as in rectified flow.
+
+    A share `equal` of the rows has s = t, plain flow matching; the others s = min(t, its own draw), as in the authors'
+    PyTorch code. velocity: "data" (noise - x0, as published) or "teacher". guidance_scale g: of the velocity that is
+    learned, so that sampling needs one evaluation. For the data that is w (noise - x0) + mix u(x, t, t) + (1 - w - mix)
+    u_null(x, t, t) with w = g (1 - mix); a share `label_dropout` of rows loses its label and keeps the plain velocity.
+    The published limits of the times that are guided are left out. u and u_null have no dropout there.
+    """
+
+    velocity: Literal["data", "teacher"] = "data"
+    density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-0.6, 1.6))
+    target_density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-4.0, 1.6))
+    equal: Share = 0.25
+    metric: Metric = dataclasses.field(default_factory=AdaptivePower)
+    guidance_scale: Positive = 1.0
+    mix: Decay = 0.0
+    label_dropout: Share = 0.1
+    tangent: Tangent = dataclasses.field(default_factory=Forward)
+    sample_times: Times = dataclasses.field(default_factory=lambda: Uniform("t_min"))
+
+    def __post_init__(self) -> None:
+        if self.mix and self.velocity == "teacher":
+            raise ValueError("mix is for velocity=data: a teacher is guided by its own two answers")
+
+    @dataclass
+    class Nets:
+        """The student and the frozen teacher, from whose weights it starts."""
+
+        student: Denoiser
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        if self.guidance_scale != 1 and not model.conditioner.null:
+            raise ValueError('guidance_scale needs a model that knows "no label"')
+        return self.Nets(clone("student", inputs={"s"}), model.denoiser)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        return [Update(("student",), self.flow_loss)]
+
+    def flow_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One pair of times and one noise per sample."""
+        process, draws = nets.student.process, batch.draws
+        t, s = ordered(process, draws, self.density, self.target_density, self.equal)
+        guides = self.velocity == "data" and self.guidance_scale != 1
+        cond = batch.cond.dropped(self.label_dropout, draws) if guides else batch.cond
+        x_t = process.add_noise(batch.data, batch.noise(), t)
+        x0 = self.clean(nets, x_t, t, batch.data, cond)
+        jump, error = flow_error(self.tangent, nets.student, Point(x_t, t, s), x0, cond)
+        error = regressed(jump, error, rectified(process, t))
+        nothing = torch.zeros_like(error)
+        return Losses({"flow": self.metric(error, nothing)}, {"distance": error.detach().square().flatten(1).mean(1)})
+
+    @torch.no_grad()
+    def clean(self, nets: Nets, x_t: Sample, t: Time, x0: Sample, cond: Cond) -> Sample:
+        """The x0 to which the velocity that is learned points: (x - x0)/t in rectified flow."""
+        g, wide = self.guidance_scale, x_t.to(time_dtype(x_t.device))
+        if self.velocity == "teacher":
+            return (nets.teacher if g == 1 else guided(nets.teacher, g))(wide, t, cond)
+        if g == 1 and not self.mix:
+            return x0
+        w = g * (1 - self.mix)
+        with without_dropout(nets.student):
+            mixed = w * x0 + self.mix * nets.student(wide, t, cond, t)
+            if g == 1:
+                return mixed
+            mixed = mixed + (1 - w - self.mix) * nets.student(wide, t, cond.unconditional(), t)
+        bare = torch.stack([(cond[k] == v).view(len(v), -1).all(1) for k, v in cond.null.items()]).all(0)
+        return torch.where(per_sample(bare.to(t.dtype), mixed) > 0, x0.to(mixed), mixed)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        return FlowMap(steps=1, times=self.sample_times)
+
+    def guidance(self) -> Guidance:
+        """What it was trained at."""
+        return Guidance("fixed", *(self.guidance_scale,) * 3) if self.guidance_scale != 1 else Guidance()

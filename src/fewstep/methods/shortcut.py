@@ -1,0 +1,105 @@
+"""Shortcut models: each jump is learned from two of half its length (Frans et al. 2024, arXiv:2410.12557)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from fewstep.choice import Count, Decay, NonNegative, Share
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.samplers import FlowMap, Sampler
+from fewstep.diffusion.times import Auto, Strided, Times
+from fewstep.diffusion.types import per_sample, time_dtype
+from fewstep.learning.averaging import ema_update
+from fewstep.learning.batch import Batch
+from fewstep.learning.dropout import without_dropout
+from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.tangent import rectified
+
+
+@dataclass(frozen=True)
+class Shortcut(Method):
+    """d( u(x_t, t, s), target ): a jump over 2^k intervals of a grid learns two jumps of the target over half as many.
+
+    On a share `bootstrap` of the rows k = 1, 2, … and t are drawn evenly, and the target is a slow copy's two jumps; on
+    the others one interval learns the velocity, of the data or of a teacher. So all jumps come to be chains of
+    first-order steps over the finest grid. u = (x_t - x0)/t is the velocity of rectified flow, and s
+    is the input that tells the length of the jump. guidance: of the two jumps of one interval that k = 1 learns from;
+    longer ones inherit it, and one interval itself stays without (it is not for sampling then).
+
+    Departures: the lengths and which rows bootstrap are drawn per row (the official code cuts each batch into equal
+    groups), nothing is clipped to ±4, and labels are dropped only where guidance needs it.
+    """
+
+    moves: ClassVar[tuple[str, ...]] = ("target",)
+
+    intervals: Count = 128
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    velocity: Literal["data", "teacher"] = "data"
+    bootstrap: Share = 0.25
+    guidance_scale: NonNegative = 1.0
+    label_dropout: Share = 0.1
+    metric: Metric = dataclasses.field(default_factory=Squared)
+    target_decay: Decay = 0.999
+
+    def __post_init__(self) -> None:
+        if self.intervals < 2 or self.intervals & (self.intervals - 1):
+            raise ValueError(f"intervals={self.intervals} must be a power of 2, at least 2")
+
+    @dataclass
+    class Nets:
+        """The student, its slow copy, and the frozen teacher, from whose weights it starts."""
+
+        student: Denoiser
+        target: Denoiser
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        if self.guidance_scale != 1 and not model.conditioner.null:
+            raise ValueError('guidance_scale needs a model that knows "no label"')
+        student, target = (clone(name, inputs={"s"}) for name in ("student", "target"))
+        return self.Nets(student, target, model.denoiser)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        return [Update(("student",), self.jump_loss)]
+
+    def jump_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One jump and one noise per sample."""
+        process, draws = nets.student.process, batch.draws
+        grid = self.times(process, self.intervals).to(draws.device, time_dtype(draws.device))
+        doubles = draws.uniform() < self.bootstrap
+        level = torch.where(doubles, 1 + draws.integers(int(math.log2(self.intervals))), 0)
+        length = 2**level
+        first = (draws.uniform() * (self.intervals // length)).long() * length
+        t, middle, s = grid[first], grid[first + length // 2], grid[first + length]
+        cond = batch.cond.dropped(self.label_dropout, draws) if self.guidance_scale != 1 else batch.cond
+        x_t = process.add_noise(batch.data, batch.noise(), t)
+        # Rows that do not bootstrap go through the same passes, unread: their number must not decide who meets whom.
+        with torch.no_grad(), without_dropout(nets.target):
+            x = x_t.to(time_dtype(x_t.device))
+            plain = batch.data if self.velocity == "data" else nets.teacher(x, t, cond)
+            scale = torch.where(level == 1, self.guidance_scale, 1.0)
+            target = nets.target if self.guidance_scale == 1 else guided(nets.target, scale)
+            half = process.step(x, target(x, t, cond, middle), t, middle)
+            end = process.step(half, target(half, middle, cond, s), middle, s)
+            goal = torch.where(per_sample(doubles.to(t.dtype), x) > 0, process.x0_between(x, end, t, s), plain.to(x))
+        weight = 1 / rectified(process, t)
+        jump, goal = (per_sample(weight, x0) * x0 for x0 in (nets.student(x_t, t, cond, s), goal.to(x_t)))
+        distance = self.metric(jump, goal)
+        share = doubles.to(distance)
+        return Losses({"shortcut": distance}, {"bootstrap": share * distance, "one": (1 - share) * distance})
+
+    def after_step(self, nets: Nets, clock: Clock) -> None:
+        ema_update(nets.target, nets.student, self.target_decay)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        return FlowMap(steps=4, times=Strided(self.times, self.intervals))
+
+    def guidance(self) -> Guidance:
+        """What it was trained at."""
+        return Guidance("fixed", *(self.guidance_scale,) * 3) if self.guidance_scale != 1 else Guidance()

@@ -1,0 +1,78 @@
+"""Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159)."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fewstep.choice import Count, Decay, Share
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance
+from fewstep.diffusion.samplers import FlowMap, Sampler
+from fewstep.diffusion.solvers import Euler, Solver
+from fewstep.diffusion.times import Auto, Strided, Times
+from fewstep.learning.averaging import ema_update
+from fewstep.learning.batch import Batch
+from fewstep.learning.consistency import adjacent, compared, jump_and_goal, landing, one_between, pair
+from fewstep.learning.guidance import Guided
+from fewstep.learning.losses import Huber, Metric
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+
+
+@dataclass(frozen=True)
+class TrajectoryConsistency(Method):
+    """d( J(x_t; t -> e), J_target(x_s; s -> e) ): x_s is the guided teacher's step, J one DDIM jump with the network's
+    answer, and e any time of the grid from its end up to s, all alike; where e = s the goal is x_s itself.
+
+    told_end: the student reads where it is to land ("TCF(S+)"). Without it ("TCF(1)", as published) one answer must
+    serve all ends, which no student does exactly. gamma is that of strategic stochastic sampling.
+    """
+
+    moves: ClassVar[tuple[str, ...]] = ("target",)
+
+    bins: Count = 50
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    solver: Solver = dataclasses.field(default_factory=Euler)
+    guided: Guided = dataclasses.field(default_factory=Guided)
+    metric: Metric = dataclasses.field(default_factory=Huber)
+    told_end: bool = False
+    target_decay: Decay = 0.95
+    gamma: Share = 0.3
+
+    @dataclass
+    class Nets:
+        """The student, its slow copy, and the frozen teacher."""
+
+        student: Denoiser
+        target: Denoiser
+        teacher: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        inputs = self.guided.inputs(model) | ({"s"} if self.told_end else set())
+        own = model.denoiser.parameterization
+        student, target = (clone(name, inputs=inputs, parameterization=own) for name in ("student", "target"))
+        return self.Nets(student, target, model.denoiser)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        return [Update(("student",), self.consistency_loss)]
+
+    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One interval, one noise and one end per sample."""
+        process = nets.teacher.process
+        grid = self.times(process, self.bins)
+        t, s = adjacent(grid, batch.draws, process)
+        teacher, cond = self.guided(nets.teacher, batch)
+        x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
+        end = one_between(grid, grid[-1].expand(len(s)), s, batch.draws)
+        student, target = (landing(net, process, end) for net in (nets.student, nets.target))
+        jump, goal = jump_and_goal(student, target, x_t, t, x_s, s, cond)
+        return Losses({"consistency": compared(self.metric, process, jump, goal, end)})
+
+    def after_step(self, nets: Nets, clock: Clock) -> None:
+        ema_update(nets.target, nets.student, self.target_decay)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        return FlowMap(4, Strided(self.times, self.bins), self.gamma, "time")
+
+    def guidance(self) -> Guidance:
+        return self.guided.meaning

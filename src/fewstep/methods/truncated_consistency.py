@@ -1,0 +1,111 @@
+"""Truncated consistency models (Lee et al. 2024, arXiv:2410.14895): a second stage for the noisy times alone."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from fewstep.choice import Decay, NonNegative, Positive
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.process import Process
+from fewstep.diffusion.samplers import Renoise, Sampler
+from fewstep.diffusion.times import Above, LogStudent
+from fewstep.diffusion.types import Time, per_sample
+from fewstep.learning.averaging import ema_update
+from fewstep.learning.batch import Batch
+from fewstep.learning.dropout import SharedDropout
+from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.weights import interval_weight
+from fewstep.methods.easy_consistency import EasyConsistency
+
+
+@dataclass(frozen=True)
+class TruncatedConsistency(Method):
+    """w d( f(x_t, t), sg f_mix(x_r, r) ) for t from `edge` up; f_mix is the frozen `first` below the edge, else f.
+
+    For `share` of the run the student learns by `easy`; then `first` becomes a copy of it, and the student needs to
+    know only the times from the edge (in sigma/alpha) up. share=0 begins with that, from a finished student (`start=`).
+    r is as close to t as easy.limit says. ln(sigma/alpha) of t follows Student's t from the edge on; a row is instead
+    put on the edge with probability `boundary`: there the goal is always first's. The published loss, the mean over the
+    other rows + boundary_weight · the mean over these, needs two counts over the batch; here each row is divided by its
+    probability instead of its share, which is the same on average. `first` has the dropout masks of the student.
+    """
+
+    moves: ClassVar[tuple[str, ...]] = ("first",)
+
+    easy: EasyConsistency = dataclasses.field(default_factory=EasyConsistency)
+    share: Decay = 0.5
+    edge: Positive = 1.0
+    df: Positive = 0.01
+    std: Positive = 0.2
+    boundary: Decay = 0.25
+    boundary_weight: NonNegative = 0.1
+
+    @dataclass
+    class Nets(EasyConsistency.Nets):
+        """The student, what it was at the end of its first stage, and the teacher."""
+
+        first: Denoiser
+
+    def build_nets(self, model: Any, clone: Clone) -> Nets:
+        process = model.denoiser.process
+        low, edge, high = process.t_min, self.edge_of(process).item(), process.t_max
+        if not low < edge < high:
+            raise ValueError(f"edge={self.edge:g} is t={edge:g}, not between {low:g} and {high:g}, the teacher's times")
+        boundary = model.denoiser.parameterization.boundary()
+        student, first = (clone(name, parameterization=boundary) for name in ("student", "first"))
+        return self.Nets(student, model.denoiser, first)
+
+    def phases(self, steps: int) -> Sequence[int]:
+        if not self.share:
+            return (0,)
+        if not (begin := int(steps * self.share)):
+            raise ValueError(f"{steps} training steps are too few for two stages")
+        return (0, begin)
+
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        easy = self.share and clock.phase == 0
+        return [Update(("student",), self.easy_loss if easy else self.truncated_loss)]
+
+    def edge_of(self, process: Process) -> Time:
+        """The edge as a time of the process, (1,)."""
+        return process.time_of(torch.atan(torch.tensor([self.edge], dtype=torch.float64)))
+
+    def easy_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """Easy consistency, all of its stages within this phase."""
+        return self.easy.consistency_loss(nets, batch, clock._replace(step=clock.phase_step, steps=clock.phase_steps))
+
+    def truncated_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """One time and one noise per sample."""
+        process, cond = nets.student.process, batch.cond
+        density = LogStudent(self.df, math.log(self.edge), self.std, self.edge)
+        t = density(process, batch.draws)
+        edge = self.edge_of(process).to(t)
+        at_edge = batch.draws.uniform() < self.boundary
+        t = torch.where(at_edge, edge, torch.maximum(t, edge))
+        r = self.easy.lower(process, t, 1 - self.easy.limit)
+        x_t, x_r = self.easy.pair(nets, batch, t, r)
+        masks = SharedDropout(x_t.device)
+        with masks:
+            jump = nets.student(x_t, t, cond)
+        with torch.no_grad():
+            # Both see all rows: which of them lie below the edge is known on the device alone.
+            with masks:
+                early = nets.first(x_r, r, cond)
+            with masks:
+                late = nets.student(x_r, r, cond)
+            goal = torch.where(per_sample((r < edge).to(r), x_r) > 0, early, late)
+        distance = self.easy.metric(jump, goal)
+        part = torch.where(at_edge, self.boundary_weight / max(self.boundary, 1e-9), 1 / (1 - self.boundary)).to(t)
+        w = part * interval_weight(self.easy.weighting, process, t, r)
+        return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
+
+    def after_step(self, nets: Nets, clock: Clock) -> None:
+        if self.share and clock.phase == 0 and clock.phase_step == clock.phase_steps - 1:
+            ema_update(nets.first, nets.student, 0.0)
+
+    def sampler(self, clock: Clock, net: str = "student") -> Sampler:
+        return Renoise(steps=2, times=Above(self.edge, self.easy.sample_times))

@@ -1,0 +1,130 @@
+"""Flow maps in continuous time, both sides, against the closed form of N(mean, std²)."""
+
+import pytest
+import torch
+from tests.methods.students import Gain, answering, descend, samples
+from tests.oracles import Exact, Gaussian, batch_of
+
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.parameterization import Edm, Flow
+from fewstep.diffusion.process import (
+    RectifiedFlow,
+    Trig,
+    VarianceExploding,
+    VariancePreserving,
+    VariancePreservingTable,
+)
+from fewstep.diffusion.times import LogitNormal
+from fewstep.learning.method import Clock, Method
+from fewstep.learning.tangent import Forward, Point, flow_error
+from fewstep.methods.align_your_flow import AlignYourFlow
+
+VE = VarianceExploding()
+PROCESSES = [VE, VariancePreserving(), VariancePreservingTable(), RectifiedFlow(), Trig()]
+CLOCK = Clock(99, 100, 64)
+
+
+def kind(value):
+    return type(value).__name__
+
+
+def test_the_tangent_of_align_your_flow_is_minus_the_error_of_mean_flow():
+    """e = u - [v - (t - s) du/dt] of mean flow's own algorithm against df/dt of flow maps (T-25)."""
+    process = RectifiedFlow()
+    data = Gaussian(process, 0.1, 0.4)
+    student = Denoiser(Gain(process), process, Flow())
+    t, s = torch.tensor([0.3, 0.8, 0.999], dtype=torch.float64), torch.tensor([0.1, 0.8, 0.002], dtype=torch.float64)
+    x = torch.tensor([[0.4], [-1.0], [2.0]], dtype=torch.float64)
+    v = data.velocity(x, t)
+    u, bend = torch.func.jvp(lambda x, t: student.network(x, t, Cond(), s), (x, t), (v, torch.ones_like(t)))
+    e = u - (v - (t - s)[:, None] * bend)
+    _, motion = torch.func.jvp(
+        lambda x, t: x - (t - s)[:, None] * student.network(x, t, Cond(), s), (x, t), (v, torch.ones_like(t))
+    )
+    _, error = flow_error(Forward(), student, Point(x, t, s), data(x, t), Cond())
+    torch.testing.assert_close(error, -e)
+    torch.testing.assert_close(error, motion)
+
+
+@pytest.mark.parametrize(
+    ("method", "process", "tolerance"),
+    [
+        (AlignYourFlow(warm_limit=1.0), VE, 0.03),
+        (AlignYourFlow(side="lagrangian", target_density=LogitNormal(-1.5, 1.6)), RectifiedFlow(), 0.04),
+    ],
+    ids=["eulerian", "lagrangian"],
+)
+def test_training_reaches_the_exact_map(method, process, tolerance):
+    """By value: jumps from 8 times to earlier ones, within a few hundredths of the sample's size."""
+    data = Gaussian(process, 0.0, 0.5)
+    network, steps = Gain(process), 400
+    student = Denoiser(network, process, Edm())
+    parts = method.Nets(student, Exact(process, data))
+    (update,) = method.updates(CLOCK)
+    descend(
+        network.parameters(),
+        lambda k: sum(update.loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256)).terms.values()).mean(),
+        steps,
+        1e-2,
+    )
+    flow = RectifiedFlow()
+    late = torch.tensor([0.3, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 0.9], dtype=torch.float64)
+    early = torch.tensor([0.05, 0.05, 0.3, 0.05, 0.5, 0.02, 0.3, 0.8], dtype=torch.float64)
+    t, s = (process.time_of(flow.angle(u)) for u in (late, early))
+    x = data.spread(t)[:, None]
+    made = process.step(x, student(x, t, Cond(), s), t, s)
+    exact = data.flow(x, t, s)
+    first_order = process.step(x, data(x, t), t, s)
+    size = data.spread(s)[:, None]
+    assert ((first_order - exact) / size).abs().max() > 0.25
+    assert ((made - exact) / size).abs().max() < tolerance
+
+
+def test_the_lagrangian_student_that_is_exact_does_not_move():
+    for process in PROCESSES:
+        data = Gaussian(process, 0.3, 0.5)
+        method = AlignYourFlow(side="lagrangian")
+        parts = method.Nets(answering(process, data.jump), Exact(process, data))
+        assert method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max() < 1e-7
+        parts.student = answering(process, lambda x, t, s, data=data: 1.01 * data.jump(x, t, s))
+        assert method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max() > 1e-3
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=kind)
+def test_the_eulerian_student_that_is_exact_does_not_move(process):
+    data = Gaussian(process, 0.3, 0.5)
+    method = AlignYourFlow(warm_limit=1.0)
+    parts = method.Nets(answering(process, data.jump), Exact(process, data))
+    assert method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max() < 1e-8
+
+
+def test_warm_up_of_align_your_flow_begins_with_the_teachers_velocity():
+    """share -> 0 leaves v - F: a student that answers as the teacher does not move, wherever s is."""
+    data = Gaussian(VE, 0.3, 0.5)
+    method = AlignYourFlow(warm_limit=0.0)
+    parts = method.Nets(answering(VE, lambda x, t, s: data(x, t)), Exact(VE, data))
+    losses = method.map_loss(parts, batch_of(0.3 + samples(128)), Clock(0, 100, 64))
+    assert losses.notes["tangent"].max() < 1e-9
+    method = AlignYourFlow()
+    assert method.map_loss(parts, batch_of(0.3 + samples(128)), CLOCK).notes["tangent"].max() > 0.1
+
+
+def test_targets_carry_no_gradient():
+    made = torch.nn.Linear(1, 1).double()
+    for side in ("eulerian", "lagrangian"):
+        network, method = Gain(VE), AlignYourFlow(side=side)
+        parts = method.Nets(Denoiser(network, VE, Edm()), Exact(VE, lambda x, t: made(x)))
+        loss = method.map_loss(parts, batch_of(samples(16)), CLOCK).terms["map"]
+        # ‖g/(‖g‖ + 0.1)‖²: its value is below 1 and says nothing of the size of g, its gradient is that of one jump.
+        assert loss.max() < 1
+        loss.sum().backward()
+        assert made.weight.grad is None
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_options():
+    with pytest.raises(ValueError, match="1 validation error"):
+        Method.parse({"kind": "align_your_flow", "side": "both"})
+    assert AlignYourFlow(teacher_guidance=2.0).guidance().default == 2.0
+    assert AlignYourFlow().guidance().kind == "none"

@@ -1,0 +1,152 @@
+"""Invertible distillation: two students that undo each other."""
+
+import pytest
+import torch
+from tests.diffusion.cases import close, every, f64, rows
+from tests.methods.chains import PROCESSES, TABLE, Chain, GainTable, descend, net, samples
+from tests.oracles import Gaussian, batch_of
+from tests.test_contracts import teacher_of
+
+from fewstep.data.digits import Digits
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.process import VarianceExploding
+from fewstep.diffusion.samplers import FlowMap
+from fewstep.diffusion.times import Auto, Trailing
+from fewstep.learning.guidance import Guided
+from fewstep.learning.losses import Squared
+from fewstep.learning.method import Clock
+from fewstep.methods.invertible_consistency import InvertibleConsistency
+from fewstep.methods.multi_boundary import MultiBoundary
+from fewstep.models.adapters import FullCopy
+
+CLOCK = Clock(0, 100, 64)
+VE = VarianceExploding()
+
+
+def next_end(method, process):
+    """t -> e, written from the paper's rule: the smallest boundary that is not below the next higher time."""
+    grid, bounds = method.reverse.times(process, method.reverse.bins).tolist(), method.reverse.ends(process).tolist()
+
+    def ends(t):
+        places = [max(1, min(range(len(grid)), key=lambda i, u=u: abs(grid[i] - u))) for u in t.tolist()]
+        return f64(*(min(b for b in bounds if b >= grid[i - 1]) for i in places))
+
+    return ends
+
+
+def exact(process, data):
+    """The flow map itself, in both directions, for whatever landing it is told."""
+    return net(process, lambda x, t, cond, s: process.x0_between(x, data.flow(x, t, s), t, s))
+
+
+def nets_of(method, student, forward, data):
+    return method.Nets(student, forward, net(data.process, data))
+
+
+@pytest.mark.parametrize(("m", "expected"), [(1, [999, 19]), (4, [999, 779, 519, 259, 19])])
+def test_the_way_up_starts_one_interval_above_the_end(m, expected):
+    for times in (Auto(), Trailing("t_min")):
+        method = InvertibleConsistency(MultiBoundary(segments=m, times=times))
+        assert method.reverse.ends(TABLE, lifted=True).tolist() == expected
+        assert method.sampler(CLOCK, "forward").times(TABLE, m).tolist() == expected
+
+
+@every("process", PROCESSES)
+def test_the_chain_of_steps_up_has_zero_loss(process):
+    """Its jumps end at 259, 519, 779, 999 of a table, whichever way the next time is reached."""
+    method, data = InvertibleConsistency(), Gaussian(process, 0.3, 0.5)
+    chain = Chain(data, method.reverse.times(process, 50), next_end(method, process))
+    nets = nets_of(method, net(process, data), net(process, chain), data)
+    found = method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"]
+    assert found.abs().max() < 1e-9
+    chain.up[3:] += 1e-3
+    assert method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"].max() > 1e-8
+
+
+def test_training_reaches_the_steps_up():
+    one = MultiBoundary(segments=2, bins=6, metric=Squared())
+    method, data = InvertibleConsistency(one), Gaussian(VE, 0.0, 0.5)
+    grid, ends = one.times(VE, 6), next_end(InvertibleConsistency(one), VE)
+    forward = GainTable(VE, grid, ends, start=2.0)
+    nets = nets_of(method, net(VE, data), forward, data)
+    chain = Chain(data, grid)
+    t = grid[1:-1]
+    best = chain.gain(t, ends(t))
+
+    def loss(k):
+        return method.forward_loss(nets, batch_of(samples(64, data, k), k), CLOCK).terms["forward"].mean()
+
+    # Gains lie between 2 and 160: the rate fits the largest, and its fall to 0 lets the smallest settle.
+    forward.gains.data[chain.place(t), chain.place(ends(t))] = 0.7 * best
+    descend([forward.gains], loss, 350, 0.02 * best.max().item())
+    close(forward.gains[chain.place(t), chain.place(ends(t))].detach() / best, torch.ones(len(t)), rtol=0, atol=2e-3)
+
+
+@every("process", PROCESSES)
+def test_the_exact_maps_undo_each_other(process):
+    """Both cycle losses vanish, and decoding an encoded sample gives it back."""
+    method, data = InvertibleConsistency(), Gaussian(process, 0.3, 0.5)
+    both = exact(process, data)
+    nets, x0 = nets_of(method, both, both, data), samples(256, data)
+    for loss in (method.up_again_loss, method.down_again_loss):
+        (term,) = loss(nets, batch_of(x0), CLOCK).terms.values()
+        assert term.abs().max() < 1e-9
+    up = method.sampler(CLOCK, "forward")
+    assert isinstance(up, FlowMap)
+    low = up.times(process, up.steps)[-1].expand(256)
+    noise = up.encoded(both, process, x0, Cond())
+    top = rows(process.t_max, 256)
+    close(noise * process.prior(torch.ones(1, 1)).double(), data.flow(x0, low, top), rtol=1e-6, atol=1e-7)
+    close(up(both, process, noise, Cond(), Draws(0, range(256))), x0, rtol=1e-6, atol=1e-6)
+
+
+def test_a_cycle_that_does_not_close_costs_its_distance():
+    """A forward net whose answer is wrong by 1 lands alpha_top - alpha_low sigma_top/sigma_low away."""
+    method, data = InvertibleConsistency(MultiBoundary(metric=Squared()), cycle=2.0), Gaussian(VE, 0.0, 0.5)
+    both = exact(VE, data)
+    wrong = net(VE, lambda x, t, cond, s: both(x, t, cond, s) + 1)
+    batch = batch_of(samples(64, data))
+    low, top = method.segment(nets_of(method, both, wrong, data), batch_of(samples(64, data)))
+    (term,) = method.up_again_loss(nets_of(method, both, wrong, data), batch, CLOCK).terms.values()
+    close(term, 2 * (1 - top / low).square() / (1 + top**2), rtol=1e-6)
+
+
+def test_encoding_needs_noise_to_start_from():
+    with pytest.raises(ValueError, match="t_min"):
+        FlowMap(2).encoded(exact(VE, Gaussian(VE)), VE, torch.randn(2, 1), Cond())
+
+
+def test_each_update_moves_its_own_network_alone():
+    method = InvertibleConsistency(MultiBoundary(guided=Guided(1.0, 4.0, embed=True)))
+    digits = Digits(limit=64).dataset()
+    model = teacher_of(digits)
+    nets = method.build_nets(model, FullCopy(model.denoiser))
+    assert nets.student.inputs == nets.forward.inputs == ("label", "guidance")
+    x0 = torch.randn(8, *digits.shape)
+    updates = method.updates(CLOCK)
+    assert [u.trains for u in updates] == [("student",), ("forward",), ("forward",), ("student",)]
+    for update in updates:
+        nets.student.zero_grad()
+        nets.forward.zero_grad()
+        nets.teacher.requires_grad_(False)
+        losses = update.loss(nets, batch_of(x0, cond=model.conditioner(torch.arange(8))), CLOCK)
+        sum(term.sum() for term in losses.terms.values()).backward()
+        for name in ("student", "forward"):
+            has = any(p.grad is not None and p.grad.any() for p in getattr(nets, name).parameters())
+            assert has == (name in update.trains)
+    assert len(InvertibleConsistency(cycle=0.0).updates(CLOCK)) == 2
+
+
+def test_the_way_up_is_unguided_and_told_so():
+    seen = []
+
+    def answer(x, t, cond, s):
+        seen.append(cond["guidance"].tolist())
+        return 0.5 * x
+
+    method = InvertibleConsistency(MultiBoundary(guided=Guided(3.0, 9.0, embed=True)))
+    nets = method.Nets(net(VE, answer), net(VE, answer), net(VE, lambda x, *_: 0.1 * x))
+    for loss in (method.forward_loss, method.up_again_loss, method.down_again_loss):
+        loss(nets, batch_of(samples(4, Gaussian(VE))), CLOCK)
+    assert seen == [[1.0] * 4] * 6
