@@ -121,7 +121,7 @@ def test_several_wrong_values_give_a_line_each(fewstep):
 
 def test_an_unknown_recipe(refused):
     refused(2, "train", "digits_teachr", says=["digits_teachr", "did you mean digits_teacher"])
-    refused(2, "train", "qqq", says=["qqq", "mnist_cd"])
+    refused(2, "train", "qqq", says=["qqq", "fewstep inspect recipes"])
     refused(2, "train", "nothing.yaml", says="no run file nothing.yaml")
     refused(2, "demo", "trainer.stepz=4", says=["trainer.stepz", "did you mean steps"])
 

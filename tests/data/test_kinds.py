@@ -92,7 +92,9 @@ def test_nothing_that_any_kind_reads(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "train").mkdir()
     for path in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(ValueError, match=r"no data in .*notes\.txt.* for cifar, digits, folder, idx, parquet"):
+        with pytest.raises(
+            ValueError, match=r"no data in .*notes\.txt.* for cifar, digits, folder, idx, imagenet_9, parquet"
+        ):
             source_of(str(path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         source_of(str(tmp_path / "nowhere"))

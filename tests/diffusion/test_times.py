@@ -336,9 +336,9 @@ def test_auto_takes_the_grid_of_the_process(process, expected, end):
 def test_auto_takes_trailing_indices_of_a_table():
     assert torch.equal(Auto()(TABLE, 4), Trailing()(TABLE, 4))
     assert whole(Auto("t_min")(TABLE, 3)) == [999, 666, 333, 0]
-    assert whole(Auto("t_min")(TABLE, 4)) == [999, 749, 499, 249, 0]
-    assert whole(Auto("t_min")(TABLE, 50)) == [*range(999, 0, -20), 0]
-    assert whole(Auto("t_min")(TABLE, 500)) == [*range(999, 0, -2), 0]
+    assert whole(Auto("t_min", trailing=True)(TABLE, 4)) == [999, 749, 499, 249, 0]
+    assert whole(Auto("t_min", trailing=True)(TABLE, 50)) == [*range(999, 0, -20), 0]
+    assert whole(Auto("t_min")(TABLE, 50)) == whole(Linspace("t_min", whole=True)(TABLE, 50))
     assert whole(Auto("t_min")(TABLE, 999)) == [*range(999, -1, -1)]
 
 

@@ -13,6 +13,7 @@ from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import FlowMap
 from fewstep.diffusion.times import Auto, Trailing
+from fewstep.learning.consistency import adjacent
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock
@@ -107,7 +108,7 @@ def test_a_cycle_that_does_not_close_costs_its_distance():
     both = exact(VE, data)
     wrong = net(VE, lambda x, t, cond, s: both(x, t, cond, s) + 1)
     batch = batch_of(samples(64, data))
-    low, top = method.segment(nets_of(method, both, wrong, data), batch_of(samples(64, data)))
+    top, low = adjacent(method.reverse.ends(VE, lifted=True), batch_of(samples(64, data)).draws, VE)
     (term,) = method.up_again_loss(nets_of(method, both, wrong, data), batch, CLOCK).terms.values()
     close(term, 2 * (1 - top / low).square() / (1 + top**2), rtol=1e-6)
 

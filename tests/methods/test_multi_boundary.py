@@ -188,7 +188,7 @@ def test_where_the_teacher_reaches_the_boundary_its_point_is_the_goal(process):
 def test_one_segment_down_to_t_min_is_latent_consistency(process):
     """The same numbers per sample as LCM's loss of the same network behind the consistency boundary."""
     data = Gaussian(process, 0.3, 0.5)
-    many = MultiBoundary(segments=1, times=Auto("t_min"), metric=Squared())
+    many = MultiBoundary(segments=1, times=Auto("t_min", trailing=True), metric=Squared())
     one = LatentConsistency(guided=Guided(), metric=Squared())
     answer = net(process, lambda x, t, cond, s: torch.tanh(x) + t[:, None] / process.t_max)
     teacher, x0 = net(process, data), samples(256, data, size=4)

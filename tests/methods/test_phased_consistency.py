@@ -65,10 +65,10 @@ def test_it_is_multi_boundary_distillation_where_the_boundaries_agree(process, m
     pair = (net(process, lambda x, t, cond, s: torch.tanh(x)), net(process, data))
     x0 = samples(128, data)
     mine = PhasedConsistency(segments=m, **PLAIN)
-    theirs = MultiBoundary(segments=m, times=Auto("t_min"))
+    theirs = MultiBoundary(segments=m, times=Auto("t_min", trailing=True))
     assert torch.equal(loss(mine, mine.Nets(pair[0], nn.Identity(), pair[1]), x0), loss(theirs, theirs.Nets(*pair), x0))
     mine = PhasedConsistency(segments=4, **PLAIN)
-    theirs = MultiBoundary(boundaries=tuple(mine.ends(process, 4)[1:-1].tolist()), times=Auto("t_min"))
+    theirs = MultiBoundary(boundaries=tuple(mine.ends(process, 4)[1:-1].tolist()), times=Auto("t_min", trailing=True))
     assert torch.equal(loss(mine, mine.Nets(pair[0], nn.Identity(), pair[1]), x0), loss(theirs, theirs.Nets(*pair), x0))
 
 

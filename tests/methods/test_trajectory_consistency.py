@@ -95,7 +95,7 @@ def test_ends_are_drawn_evenly_from_the_grids_end_up_to_the_teachers_point():
 def test_where_the_end_is_that_of_the_grid_it_is_latent_consistency(process):
     """Those rows have, bit by bit, the loss of one segment, which is LCM's (see there)."""
     data = Gaussian(process, 0.3, 0.5)
-    mine, theirs = TrajectoryConsistency(), MultiBoundary(segments=1, times=Auto("t_min"))
+    mine, theirs = TrajectoryConsistency(), MultiBoundary(segments=1, times=Auto("t_min", trailing=True))
     student, teacher, x0 = net(process, lambda x, t, cond, s: torch.tanh(x)), net(process, data), samples(2048, data)
     found = loss(mine, mine.Nets(student, student, teacher), x0)
     _, s, end = drawn(mine, process, x0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.choice import did_you_mean
 from fewstep.yaml import from_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def configured(recipe: str, overrides: Sequence[str], plugins: Sequence[str] = (
     else:
         names = [module.name for module in pkgutil.iter_modules(importlib.import_module("fewstep.recipes").__path__)]
         if recipe not in names:
-            raise ValueError(f"no recipe or run file {recipe!r}{did_you_mean(recipe, names)}")
+            near = difflib.get_close_matches(recipe, names, n=2)
+            meant = f"did you mean {' or '.join(near)}?" if near else "`fewstep inspect recipes` lists what there is"
+            raise ValueError(f"no recipe or run file {recipe!r}; {meant}")
         plain, name = importlib.import_module(f"fewstep.recipes.{recipe}").recipe().dump(), recipe
     for override in overrides:
         key, equals, value = override.partition("=")

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
+            warnings.simplefilter("ignore", DeprecationWarning)  # of libraries to those who write programs
             code = app(words, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130

@@ -112,17 +112,17 @@ class Uniform(Times):
 @dataclass(frozen=True)
 class Auto(Times):
     """What the process is used with: Karras where sigma/alpha is finite at t_max, trailing indices for a table (down to
-    t_min only where n divides it, else whole even steps), else even steps in t (rectified flow and TrigFlow begin at
-    pure noise, which has no place on a Karras grid).
+    t_min even whole steps, but with trailing=True), else even steps in t (rectified flow and TrigFlow begin at pure
+    noise, which has no place on a Karras grid).
     """
 
     end: End = "t_data"
     rho: Positive = 7.0
+    trailing: bool = False
 
     def __call__(self, process: Process, n: int) -> Grid:
         if process.t_data < 0:
-            size = process.t_max - process.t_data
-            trails = self.end == "t_data" or (n < size and size % n == 0)
+            trails = self.end == "t_data" or self.trailing
             return (Trailing(self.end) if trails else Linspace("t_min", whole=True))(process, n)
         top = process.angle(torch.tensor([process.t_max], dtype=torch.float64))
         return (Karras(self.rho, self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(process, n)

@@ -40,7 +40,7 @@ class ConsistencyTrajectory(Method):
 
     bins: Count = 18
     longest: Count = 4
-    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: Solver = dataclasses.field(default_factory=Heun)
     metric: Metric = dataclasses.field(default_factory=Squared)
     denoising: NonNegative = 1.0

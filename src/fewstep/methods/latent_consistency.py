@@ -34,7 +34,7 @@ class LatentConsistency(Method):
     moves: ClassVar[tuple[str, ...]] = ("target",)
 
     bins: Count = 50
-    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: Solver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=lambda: Guided(1.0, 5.0, embed=True))
     metric: Metric = dataclasses.field(default_factory=Huber)

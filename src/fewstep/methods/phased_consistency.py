@@ -58,7 +58,7 @@ class PhasedConsistency(Method):
 
     segments: Count = 4
     bins: Count = 50
-    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: Solver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
     metric: Metric = dataclasses.field(default_factory=Huber)

@@ -31,7 +31,7 @@ class TrajectoryConsistency(Method):
     moves: ClassVar[tuple[str, ...]] = ("target",)
 
     bins: Count = 50
-    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: Solver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
     metric: Metric = dataclasses.field(default_factory=Huber)

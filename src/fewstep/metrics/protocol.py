@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ class Reference:
     features: Tensor
     stamp: str
 
+    @functools.cached_property
+    def diversity(self) -> float:
+        """Of the reference itself."""
+        return diversity(self.images, self.labels)
+
     @staticmethod
     def of(dataset: Dataset, judge: Classifier) -> Reference:
         """The reference made of a labelled dataset. ValueError where shapes or classes do not fit the judge."""
@@ -46,7 +52,7 @@ class Reference:
             confirmed, spread = None, None
         else:
             confirmed = (seen == labels).double().mean().item()
-            spread = diversity(images, labels) / diversity(self.images, self.labels)
+            spread = diversity(images, labels) / self.diversity
         stamp = {
             "extractor": f"classifier {self.judge.stamp}",
             "reference": self.stamp,

@@ -78,6 +78,8 @@ class TrainerConfig(Choice):
 
 def difference(old: Any, new: Any, path: str = "") -> str:
     """The differing leaves of two plain values: `optimizer.lr: 0.001 -> 0.002`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("kind") != new.get("kind"):
+        old, new, path = old.get("kind"), new.get("kind"), f"{path}.kind" if path else "kind"  # all else differs then
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         parts = [
             difference(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
