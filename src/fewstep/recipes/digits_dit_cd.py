@@ -3,8 +3,8 @@
 It needs the finished run of digits_dit_teacher: `fewstep train digits_dit_teacher`.
 
 Fréchet distance 8.97, 8.63, 7.98 at 1, 2 and 4 evaluations (the U-Net's student, digits_cd: 5.33, 5.23, 4.59; this
-teacher with 35: 6.31), 97.5 to 98.2 % confirmed, diversity 96 to 101 %; 2,000 samples. 6 minutes on one thread of a busy
-machine, seed 0, 2026-11-21.
+teacher with 35: 6.31), 97.5 to 98.2 % confirmed, diversity 96 to 101 %; 2,000 samples. 6 minutes on one thread of a
+busy machine, seed 0, 2026-11-21.
 """
 
 from fewstep.data.digits import Digits
