@@ -83,7 +83,9 @@ def _carried_out(
         trainer = Trainer(run.method, nets, stream, run.trainer, folder, world)
         world.first(lambda: _begin(run, folder, restart))
         teacher = model if isinstance(run.teacher, Saved) else None
-        health = Health(run.method, nets, stream, held_out(run.data, everything), teacher, trainer.device)
+        health = None
+        if run.trainer.health_every:
+            health = Health(run.method, nets, stream, held_out(run.data, everything), teacher, trainer.device)
         trainer.fit(watch, health, say, Gallery(run, folder, model, world) if run.trainer.sample_every else None)
         _save(run, folder, model, trainer, stream)
         return True
