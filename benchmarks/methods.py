@@ -39,7 +39,13 @@ HOME = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, PLOT = (HOME / "docs" / name for name in ("results/methods.json", "methods.md", "results/methods.svg"))
 TEACHER, EVALUATIONS, BEGIN, END = "digits_teacher", (1, 2, 4), "<!-- table -->", "<!-- end of table -->"
 # The option that says for how many steps a student is, where it serves no other number.
-SERVES = {"progressive": "end", "dmd2": "steps", "multi_boundary": "segments", "phased_consistency": "phases"}
+SERVES = {
+    "progressive": "end",
+    "dmd2": "steps",
+    "multi_boundary": "segments",
+    "invertible_consistency": "reverse.segments",
+    "phased_consistency": "segments",
+}
 WORSE = 1.10  # of the teacher's distance: what a method must not exceed
 
 
@@ -87,14 +93,13 @@ def student(run: Run, steps: int, folder: Path) -> tuple[int, float]:
 
 def measured(name: str, method: str, seed: int, budget: int, num: int) -> list[dict[str, Any]]:
     """The lines of one method and seed."""
-    run, _ = configured(name, [])
-    run = replaced(run, start=None, trainer=replaced(run.trainer, seed=seed))
+    run, _ = configured(name, [f"trainer.seed={seed}"])
     reference = Reference.of(run.data.dataset("train"), find_judge(None, (1, 8, 8)))
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         for serves in [(n,) for n in EVALUATIONS] if method in SERVES else [EVALUATIONS]:
             if method in SERVES:
-                run = replaced(run, method=replaced(run.method, **{SERVES[method]: serves[0]}))
+                run, _ = configured(name, [f"method.{SERVES[method]}={serves[0]}", f"trainer.seed={seed}"])
             trial = 4 * len(run.method.phases(100))
             cost = student(run, trial, Path(folder, "trial"))[0] / trial
             rows, seconds = student(run, round(budget / cost), Path(folder, "run"))
