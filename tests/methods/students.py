@@ -3,10 +3,14 @@
 import math
 
 import torch
+from tests.oracles import Exact, Gaussian, batch_of
 from torch import nn
 
+from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.parameterization import SamplePrediction
+from fewstep.diffusion.parameterization import Edm, SamplePrediction
+from fewstep.diffusion.process import RectifiedFlow
+from fewstep.learning.method import Clock
 
 
 class Answer(nn.Module):
@@ -61,3 +65,29 @@ def descend(parameters, loss, steps, lr):
 def samples(n, seed=1, d=1):
     """N(0, 0.5²), float64."""
     return 0.5 * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def assert_reaches_the_exact_map(method, process, tolerance):
+    """Trains a gain for 400 steps; its jumps are those of the exact flow map, up to a share of the sample's size."""
+    data = Gaussian(process, 0.0, 0.5)
+    network, steps = Gain(process), 400
+    student = Denoiser(network, process, Edm())
+    parts = method.Nets(student, Exact(process, data))
+    (update,) = method.updates(Clock(0, steps, 256))
+    descend(
+        network.parameters(),
+        lambda k: sum(update.loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256)).terms.values()).mean(),
+        steps,
+        1e-2,
+    )
+    flow = RectifiedFlow()
+    late = torch.tensor([0.3, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 0.9], dtype=torch.float64)
+    early = torch.tensor([0.05, 0.05, 0.3, 0.05, 0.5, 0.02, 0.3, 0.8], dtype=torch.float64)
+    t, s = (process.time_of(flow.angle(u)) for u in (late, early))
+    x = data.spread(t)[:, None]
+    made = process.step(x, student(x, t, Cond(), s), t, s)
+    exact = data.flow(x, t, s)
+    first_order = process.step(x, data(x, t), t, s)
+    size = data.spread(s)[:, None]
+    assert ((first_order - exact) / size).abs().max() > 0.25
+    assert ((made - exact) / size).abs().max() < tolerance

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.methods.students import Gain, answering, descend, samples
+from tests.methods.students import Gain, answering, assert_reaches_the_exact_map, samples
 from tests.oracles import Exact, Gaussian, batch_of
 
 from fewstep.diffusion.conditioning import Cond
@@ -57,28 +57,7 @@ def test_the_tangent_of_align_your_flow_is_minus_the_error_of_mean_flow():
 )
 def test_training_reaches_the_exact_map(method, process, tolerance):
     """By value: jumps from 8 times to earlier ones, within a few hundredths of the sample's size."""
-    data = Gaussian(process, 0.0, 0.5)
-    network, steps = Gain(process), 400
-    student = Denoiser(network, process, Edm())
-    parts = method.Nets(student, Exact(process, data))
-    (update,) = method.updates(CLOCK)
-    descend(
-        network.parameters(),
-        lambda k: sum(update.loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256)).terms.values()).mean(),
-        steps,
-        1e-2,
-    )
-    flow = RectifiedFlow()
-    late = torch.tensor([0.3, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 0.9], dtype=torch.float64)
-    early = torch.tensor([0.05, 0.05, 0.3, 0.05, 0.5, 0.02, 0.3, 0.8], dtype=torch.float64)
-    t, s = (process.time_of(flow.angle(u)) for u in (late, early))
-    x = data.spread(t)[:, None]
-    made = process.step(x, student(x, t, Cond(), s), t, s)
-    exact = data.flow(x, t, s)
-    first_order = process.step(x, data(x, t), t, s)
-    size = data.spread(s)[:, None]
-    assert ((first_order - exact) / size).abs().max() > 0.25
-    assert ((made - exact) / size).abs().max() < tolerance
+    assert_reaches_the_exact_map(method, process, tolerance)
 
 
 def test_the_lagrangian_student_that_is_exact_does_not_move():

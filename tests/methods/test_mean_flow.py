@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tests.methods.students import Gain, answering, descend, samples
+from tests.methods.students import Gain, answering, assert_reaches_the_exact_map, samples
 from tests.oracles import Exact, Gaussian, batch_of
 
 from fewstep.diffusion.conditioning import Cond
@@ -86,28 +86,7 @@ def test_as_s_tends_to_t_it_is_flow_matching():
 )
 def test_training_reaches_the_exact_map(method, process, tolerance):
     """By value: jumps from 8 times to earlier ones, within a few hundredths of the sample's size."""
-    data = Gaussian(process, 0.0, 0.5)
-    network, steps = Gain(process), 400
-    student = Denoiser(network, process, Edm())
-    parts = method.Nets(student, Exact(process, data))
-    (update,) = method.updates(CLOCK)
-    descend(
-        network.parameters(),
-        lambda k: sum(update.loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256)).terms.values()).mean(),
-        steps,
-        1e-2,
-    )
-    flow = RectifiedFlow()
-    late = torch.tensor([0.3, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 0.9], dtype=torch.float64)
-    early = torch.tensor([0.05, 0.05, 0.3, 0.05, 0.5, 0.02, 0.3, 0.8], dtype=torch.float64)
-    t, s = (process.time_of(flow.angle(u)) for u in (late, early))
-    x = data.spread(t)[:, None]
-    made = process.step(x, student(x, t, Cond(), s), t, s)
-    exact = data.flow(x, t, s)
-    first_order = process.step(x, data(x, t), t, s)
-    size = data.spread(s)[:, None]
-    assert ((first_order - exact) / size).abs().max() > 0.25
-    assert ((made - exact) / size).abs().max() < tolerance
+    assert_reaches_the_exact_map(method, process, tolerance)
 
 
 @pytest.mark.parametrize(("g", "mix", "w"), [(2.0, 0.5, 1.0), (2.5, 0.92, 0.2), (3.0, 0.0, 3.0)])
