@@ -13,6 +13,7 @@ from torch import nn
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import CmBoundary, ConsistencyBoundary, Edm, SamplePrediction
 from fewstep.diffusion.process import VarianceExploding, VariancePreserving, VariancePreservingTable
 from fewstep.diffusion.samplers import Renoise
@@ -146,6 +147,11 @@ def test_only_the_teacher_is_guided_and_the_normaliser_sees_it_guided():
     guided = 25 + 3 * (0.25 * label - 25)
     g = (0.5 * label - guided) / (leaf.detach() - guided).abs().mean(1, keepdim=True)
     close(leaf.grad, g / g.numel(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_student_says_at_which_guidance_it_was_distilled():
+    assert DMD2().guidance() == Guidance()
+    assert DMD2(teacher_guidance=3.0).guidance() == Guidance("fixed", 3.0, 3.0, 3.0)
 
 
 def test_guidance_by_a_teacher_without_an_unconditional_side_is_refused():

@@ -11,6 +11,12 @@ from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
 
 
+def check_guidable(model: Any, scale: float) -> None:
+    """ValueError where a model that is to be guided at this scale knows no "no label"."""
+    if scale != 1 and not model.conditioner.null:
+        raise ValueError('guidance needs a teacher that knows "no label"')
+
+
 @dataclass(frozen=True)
 class Guided(Choice):
     """The teacher's guidance, in g-form (1: none; the w of some papers is g - 1), drawn from low … high per sample.

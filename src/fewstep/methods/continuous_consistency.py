@@ -15,6 +15,7 @@ from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Density, LogNormal, Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
+from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.tangent import (
@@ -71,8 +72,7 @@ class ContinuousConsistency(Method):
         teacher: Denoiser
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        if self.teacher_guidance != 1 and not model.conditioner.null:
-            raise ValueError('teacher_guidance needs a teacher that knows "no label"')
+        check_guidable(model, self.teacher_guidance)
         return self.Nets(clone("student"), Uncertainty(), model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
@@ -108,4 +108,4 @@ class ContinuousConsistency(Method):
 
     def guidance(self) -> Guidance:
         """What it was distilled at."""
-        return Guidance("fixed", *(self.teacher_guidance,) * 3) if self.teacher_guidance != 1 else Guidance()
+        return Guidance.distilled(self.teacher_guidance)

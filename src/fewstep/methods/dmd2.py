@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fewstep.choice import Count, NonNegative
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import Renoise, Sampler, renoised
 from fewstep.diffusion.times import Along, Auto, Density, Times
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
+from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.weights import weight
@@ -53,8 +54,7 @@ class DMD2(Method):
         teacher: Denoiser
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        if self.teacher_guidance != 1 and not model.conditioner.null:
-            raise ValueError('teacher_guidance needs a teacher that knows "no label"')
+        check_guidable(model, self.teacher_guidance)
         student = clone("student")
         student.parameterization = student.parameterization.boundary()  # whatever it starts from
         fake = clone("fake", of=model.denoiser)
@@ -113,3 +113,7 @@ class DMD2(Method):
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(self.steps, self.sample_times)
+
+    def guidance(self) -> Guidance:
+        """What it was distilled at."""
+        return Guidance.distilled(self.teacher_guidance)

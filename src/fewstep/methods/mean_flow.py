@@ -16,6 +16,7 @@ from fewstep.diffusion.times import Density, LogitNormal, Times, Uniform
 from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
+from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import AdaptivePower, Metric
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.tangent import Forward, Point, Tangent, flow_error, ordered, rectified, regressed
@@ -59,8 +60,7 @@ class MeanFlow(Method):
         teacher: Denoiser
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        if self.guidance_scale != 1 and not model.conditioner.null:
-            raise ValueError('guidance_scale needs a model that knows "no label"')
+        check_guidable(model, self.guidance_scale)
         return self.Nets(clone("student", inputs={"s"}), model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
@@ -101,4 +101,4 @@ class MeanFlow(Method):
 
     def guidance(self) -> Guidance:
         """What it was trained at."""
-        return Guidance("fixed", *(self.guidance_scale,) * 3) if self.guidance_scale != 1 else Guidance()
+        return Guidance.distilled(self.guidance_scale)

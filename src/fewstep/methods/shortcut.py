@@ -17,6 +17,7 @@ from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
+from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Metric, Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.tangent import rectified
@@ -60,8 +61,7 @@ class Shortcut(Method):
         teacher: Denoiser
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        if self.guidance_scale != 1 and not model.conditioner.null:
-            raise ValueError('guidance_scale needs a model that knows "no label"')
+        check_guidable(model, self.guidance_scale)
         student, target = (clone(name, inputs={"s"}) for name in ("student", "target"))
         return self.Nets(student, target, model.denoiser)
 
@@ -102,4 +102,4 @@ class Shortcut(Method):
 
     def guidance(self) -> Guidance:
         """What it was trained at."""
-        return Guidance("fixed", *(self.guidance_scale,) * 3) if self.guidance_scale != 1 else Guidance()
+        return Guidance.distilled(self.guidance_scale)
