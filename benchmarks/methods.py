@@ -5,8 +5,9 @@
 A method runs as its recipe digits_… has it (networks, loss, optimizer, batch), from the weights of the shipped teacher,
 for as many steps as the budget pays: the rows that any of its networks evaluates in training, teacher and student
 alike; a forward-mode derivative counts as two. Methods whose student serves one number of steps only get the budget for
-each of 1, 2 and 4. A finished line of docs/results/methods.json is not measured again. Behind it the table of
-docs/methods.md and docs/results/methods.svg are written anew.
+each of 1, 2 and 4; a student that reads a guidance scale is asked for none, as the teacher is. A finished line of
+docs/results/methods.json is not measured again. Behind it the table of docs/methods.md and docs/results/methods.svg are
+written anew.
 """
 
 import argparse
@@ -105,7 +106,8 @@ def measured(name: str, method: str, seed: int, budget: int, num: int) -> list[d
             rows, seconds = student(run, round(budget / cost), Path(folder, "run"))
             model = load(str(Path(folder, "run")))
             for n in serves:
-                found = row(method, model, model.sampler.with_steps(n), reference, num, seed)
+                guidance = 1.0 if model.guidance.kind == "input" else None  # none, as the teacher is asked
+                found = row(method, model, model.sampler.with_steps(n), reference, num, seed, guidance=guidance)
                 line = {"method": method, "steps": n, "evaluations": found["evaluations"], "seed": seed}
                 line |= {key: found[key] for key in ("frechet", "confirmed", "diversity")}
                 lines.append(line | {"cost": rows, "seconds": round(seconds, 1), "updates": round(budget / cost)})

@@ -242,6 +242,17 @@ class TestEvaluate:
         assert f"{result['confirmed']:.1%}" in out
         assert "extractor classifier" in out
 
+    def test_guidance(self, done, refused, runs):
+        """What is measured is what `sample --guidance` gives."""
+        done("evaluate", "runs/tiny", "--num", "40", "--steps", "2", "--guidance", "3", "--out", "a.json")
+        done("sample", "runs/tiny", "--num", "40", "--steps", "2", "--guidance", "3", "--out", "x.npz")
+        done("evaluate", "x.npz", "--out", "b.json")
+        guided, images = (json.loads(Path(f"{name}.json").read_text()) for name in "ab")
+        assert guided["frechet"] == pytest.approx(images["frechet"], rel=1e-4)
+        assert guided["protocol"]["guidance"] == 3.0
+        refused(2, "evaluate", "x.npz", "--guidance", "3", says=["x.npz", "--guidance"])
+        refused(2, "evaluate", "x.npz", "--steps", "3", says=["x.npz", "--steps"])
+
     def test_images_of_a_file_and_a_folder_measure_as_the_model_does(self, done, runs):
         done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
         done("sample", "runs/cd", "--num", "40", "--out", "x.npz")

@@ -73,11 +73,31 @@ def test_a_row_counts_the_evaluations_of_guidance(model, reference, calls):
     assert found["evaluations"] == 6
 
 
+def test_a_row_at_another_guidance(model, reference, calls):
+    """It is sampled, counted and written down at that scale; without one at the model's own."""
+    model.guidance = Guidance("doubled", 1.0, 8.0, 2.0)
+    rows = [evaluation.row("t", model, Ode(1), reference, num=20, seed=0, guidance=g) for g in (None, 2.0, 1.0, 5.0)]
+    assert sum(calls) == 20 * (2 + 2 + 1 + 2)
+    assert [row["evaluations"] for row in rows] == [2, 2, 1, 2]
+    assert [row["protocol"]["guidance"] for row in rows] == [2.0, 2.0, 1.0, 5.0]
+    assert rows[0]["frechet"] == rows[1]["frechet"]
+    assert len({row["frechet"] for row in rows}) == 3
+
+
+def test_guided_ode_rows_fit_twice_the_evaluations_into_the_budget(model, reference):
+    model.guidance = Guidance("doubled", 1.0, 8.0, 1.0)
+    rows = evaluation.ode_rows("t", model, reference, (2, 5), 20, 0, guidance=3.0)
+    assert [row["evaluations"] for row in rows] == [2, 5]
+    assert all(model.evaluations(Sampler.parse(r["protocol"]["sampler"]), 3.0) <= r["evaluations"] for r in rows)
+    with pytest.raises(ValueError, match="1 network evaluation"):
+        evaluation.ode_rows("t", model, reference, (1,), 20, 0, guidance=3.0)
+
+
 def test_ode_rows_obey_the_budget(model, reference, monkeypatch):
     """Each solver gets as many steps as the budget allows, and never more; the best of them is shown."""
     tried = {}
 
-    def measured(name, model, sampler, reference, num, seed, evaluations):
+    def measured(name, model, sampler, reference, num, seed, evaluations, guidance):
         tried.setdefault(evaluations, []).append(sampler)
         frechet = {("Euler", 2): 1.0, ("Dpmpp2m", 35): 1.0}.get((type(sampler.solver).__name__, sampler.steps), 2.0)
         return {"sampler": sampler, "evaluations": evaluations, "frechet": frechet}

@@ -24,6 +24,7 @@ def evaluate(
         min=1,
         help="Of a teacher: the best of the solvers (Euler, Heun, DPM++ 2M) with so many network evaluations.",
     ),
+    guidance: float | None = typer.Option(None, help="Guidance scale, 1 is none; the model's own if not given."),
     seed: int = typer.Option(0, help="The seed of the samples."),
     against: Path | None = typer.Option(
         None, help="An earlier result of --out: both are shown if they can be compared."
@@ -46,7 +47,7 @@ def evaluate(
         check_place(out, (".json",))
     dataset = source_of(reference).dataset()
     judge = Reference.of(dataset, find_judge(features, dataset.shape))
-    result = measured(what, judge, num, steps, evaluations, seed)
+    result = measured(what, judge, num, steps, evaluations, seed, guidance)
     results = [result]
     if against is not None:
         earlier = read_json(against)
@@ -64,7 +65,7 @@ def evaluate(
 
 
 def measured(
-    what: str, judge: Reference, num: int, steps: int | None, evaluations: int | None, seed: int
+    what: str, judge: Reference, num: int, steps: int | None, evaluations: int | None, seed: int, guidance: float | None
 ) -> dict[str, Any]:
     """The row of what a user named: images that lie there, or a model that is sampled."""
     from fewstep.cli.images import read_images
@@ -76,6 +77,8 @@ def measured(
     if path.suffix == ".npz" or (
         path.is_dir() and not any(path.rglob("model.json")) and not (path / "run.yaml").exists()
     ):
+        if any(option is not None for option in (steps, evaluations, guidance)):
+            raise ValueError(f"{what} holds images: --steps, --evaluations and --guidance are for models")
         images, labels = read_images(path)
         head = {"model": path.name, "solver": None, "steps": 0, "evaluations": 0, "images_per_second": None}
         return head | judge.quality(images, labels)
@@ -83,9 +86,8 @@ def measured(
     if tuple(model.shape) != (shape := tuple(judge.images.shape[1:])):
         raise ValueError(f"{what} makes images of shape {model.shape}, the reference has {shape}")
     if evaluations is None:
-        return row(
-            path.name, model, model.sampler if steps is None else model.sampler.with_steps(steps), judge, num, seed
-        )
+        sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
+        return row(path.name, model, sampler, judge, num, seed, guidance=guidance)
     if not isinstance(model.sampler, Ode):
         raise ValueError(f"{what} has no choice of solvers: --steps says how often its own sampler evaluates it")
-    return ode_rows(path.name, model, judge, (evaluations,), num, seed)[0]
+    return ode_rows(path.name, model, judge, (evaluations,), num, seed, guidance)[0]

@@ -32,33 +32,47 @@ def row(
     num: int,
     seed: int,
     evaluations: int | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
-    """One row of results. `evaluations`: the number allowed, where the sampler may need fewer."""
-    images, labels, rate = samples(model, num, seed, sampler=sampler)
+    """One row of results. `evaluations`: the number allowed, where the sampler may need fewer.
+
+    guidance: in g-form; the model's own if None.
+    """
+    images, labels, rate = samples(model, num, seed, sampler=sampler, guidance=guidance)
     quality = reference.quality(images, labels, seed=seed, ema=model.card.get("ema"))
     solver = kind_of(type(sampler.solver)) if isinstance(sampler, Ode) else kind_of(type(sampler))
     head = {
         "model": name,
         "solver": solver,
         "steps": sampler.steps,
-        "evaluations": evaluations or model.evaluations(sampler),
+        "evaluations": evaluations or model.evaluations(sampler, guidance),
     }
-    protocol = quality.pop("protocol") | {"sampler": sampler.dump()}
+    told = {"guidance": model.guidance.default if guidance is None else guidance, "sampler": sampler.dump()}
+    protocol = quality.pop("protocol") | told
     return head | quality | {"images_per_second": round(rate, 1), "protocol": protocol}
 
 
 def ode_rows(
-    name: str, model: DiffusionModel, reference: Reference, allowed: Sequence[int], num: int, seed: int
+    name: str,
+    model: DiffusionModel,
+    reference: Reference,
+    allowed: Sequence[int],
+    num: int,
+    seed: int,
+    guidance: float | None = None,
 ) -> list[dict[str, Any]]:
     """For each number of evaluations the best of the solvers with as many steps as it allows."""
     rows = []
     for evaluations in allowed:
         tried: dict[Solver, Ode] = {}
         for solver in SOLVERS:
-            fitting = [n for n in range(1, evaluations + 1) if model.evaluations(Ode(n, solver=solver)) <= evaluations]
+            cost = {n: model.evaluations(Ode(n, solver=solver), guidance) for n in range(1, evaluations + 1)}
+            fitting = [n for n in cost if cost[n] <= evaluations]
             if fitting and (fitting[-1] > 1 or not tried):  # one step is the same for all: it ends at the data
                 tried[solver] = Ode(fitting[-1], solver=solver)
-        found = [row(name, model, sampler, reference, num, seed, evaluations) for sampler in tried.values()]
+        if not tried:
+            raise ValueError(f"no solver takes a guided step with {evaluations} network evaluation")
+        found = [row(name, model, sampler, reference, num, seed, evaluations, guidance) for sampler in tried.values()]
         rows.append(min(found, key=lambda r: r["frechet"]))
     return rows
 
