@@ -12,8 +12,10 @@ from fewstep.data.stream import Stream
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.truncated_consistency import TruncatedConsistency
 from fewstep.models.adapters import FullCopy
 from fewstep.models.dit import Dit
+from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.training import plan
@@ -122,6 +124,22 @@ def test_every_update_of_a_step_takes_time(monkeypatch):
     monkeypatch.setattr(plan, "_now", lambda _: float(next(clock)))
     for fakes in (1, 9):
         assert plan_of(DMD2(fake_steps=fakes), batch=4).step == pytest.approx((fakes + 1) * (4 / 3 + 1) + 1)
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(10, 10.0), (4, 10.0), (5, 10.4)])
+def test_phases_are_weighed_by_their_length(monkeypatch, steps, rows):
+    """In units of evaluated rows: the first stage takes two of each of 4, the second three."""
+    seen = [0]
+    monkeypatch.setattr(plan, "_now", lambda _: float(seen[0]))
+
+    def note(module, inputs):
+        seen[0] += len(inputs[0]) * isinstance(module, ConditionedModule)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        assert plan_of(TruncatedConsistency(share=0.5), batch=4, steps=steps).step == pytest.approx(rows)
+    finally:
+        hook.remove()
 
 
 def test_health_can_be_what_needs_most():

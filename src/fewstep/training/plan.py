@@ -6,9 +6,11 @@ rows. Their peak is not, for the moment of the peak moves; so each line is prolo
 """
 
 import contextlib
+import itertools
 import math
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fewstep.diffusion.draws import Draws
-from fewstep.learning.method import Method, Update
+from fewstep.learning.method import Clock, Method, Update
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.precision import Precision
 from fewstep.training.processes import BUCKET
@@ -63,20 +65,24 @@ def planned(
     stand_in = STAND_IN if pick_device(config.device).type == "cpu" else {}
     precision = stand_in.get(config.precision, config.precision)
     trainer = Trainer(method, nets, data, replace(config, compile=False, precision=precision))
-    updates, state = method.updates(trainer.clock(0)), trainer.state
+    state, often, found = trainer.state, defaultdict[Update, float](float), dict[Update, tuple[Clock, int]]()
+    for begin, end in itertools.pairwise(trainer._phases):
+        for place, update in enumerate(method.updates(clock := trainer.clock(begin))):
+            often[update] += (end - begin) / config.steps  # updates of a mean step
+            found.setdefault(update, (clock, place))
     share, parts = math.ceil(config.batch / processes), processes if config.sharding == "full" else 1
     rows = tried = min(config.micro_batch or share, share)
     weights = {name: sum(p.nbytes for p in leaves.values()) for name, leaves in state.leaves.items()}
     passing, most, seconds = {"gradients": 0, "activations": 0, "optimizer's work": 0}, 0, 0.0
-    for update in (distinct := dict.fromkeys(updates)):
-        small, large = _trials(trainer, update, updates.index(update), rows, BUDGET / len(distinct))
+    for update, (clock, place) in found.items():
+        small, large = _trials(trainer, update, clock, place, rows, BUDGET / len(found))
         whole, activations = peaks(small, large, rows)
         gradients = sum(weights[name] for name in update.trains) // parts
         work = large.step_peak // parts + (min(gradients, 4 * BUCKET) if processes > parts else 0)
         most = max(most, whole if rows == share and parts == 1 else gradients + activations, gradients + work)
         passing = {k: max(v, new) for (k, v), new in zip(passing.items(), (gradients, activations, work))}
         of_row = min(trial.pass_seconds / trial.rows for trial in (small, large))  # the one that was disturbed less
-        seconds += updates.count(update) * (of_row * share + min(small.step_seconds, large.step_seconds))
+        seconds += often[update] * (of_row * share + min(small.step_seconds, large.step_seconds))
         tried = min(tried, large.rows)
     seconds -= _now(trainer)
     method.after_step(nets, trainer.clock(0))
@@ -140,25 +146,27 @@ def peaks(small: Trial, large: Trial, rows: int) -> list[int]:
     return (b + (b - a) * ((rows - large.rows) / max(1, large.rows - small.rows))).amax(1).long().tolist()
 
 
-def _trials(trainer: Trainer, update: Update, place: int, most: int, budget: float) -> tuple[Trial, Trial]:
+def _trials(
+    trainer: Trainer, update: Update, clock: Clock, place: int, most: int, budget: float
+) -> tuple[Trial, Trial]:
     """The last two of trials on more and more rows, up to `most`, while the next is likely to stay in bounds."""
     begun, rows = time.perf_counter(), min(FIRST, most)
     trainer.rows, trainer.micro = range(rows), rows
-    trainer._apply(update, trainer.clock(0), place)  # kernels are chosen, the optimizer makes its state
+    trainer._apply(update, clock, place)  # kernels are chosen, the optimizer makes its state
     once = time.perf_counter() - begun > budget / 10  # in long operations the meter is not felt
-    small = large = _trial(trainer, update, place, rows, once)
+    small = large = _trial(trainer, update, clock, place, rows, once)
     while large.rows < most:
         rows = min(most, large.rows + 1 if large is small else 2 * large.rows)
         late = 2 * (time.perf_counter() - begun) > budget  # this one takes as long as all before it
         if large is not small and (late or peaks(small, large, rows)[0] > MOST):
             break
-        small, large = large, _trial(trainer, update, place, rows, once)
+        small, large = large, _trial(trainer, update, clock, place, rows, once)
     return small, large
 
 
-def _trial(trainer: Trainer, update: Update, place: int, rows: int, once: bool) -> Trial:
+def _trial(trainer: Trainer, update: Update, clock: Clock, place: int, rows: int, once: bool) -> Trial:
     """For the clock and for the meter: at once, or one after the other."""
-    trainer.rows, trainer.micro, clock = range(rows), rows, trainer.clock(0)
+    trainer.rows, trainer.micro = range(rows), rows
     lines, times = list[Tensor](), list[float]()
     for metered in (True,) if once else (True, False):
         begun = _now(trainer)
