@@ -13,6 +13,7 @@ written anew.
 import argparse
 import contextlib
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -139,6 +140,17 @@ def table(lines: list[dict[str, Any]], facts: Mapping[str, Any]) -> str:
     return "\n".join(text) + f"\n\n{note}{', '.join(f'{k} {v}' for k, v in facts.items())}.\n"
 
 
+def told(page: str, lines: list[dict[str, Any]], facts: Mapping[str, Any]) -> str:
+    """The page with the table in its place, and with each method's line of it below the method's heading."""
+    head, _, rest = page.partition(BEGIN)
+    page = f"{head}{BEGIN}\n{table(lines, facts)}{END}{rest.partition(END)[2]}"
+    for method in {line["method"] for line in lines}:
+        values = " / ".join(f"{middle(lines, method, n):.1f}" for n in EVALUATIONS)
+        line = f"Measured: Fréchet distance {values} at 1 / 2 / 4 evaluations, in the table above.\n\n"
+        page = re.sub(rf"(?m)^(## .*\(`{method}`\)\n\n)(Measured: .*\n\n)?", rf"\g<1>{line}", page)
+    return page
+
+
 def plot(lines: list[dict[str, Any]]) -> str:
     """Distance against evaluations, the median of each method; the teacher and the best at each cost stand out."""
     import matplotlib.pyplot as plt
@@ -192,9 +204,7 @@ def main() -> None:
                 lines.append(line | {"teacher_frechet": teacher[line["evaluations"]]})
             write_json(RESULTS, lines)
     facts = {"budget": f"{options.budget:,} evaluations", "samples": f"{options.num:,}", "seeds": options.seeds}
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(lines, facts)}{END}{rest.partition(END)[2]}", encoding="utf-8")
+    PAGE.write_text(told(PAGE.read_text(encoding="utf-8"), lines, facts), encoding="utf-8")
     write_bytes(PLOT, plot(lines).encode())
     for method, n in [(method, n) for method in methods for n in EVALUATIONS]:
         found, goal = middle(lines, method, n), WORSE * middle(lines, method, n, "teacher_frechet")

@@ -47,3 +47,25 @@ def test_evaluations_are_counted_in_rows_and_a_derivative_twice():
         assert count.rows == 3 + 6 + 9
     model.denoiser(x, t, cond)
     assert count.rows == 18
+
+
+def test_the_page_says_what_was_measured_once():
+    """The table between its marks, and each method's medians below its heading; a second time changes nothing."""
+    keys = {"confirmed": 1.0, "diversity": 0.5, "updates": 7, "seconds": 3.0, "teacher_frechet": 95.0}
+    lines = [
+        {"method": method, "evaluations": n, "seed": seed, "frechet": 10.0 * n + seed + bonus, **keys}
+        for method, bonus in (("dmd2", 0.0), ("mean_flow", 100.0))
+        for n in methods.EVALUATIONS
+        for seed in (0, 1, 5)
+    ]
+    page = methods.told(methods.PAGE.read_text(encoding="utf-8"), lines, {"seeds": "0,1,5"})
+    assert (
+        page.count("| `dmd2` ¹ | 11.0 (10.0–15.0) | 21.0 (20.0–25.0) | 41.0 (40.0–45.0) | 100.0% | 50.0% | 7 | 3 |")
+        == 1
+    )
+    assert "| *teacher, best solver* | 95.0 | 95.0 | 95.0 |" in page
+    for method, medians in {"dmd2": "11.0 / 21.0 / 41.0", "mean_flow": "111.0 / 121.0 / 141.0"}.items():
+        part = page.partition(f"(`{method}`)\n\n")[2].partition("\n## ")[0]
+        assert part.startswith(f"Measured: Fréchet distance {medians} at 1 / 2 / 4")
+        assert part.count("Measured:") == 1
+    assert methods.told(page, lines, {"seeds": "0,1,5"}) == page
