@@ -3,11 +3,11 @@
     python benchmarks/methods.py [--methods progressive,dmd2] [--seeds 0,1,2] [--budget 32000]       (make methods)
 
 A method runs as its recipe digits_… has it (networks, loss, optimizer, batch), from the weights of the shipped teacher,
-for as many steps as the budget pays: the rows that any of its networks evaluates in training, teacher and student
-alike; a forward-mode derivative counts as two. Methods whose student serves one number of steps only get the budget for
-each of 1, 2 and 4; a student that reads a guidance scale is asked for none, as the teacher is. A finished line of
-docs/results/methods.json is not measured again. Behind it the table of docs/methods.md and docs/results/methods.svg are
-written anew.
+for as many steps as the budget pays; warm-up and averages keep their share of the run. The budget counts the rows that
+any of its networks evaluates in training, teacher and student alike; a forward-mode derivative counts as two. Methods
+whose student serves one number of steps only get the budget for each of 1, 2 and 4; a student that reads a guidance
+scale is asked for none, as the teacher is. A finished line of docs/results/methods.json is not measured again. Behind
+it the table of docs/methods.md and docs/results/methods.svg are written anew.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from fewstep.models.bundle import load
 from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Saved
 from fewstep.run import Run, distil
+from fewstep.training.config import TrainerConfig
 
 HOME = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, PLOT = (HOME / "docs" / name for name in ("results/methods.json", "methods.md", "results/methods.svg"))
@@ -83,10 +84,17 @@ def recipes() -> dict[str, str]:
     return found
 
 
+def stretched(config: TrainerConfig, steps: int) -> TrainerConfig:
+    """The recipe's trainer for another number of steps: warm-up and averages span the same share of the run."""
+    factor = steps / config.steps
+    schedule = replaced(config.schedule, warmup=round(config.schedule.warmup * factor))
+    return replaced(config, steps=steps, schedule=schedule, ema=tuple(ema ** (1 / factor) for ema in config.ema))
+
+
 def student(run: Run, steps: int, folder: Path) -> tuple[int, float]:
     """Trains; returns the rows that were evaluated and the seconds."""
     quiet = {"save_every": 0, "health_every": 0, "sample_every": 0, "log_every": 10**6}
-    run = replaced(run, trainer=replaced(run.trainer, steps=steps, **quiet))
+    run = replaced(run, trainer=replaced(stretched(run.trainer, steps), **quiet))
     count, begun = Count(), time.perf_counter()
     with count.open():
         distil(run, folder, restart=True, say=lambda line: None)

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
 
 from fewstep.cli.configure import configured, listed
@@ -47,6 +48,15 @@ def test_evaluations_are_counted_in_rows_and_a_derivative_twice():
         assert count.rows == 3 + 6 + 9
     model.denoiser(x, t, cond)
     assert count.rows == 18
+
+
+def test_warm_up_and_averages_keep_their_share_of_the_run():
+    """What the average still holds of the first weights is the same at the end of both."""
+    config = configured("digits_cd", [])[0].trainer
+    short = methods.stretched(config, 50)
+    assert (config.steps, config.schedule.warmup, short.steps, short.schedule.warmup) == (500, 50, 50, 5)
+    assert short.ema[0] ** 50 == pytest.approx(config.ema[0] ** 500)
+    assert methods.stretched(config, config.steps) == config
 
 
 def test_the_page_says_what_was_measured_once():
