@@ -49,6 +49,7 @@ SERVES = {
     "invertible_consistency": "reverse.segments",
     "phased_consistency": "segments",
 }
+LABEL = 1.10  # of the one below: where a label of the plot may begin
 WORSE = 1.10  # of the teacher's distance: what a method must not exceed
 
 
@@ -160,25 +161,34 @@ def told(page: str, lines: list[dict[str, Any]], facts: Mapping[str, Any]) -> st
 
 
 def plot(lines: list[dict[str, Any]]) -> str:
-    """Distance against evaluations, the median of each method; the teacher and the best at each cost stand out."""
+    """Distance against evaluations, each method's median under its name; coloured: the best at some number, teacher."""
     import matplotlib.pyplot as plt
 
     from fewstep.report.figures import COLOURS, svg
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    names = sorted({line["method"] for line in lines})
-    least = {n: min(middle(lines, name, n) for name in names) for n in EVALUATIONS}
-    for name in names:
-        values = [middle(lines, name, n) for n in EVALUATIONS]
-        best = any(value == least[n] for n, value in zip(EVALUATIONS, values))
-        axes.plot(EVALUATIONS, values, color="#999999", linewidth=0.8, marker=".", zorder=1)
-        if best:
-            axes.plot(EVALUATIONS, values, linewidth=1.6, marker="o", label=name, zorder=2)
-    teacher = [middle(lines, names[0], n, "teacher_frechet") for n in EVALUATIONS]
-    axes.plot(EVALUATIONS, teacher, color=COLOURS[0], linestyle="--", marker="s", label="teacher, best solver")
-    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance")
+    figure, axes = plt.subplots(figsize=(7.2, 5.0))
+    curves = {name: [middle(lines, name, n) for n in EVALUATIONS] for name in {line["method"] for line in lines}}
+    best = {min(curves, key=lambda name: curves[name][i]) for i in range(len(EVALUATIONS))}
+    colours = dict.fromkeys(curves, "#999999") | dict(zip(sorted(best), COLOURS[1:]))
+    first = next(iter(curves))
+    curves["teacher, best solver"] = [middle(lines, first, n, "teacher_frechet") for n in EVALUATIONS]
+    colours["teacher, best solver"] = COLOURS[0]
+    below = 0.0  # where the label below ends: labels are pushed up until none covers another
+    for name, values in sorted(curves.items(), key=lambda curve: curve[1][-1]):
+        told = colours[name] != "#999999"
+        axes.plot(
+            EVALUATIONS, values, color=colours[name], linewidth=1 + told, marker="o", markersize=3, zorder=1 + told
+        )
+        place = max(values[-1], below * LABEL)
+        axes.plot([EVALUATIONS[-1], 4.2], [values[-1], place], color=colours[name], linewidth=0.5)
+        axes.text(4.25, place, name, fontsize=8, va="center", color=colours[name] if told else "#777777")
+        below = place
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance", xlim=(0.95, 8))
     axes.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
-    return svg(figure, axes, "All methods at one budget; named: the best at some number of evaluations")
+    ticks = (5, 10, 20, 50, 100)
+    axes.set_yticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    return svg(figure, axes, "All methods at one budget; in colour: the best at some number of evaluations")
 
 
 def middle(lines: list[dict[str, Any]], method: str, n: int, key: str = "frechet") -> float:
