@@ -17,10 +17,10 @@ def recipe() -> Run:
     times = Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))
     return Run(
         data=Idx(),
-        method=ConsistencyTraining(first=4, last=256, sample_times=times),
+        method=ConsistencyTraining(first=4, last=128, sample_times=times),
         teacher=Fresh(network=network),
         trainer=TrainerConfig(
-            steps=1500,
+            steps=1800,
             batch=64,
             optimizer=AdamW(lr=1e-3),
             schedule=Cosine(warmup=50),
