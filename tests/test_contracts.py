@@ -14,6 +14,7 @@ from fewstep.data.digits import Digits
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.learning.method import Clock, Method
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh
@@ -27,6 +28,7 @@ from fewstep.yaml import from_yaml, to_yaml
 from tests.data.wnids import write_wnids
 
 METHODS = {name: cls for name, cls in Method.kinds().items() if cls.__module__.startswith("fewstep.methods.")}
+OTHERS = {kind: cls() for kind, cls in Process.kinds().items() if cls is not VarianceExploding}
 RECIPES = sorted(listed("recipes"))
 TINY = UNet(channels=8, multipliers=(1, 1), blocks=1, attention=(2,), head_channels=8, groups=4)
 ROWS = 16
@@ -37,9 +39,10 @@ def digits():
     return Digits(limit=64).dataset()
 
 
-def teacher_of(digits):
+def teacher_of(digits, process=None):
     """A tiny teacher with weights everywhere: a fresh one is zero in its last layers and would hide mistakes."""
-    model = Fresh(network=TINY).load(digits.shape, digits.classes, seed=0)
+    process = process or VarianceExploding()
+    model = Fresh(network=TINY, process=process).load(digits.shape, digits.classes, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.denoiser.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -47,9 +50,9 @@ def teacher_of(digits):
     return model
 
 
-def trainer_of(cls, digits, **config):
+def trainer_of(cls, digits, process=None, **config):
     """A trainer of the method's defaults on the tiny teacher."""
-    model = teacher_of(digits)
+    model = teacher_of(digits, process)
     method = cls()
     torch.manual_seed(0)  # new heads
     nets = method.build_nets(model, FullCopy(model.denoiser))
@@ -162,6 +165,16 @@ class TestMethod:
             assert len(calls) == made.evaluations(sampler.with_steps(2))
             assert images.shape == (4, *digits.shape)
             assert 0 <= images.min() <= images.max() <= 1
+
+    @pytest.mark.parametrize("process", OTHERS.values(), ids=OTHERS)
+    def test_a_teacher_of_any_process_will_do(self, cls, digits, process):
+        """Three steps from a default teacher, and finite samples: they begin at t_max, where alpha may be 0."""
+        model, trainer = trainer_of(cls, digits, process)
+        trainer.fit()
+        for name in trainer.method.exports:
+            sampler = trainer.method.sampler(trainer.clock(2), name)
+            made = model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {})
+            assert torch.isfinite(made.generate(num=4, steps=2)).all()
 
     def test_a_consistency_student_is_the_identity_at_t_min(self, cls, digits):
         """Where a method changes the parameterization it is to a boundary: f(x, t_min) = x bit by bit."""

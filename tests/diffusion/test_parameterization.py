@@ -232,6 +232,20 @@ def test_the_published_boundary_in_another_process_is_the_same_function():
     close(answer(CmBoundary(), flow, x, t, f), 0.99 * expected, rtol=1e-10)
 
 
+@every("process", PROCESSES)
+@every("parameterization", PARAMETERIZATIONS)
+def test_a_boundary_is_defined_wherever_its_prediction_is(parameterization, process):
+    """At t_max too, where alpha may be 0, as in rectified flow."""
+    t = f64(process.t_max)
+    if all(torch.isfinite(c).all() for c in parameterization(process, t)):
+        assert all(torch.isfinite(c).all() for c in parameterization.boundary()(process, t))
+
+
+def test_the_published_boundary_in_pure_noise():
+    skip, out, inp = CmBoundary(0.4)(RectifiedFlow(t_min=0.01), f64(1.0))
+    close(torch.cat([skip, out, inp]), f64(0.0, 0.99 * 0.4, 1.0))  # u -> ∞: skip 0; out sigma_data, times alpha_min
+
+
 def test_velocity_and_sample_are_defined_in_pure_noise():
     x, f = torch.randn(2, 1, 4, dtype=torch.float64)
     process = RectifiedFlow()

@@ -133,7 +133,7 @@ class CmBoundary(Boundary):
     """The boundary published with consistency models (Song et al. 2023, arXiv:2303.01469, appendix C).
 
     In VE units u = sigma/alpha: skip = sigma_data²/((u - u_min)² + sigma_data²),
-    out = (u - u_min) sigma_data/√(u² + sigma_data²): the root keeps the unshifted u. Needs alpha > 0.
+    out = (u - u_min) sigma_data/√(u² + sigma_data²): the root keeps the unshifted u.
     """
 
     sigma_data: Positive = 0.5
@@ -141,12 +141,14 @@ class CmBoundary(Boundary):
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         end = torch.full_like(t, process.t_min)
-        u, u_min = sigma / alpha, process.sigma(end) / process.alpha(end)
-        q = torch.hypot(u, torch.full_like(u, self.sigma_data))
-        skip = self.sigma_data**2 / ((u - u_min) ** 2 + self.sigma_data**2)
         keep = process.alpha(end)  # the jump ends at t_min, where a sample is alpha times that of VE units
-        out = keep * (u - u_min) * self.sigma_data / q
-        return _identity_at_end(process, t, Coefficients(keep * skip / alpha, out, 1 / (alpha * q)))
+        above = (
+            sigma - alpha * process.sigma(end) / keep
+        )  # alpha (u - u_min): nothing is divided by alpha, which may be 0
+        q = torch.hypot(self.sigma_data * alpha, sigma)
+        skip = self.sigma_data**2 * alpha / (above**2 + (self.sigma_data * alpha) ** 2)
+        out = above * self.sigma_data / q
+        return _identity_at_end(process, t, Coefficients(keep * skip, keep * out, 1 / q))
 
 
 @dataclass(frozen=True)
