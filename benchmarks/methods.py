@@ -3,11 +3,11 @@
     python benchmarks/methods.py [--methods progressive,dmd2] [--seeds 0,1,2] [--budget 32000]       (make methods)
 
 A method runs as its recipe digits_… has it (networks, loss, optimizer, batch), from the weights of the shipped teacher,
-for as many steps as the budget pays; warm-up and averages keep their share of the run. The budget counts the rows that
-any of its networks evaluates in training, teacher and student alike; a forward-mode derivative counts as two. Methods
-whose student serves one number of steps only get the budget for each of 1, 2 and 4; a student that reads a guidance
-scale is asked for none, as the teacher is. A finished line of docs/results/methods.json is not measured again. Behind
-it the table of docs/methods.md and docs/results/methods.svg are written anew.
+for as many steps as the budget pays; warm-up, averages and slow targets keep their share of the run. The budget counts
+the rows that any of its networks evaluates in training, teacher and student alike; a forward-mode derivative counts as
+two. Methods whose student serves one number of steps only get the budget for each of 1, 2 and 4; a student that reads a
+guidance scale is asked for none, as the teacher is. A finished line of docs/results/methods.json is not measured again.
+Behind it the table of docs/methods.md and docs/results/methods.svg are written anew.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from fewstep.models.bundle import load
 from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Saved
 from fewstep.run import Run, distil
-from fewstep.training.config import TrainerConfig
 
 HOME = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, PLOT = (HOME / "docs" / name for name in ("results/methods.json", "methods.md", "results/methods.svg"))
@@ -85,17 +84,22 @@ def recipes() -> dict[str, str]:
     return found
 
 
-def stretched(config: TrainerConfig, steps: int) -> TrainerConfig:
-    """The recipe's trainer for another number of steps: warm-up and averages span the same share of the run."""
-    factor = steps / config.steps
-    schedule = replaced(config.schedule, warmup=round(config.schedule.warmup * factor))
-    return replaced(config, steps=steps, schedule=schedule, ema=tuple(ema ** (1 / factor) for ema in config.ema))
+def stretched(run: Run, steps: int) -> Run:
+    """The recipe for another number of steps: warm-up, averages and slow targets span the same share of the run."""
+    factor = steps / run.trainer.steps
+    schedule = replaced(run.trainer.schedule, warmup=round(run.trainer.schedule.warmup * factor))
+    ema = tuple(decay ** (1 / factor) for decay in run.trainer.ema)
+    method = run.method
+    if "target_decay" in method.dump():
+        method = replaced(method, target_decay=method.target_decay ** (1 / factor))  # type: ignore[attr-defined]
+    return replaced(run, method=method, trainer=replaced(run.trainer, steps=steps, schedule=schedule, ema=ema))
 
 
 def student(run: Run, steps: int, folder: Path) -> tuple[int, float]:
     """Trains; returns the rows that were evaluated and the seconds."""
     quiet = {"save_every": 0, "health_every": 0, "sample_every": 0, "log_every": 10**6}
-    run = replaced(run, trainer=replaced(stretched(run.trainer, steps), **quiet))
+    run = stretched(run, steps)
+    run = replaced(run, trainer=replaced(run.trainer, **quiet))
     count, begun = Count(), time.perf_counter()
     with count.open():
         distil(run, folder, restart=True, say=lambda line: None)
@@ -120,12 +124,13 @@ def measured(name: str, method: str, seed: int, budget: int, num: int) -> list[d
                 found = row(method, model, model.sampler.with_steps(n), reference, num, seed, guidance=guidance)
                 line = {"method": method, "steps": n, "evaluations": found["evaluations"], "seed": seed}
                 line |= {key: found[key] for key in ("frechet", "confirmed", "diversity")}
-                lines.append(line | {"cost": rows, "seconds": round(seconds, 1), "updates": round(budget / cost)})
+                line |= {"cost": rows, "seconds": round(seconds, 1), "updates": round(budget / cost)}
+                lines.append(line | {"budget": budget, "samples": num})
                 print(json.dumps(line), flush=True)
     return lines
 
 
-def table(lines: list[dict[str, Any]], facts: Mapping[str, Any]) -> str:
+def table(lines: list[dict[str, Any]]) -> str:
     """Medians over the seeds, in Markdown."""
     by: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -146,13 +151,15 @@ def table(lines: list[dict[str, Any]], facts: Mapping[str, Any]) -> str:
         cells += [f"{middle(lines, method, 2, key):.0f}" for key in ("updates", "seconds")]
         text.append(f"| `{method}`{' ¹' if method in SERVES else ''} | {' | '.join(cells)} |")
     note = "¹ One student for each number of evaluations, each with the whole budget. "
-    return "\n".join(text) + f"\n\n{note}{', '.join(f'{k} {v}' for k, v in facts.items())}.\n"
+    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
+    facts = f"Budget {lines[0]['budget']:,} evaluations, {lines[0]['samples']:,} samples, seeds {seeds}"
+    return "\n".join(text) + f"\n\n{note}{facts}.\n"
 
 
-def told(page: str, lines: list[dict[str, Any]], facts: Mapping[str, Any]) -> str:
+def told(page: str, lines: list[dict[str, Any]]) -> str:
     """The page with the table in its place, and with each method's line of it below the method's heading."""
     head, _, rest = page.partition(BEGIN)
-    page = f"{head}{BEGIN}\n{table(lines, facts)}{END}{rest.partition(END)[2]}"
+    page = f"{head}{BEGIN}\n{table(lines)}{END}{rest.partition(END)[2]}"
     for method in {line["method"] for line in lines}:
         values = " / ".join(f"{middle(lines, method, n):.1f}" for n in EVALUATIONS)
         line = f"Measured: Fréchet distance {values} at 1 / 2 / 4 evaluations, in the table above.\n\n"
@@ -209,6 +216,8 @@ def main() -> None:
     if unknown := set(methods) - set(known):
         parser.error(f"no recipe digits_… for {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     lines = read_json(RESULTS) if RESULTS.is_file() else []
+    if other := {(k["budget"], k["samples"]) for k in lines} - {(options.budget, options.num)}:
+        parser.error(f"{RESULTS} holds lines of another (budget, num): {other}; remove it to measure anew")
     done = {(line["method"], line["seed"]) for line in lines}
     reference = Reference.of(Digits().dataset("train"), find_judge(None, (1, 8, 8)))
     for seed in seeds:
@@ -221,8 +230,7 @@ def main() -> None:
             for line in measured(known[method], method, seed, options.budget, options.num):
                 lines.append(line | {"teacher_frechet": teacher[line["evaluations"]]})
             write_json(RESULTS, lines)
-    facts = {"budget": f"{options.budget:,} evaluations", "samples": f"{options.num:,}", "seeds": options.seeds}
-    PAGE.write_text(told(PAGE.read_text(encoding="utf-8"), lines, facts), encoding="utf-8")
+    PAGE.write_text(told(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
     write_bytes(PLOT, plot(lines).encode())
     for method, n in [(method, n) for method in methods for n in EVALUATIONS]:
         found, goal = middle(lines, method, n), WORSE * middle(lines, method, n, "teacher_frechet")

@@ -13,7 +13,7 @@ from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import FlowMap
 from fewstep.diffusion.times import Auto, Trailing
-from fewstep.learning.consistency import adjacent
+from fewstep.learning.consistency import adjacent, at_or_below
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock
@@ -84,33 +84,83 @@ def test_training_reaches_the_steps_up():
     close(forward.gains[chain.place(t), chain.place(ends(t))].detach() / best, torch.ones(len(t)), rtol=0, atol=2e-3)
 
 
+def untold(process, data, ends):
+    """A real student at its optimum: one answer at every t, which lands exactly at the end of t's own segment."""
+
+    def answer(x, t, cond, s):
+        t = t.contiguous()
+        end = at_or_below(ends, t)
+        end = torch.where(end == t, at_or_below(ends, t * (1 - 1e-9) - 1e-9), end)
+        return process.x0_between(x, data.flow(x, t, end), t, end)
+
+    return net(process, answer)
+
+
 @every("process", PROCESSES)
-def test_the_exact_maps_undo_each_other(process):
-    """Both cycle losses vanish, and decoding an encoded sample gives it back."""
-    method, data = InvertibleConsistency(), Gaussian(process, 0.3, 0.5)
-    both = exact(process, data)
-    nets, x0 = nets_of(method, both, both, data), samples(256, data)
-    for loss in (method.up_again_loss, method.down_again_loss):
-        (term,) = loss(nets, batch_of(x0), CLOCK).terms.values()
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_the_exact_pair_is_stationary_and_decodes_what_it_encodes(process, m):
+    """Neither network is told where a jump is to end. x0 counts as the sample at the lifted end, so it comes back as
+    the flow carries it from there to the data: on a table that is index 19, and 1 % of its spread."""
+    method, data = InvertibleConsistency(MultiBoundary(segments=m)), Gaussian(process, 0.3, 0.5)
+    student, forward = untold(process, data, method.reverse.ends(process)), exact(process, data)
+    nets, x0 = nets_of(method, student, forward, data), samples(256, data)
+    for update in method.updates(CLOCK)[2:]:
+        (term,) = update.loss(nets, batch_of(x0), CLOCK).terms.values()
         assert term.abs().max() < 1e-9
-    up = method.sampler(CLOCK, "forward")
+    up, down = method.sampler(CLOCK, "forward"), method.sampler(CLOCK)
     assert isinstance(up, FlowMap)
     low = up.times(process, up.steps)[-1].expand(256)
-    noise = up.encoded(both, process, x0, Cond())
-    top = rows(process.t_max, 256)
+    noise = up.encoded(forward, process, x0, Cond())
+    top, end = rows(process.t_max, 256), down.times(process, m)[-1].expand(256)
     close(noise * process.prior(torch.ones(1, 1)).double(), data.flow(x0, low, top), rtol=1e-6, atol=1e-7)
-    close(up(both, process, noise, Cond(), Draws(0, range(256))), x0, rtol=1e-6, atol=1e-6)
+    close(down(student, process, noise, Cond(), Draws(0, range(256))), data.flow(x0, low, end), rtol=1e-6, atol=1e-6)
 
 
 def test_a_cycle_that_does_not_close_costs_its_distance():
-    """A forward net whose answer is wrong by 1 lands alpha_top - alpha_low sigma_top/sigma_low away."""
+    """A jump whose answer is wrong by 1 lands alpha_s - alpha_t sigma_s/sigma_t away."""
     method, data = InvertibleConsistency(MultiBoundary(metric=Squared()), cycle=2.0), Gaussian(VE, 0.0, 0.5)
     both = exact(VE, data)
     wrong = net(VE, lambda x, t, cond, s: both(x, t, cond, s) + 1)
-    batch = batch_of(samples(64, data))
-    top, low = adjacent(method.reverse.ends(VE, lifted=True), batch_of(samples(64, data)).draws, VE)
-    (term,) = method.up_again_loss(nets_of(method, both, wrong, data), batch, CLOCK).terms.values()
+    top, low = adjacent(method.reverse.ends(VE)[:-1], batch_of(samples(64, data)).draws, VE)
+    (term,) = method.up_again_loss(
+        nets_of(method, both, wrong, data), batch_of(samples(64, data)), CLOCK
+    ).terms.values()
     close(term, 2 * (1 - top / low).square() / (1 + top**2), rtol=1e-6)
+
+    # The student that is wrong by 1 wherever it starts: by 1 - end/top behind the jump up, by 1 - end/low before it.
+    ends, batch = method.reverse.ends(VE), batch_of(samples(64, data))
+    top, low = adjacent(method.reverse.ends(VE, lifted=True), batch_of(samples(64, data)).draws, VE)
+    end = at_or_below(ends, low)
+    (term,) = method.down_again_loss(nets_of(method, wrong, both, data), batch, CLOCK).terms.values()
+    close(term, 2 * (end / low - end / top).square() / (1 + end**2), rtol=1e-6, atol=1e-12)
+
+
+def test_how_often_segments_are_drawn():
+    """All but the lowest on the way down and up, all on the way up and down."""
+    method, data = InvertibleConsistency(), Gaussian(VE)
+    seen = []
+    up = net(VE, lambda x, t, cond, s: seen.append((t, s)) or 0.5 * x)
+    nets = nets_of(method, net(VE, lambda x, *_: 0.1 * x), up, data)
+    ends, lifted = method.reverse.ends(VE), method.reverse.ends(VE, lifted=True)
+    for loss, grid in ((method.up_again_loss, ends[:-1]), (method.down_again_loss, lifted)):
+        seen.clear()
+        loss(nets, batch_of(samples(256, data)), CLOCK)
+        ((start, end),) = seen
+        assert set(zip(start.tolist(), end.tolist())) == set(zip(grid[1:].tolist(), grid[:-1].tolist()))
+
+
+def test_a_guided_student_that_cannot_be_asked_without():
+    with pytest.raises(ValueError, match="cycle=0"):
+        InvertibleConsistency(MultiBoundary(guided=Guided(3.0, 3.0)))
+    InvertibleConsistency(MultiBoundary(guided=Guided(3.0, 3.0)), cycle=0.0)
+    InvertibleConsistency(MultiBoundary(guided=Guided(1.0, 3.0, embed=True)))
+
+
+def test_the_way_up_needs_a_segment_of_its_own():
+    model = teacher_of(Digits(limit=64).dataset())
+    for one in (MultiBoundary(segments=20, bins=20), MultiBoundary(segments=1, bins=1)):
+        with pytest.raises(ValueError, match=r"segments|boundar"):
+            InvertibleConsistency(one).build_nets(model, FullCopy(model.denoiser))
 
 
 def test_encoding_needs_noise_to_start_from():
@@ -137,6 +187,7 @@ def test_each_update_moves_its_own_network_alone():
             has = any(p.grad is not None and p.grad.any() for p in getattr(nets, name).parameters())
             assert has == (name in update.trains)
     assert len(InvertibleConsistency(cycle=0.0).updates(CLOCK)) == 2
+    assert len(InvertibleConsistency(MultiBoundary(segments=1)).updates(CLOCK)) == 3  # its one segment is the lowest
 
 
 def test_the_way_up_is_unguided_and_told_so():
@@ -150,4 +201,4 @@ def test_the_way_up_is_unguided_and_told_so():
     nets = method.Nets(net(VE, answer), net(VE, answer), net(VE, lambda x, *_: 0.1 * x))
     for loss in (method.forward_loss, method.up_again_loss, method.down_again_loss):
         loss(nets, batch_of(samples(4, Gaussian(VE))), CLOCK)
-    assert seen == [[1.0] * 4] * 6
+    assert seen == [[1.0] * 4] * 7

@@ -12,8 +12,8 @@ from fewstep.choice import Count, Decay, NonNegative, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import FlowMap, Sampler
-from fewstep.diffusion.solvers import Heun, Solver
-from fewstep.diffusion.times import Auto, Density, LogNormal, Times
+from fewstep.diffusion.solvers import Heun, OneStep
+from fewstep.diffusion.times import Auto, Density, LogNormal, Strided, Times
 from fewstep.diffusion.types import Sample, Time, time_dtype
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -41,7 +41,7 @@ class ConsistencyTrajectory(Method):
     bins: Count = 18
     longest: Count = 4
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
-    solver: Solver = dataclasses.field(default_factory=Heun)
+    solver: OneStep = dataclasses.field(default_factory=Heun)
     metric: Metric = dataclasses.field(default_factory=Squared)
     denoising: NonNegative = 1.0
     density: Density = dataclasses.field(default_factory=LogNormal)
@@ -99,4 +99,4 @@ class ConsistencyTrajectory(Method):
         ema_update(nets.target, nets.student, self.target_decay)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
-        return FlowMap(2, self.times, self.gamma)
+        return FlowMap(2, Strided(self.times, self.bins), self.gamma)

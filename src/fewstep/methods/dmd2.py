@@ -55,9 +55,9 @@ class DMD2(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.teacher_guidance)
-        student = clone("student")
+        student = clone("student", dropout=0.0)  # masks would be noise in the difference of two scores
         student.parameterization = student.parameterization.boundary()  # whatever it starts from
-        fake = clone("fake", of=model.denoiser)
+        fake = clone("fake", of=model.denoiser, dropout=0.0)
         (channels,) = fake.network.taps.values()  # type: ignore[operator]
         return self.Nets(student, fake, Head(channels), model.denoiser)
 

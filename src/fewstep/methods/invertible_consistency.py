@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import torch
 
 from fewstep.choice import NonNegative
-from fewstep.diffusion.denoiser import Denoise, Denoiser
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
+from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import adjacent, at_or_above, compared, jump_and_goal, landing, pair
+from fewstep.learning.consistency import adjacent, at_or_above, at_or_below, compared, jump_and_goal, landing, pair
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.methods.multi_boundary import MultiBoundary
 
@@ -24,9 +26,12 @@ class InvertibleConsistency(Method):
     d( J(x_s; s -> e), sg J(x_t; t -> e) ), where x_t is the teacher's step up from x_s and e the smallest boundary not
     below t. It starts one interval above the end, where there is noise to see.
 
-    cycle: the weight of two more updates. Each network must undo the other's jump over a whole segment, the student
-    unguided; 0 leaves them out. All are steps of their own, as released (where one switch serves both). Encode with
-    `sampler.encoded(forward.denoiser, …)` of the saved `forward`, decode from that noise with the student.
+    cycle: the weight of two more updates, steps of their own as released; 0 leaves them out. `forward` must undo the
+    student's jump over a whole segment; behind a jump of `forward` the student must answer as it does before it. Both
+    without guidance, so a student that cannot be told so must not be guided. The lowest segment lies between the data,
+    where the student ends, and the lifted end, where `forward` begins: there the second pair is compared at the
+    student's own end, and the first is left out (released: both at the lifted end, where the exact pair is not
+    stationary). Encode with `sampler.encoded(forward.denoiser, …)` of the saved `forward`, decode with the student.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("student", "forward")
@@ -34,6 +39,13 @@ class InvertibleConsistency(Method):
 
     reverse: MultiBoundary = dataclasses.field(default_factory=MultiBoundary)
     cycle: NonNegative = 1.5
+
+    def __post_init__(self) -> None:
+        one = self.reverse.guided
+        if self.cycle and not one.embed and not one.low == one.high == 1:
+            raise ValueError(
+                "a guided student that does not read its guidance cannot undo an unguided jump: set cycle=0"
+            )
 
     @dataclass
     class Nets:
@@ -45,14 +57,15 @@ class InvertibleConsistency(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         down = self.reverse.build_nets(model, clone)
+        self.reverse.ends(model.denoiser.process, lifted=True)  # ValueError where `forward` has no segments
         inputs = self.reverse.guided.inputs(model)
         return self.Nets(down.student, clone("forward", of=model.denoiser, inputs=inputs), model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         both = [Update(("student",), self.reverse.consistency_loss), Update(("forward",), self.forward_loss)]
-        if not self.cycle:
-            return both
-        return [*both, Update(("forward",), self.up_again_loss), Update(("student",), self.down_again_loss)]
+        if self.cycle and self.reverse.steps > 1:
+            both.append(Update(("forward",), self.up_again_loss))
+        return [*both, Update(("student",), self.down_again_loss)] if self.cycle else both
 
     def forward_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample, upwards."""
@@ -66,27 +79,31 @@ class InvertibleConsistency(Method):
         return Losses({"forward": compared(one.metric, process, jump, goal, end)})
 
     def up_again_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
-        """From a segment's top down with the student, and up again."""
+        """From the top of a segment, but the lowest, down with the student, and up again."""
         process = nets.teacher.process
-        top, low = adjacent(self.reverse.ends(process, lifted=True), batch.draws, process)
-        return Losses({"up_again": self.cycle * self.there_and_back(nets.student, nets.forward, nets, batch, top, low)})
+        top, low = adjacent(self.reverse.ends(process)[:-1], batch.draws, process)
+        cond, x = self.start(batch, process, top)
+        with torch.no_grad():
+            moved = landing(nets.student, process, low)(x, top, cond)
+        again = landing(nets.forward, process, top)(moved, low, cond)
+        return Losses({"up_again": self.cycle * compared(self.reverse.metric, process, again, x, top)})
 
     def down_again_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
-        """From a segment's low end up with `forward`, and down again."""
+        """From the low end of a segment up with `forward`, and down to where the student comes from there."""
         process = nets.teacher.process
         top, low = adjacent(self.reverse.ends(process, lifted=True), batch.draws, process)
-        lost = self.there_and_back(nets.forward, nets.student, nets, batch, low, top)
-        return Losses({"down_again": self.cycle * lost})
-
-    def there_and_back(self, there: Denoise, back: Denoise, nets: Nets, batch: Batch, start: Time, end: Time) -> Time:
-        """How far from x_start the second network lands behind the first's jump to `end`."""
-        process = nets.teacher.process
-        cond = self.reverse.guided.told(batch.cond, torch.ones_like(start))
-        x: Sample = process.add_noise(batch.data, batch.noise(), start)
+        cond, x = self.start(batch, process, low)
+        end = at_or_below(self.reverse.ends(process), low)
+        student = landing(nets.student, process, end)
         with torch.no_grad():
-            moved = landing(there, process, end)(x, start, cond)
-        again = landing(back, process, start)(moved, end, cond)
-        return compared(self.reverse.metric, process, again, x, start)
+            moved = landing(nets.forward, process, top)(x, low, cond)
+        again, goal = jump_and_goal(student, student, moved, top, x, low, cond)
+        return Losses({"down_again": self.cycle * compared(self.reverse.metric, process, again, goal, end)})
+
+    def start(self, batch: Batch, process: Process, t: Time) -> tuple[Cond, Sample]:
+        """The condition without guidance, and a sample at t."""
+        cond = self.reverse.guided.told(batch.cond, torch.ones_like(t))
+        return cond, process.add_noise(batch.data, batch.noise(), t)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(self.reverse.steps, self.reverse.grid(lifted=net == "forward"))

@@ -10,7 +10,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Boundary, LcmBoundary, Parameterization
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.solvers import Euler, Solver
+from fewstep.diffusion.solvers import Euler, OneStep
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -35,7 +35,7 @@ class LatentConsistency(Method):
 
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
-    solver: Solver = dataclasses.field(default_factory=Euler)
+    solver: OneStep = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=lambda: Guided(1.0, 5.0, embed=True))
     metric: Metric = dataclasses.field(default_factory=Huber)
     target_decay: Decay = 0.95
@@ -72,15 +72,18 @@ class LatentConsistency(Method):
         ema_update(nets.target, nets.student, self.target_decay)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
-        return Renoise(4, Strided(self.times, self.bins))
+        return Renoise(min(4, self.bins), Strided(self.times, self.bins))
 
     def guidance(self) -> Guidance:
         return self.guided.meaning
 
 
 def boundary_of(teacher: Denoiser) -> Parameterization:
-    """The teacher's prediction as a consistency function: the released one for a network that speaks a table's own."""
-    of = teacher.parameterization
-    if teacher.process.t_data < 0 and teacher.own == teacher.process and not isinstance(of, Boundary):
+    """The teacher's prediction as a consistency function: the released one for a network that speaks a table's own.
+
+    That one is the identity at index 0 alone, whatever t_min is.
+    """
+    of, process = teacher.parameterization, teacher.process
+    if process.t_data < 0 and process.t_min == 0 and teacher.own == process and not isinstance(of, Boundary):
         return LcmBoundary(of)
     return of.boundary()

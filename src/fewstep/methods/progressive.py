@@ -10,7 +10,7 @@ import torch
 from fewstep.choice import Count
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Ode, Sampler
-from fewstep.diffusion.solvers import Euler, Solver
+from fewstep.diffusion.solvers import Euler, OneStep
 from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import time_dtype
 from fewstep.learning.averaging import ema_update
@@ -36,7 +36,7 @@ class Progressive(Method):
     end: Count = 4
     factor: Count = 2
     times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
-    solver: Solver = dataclasses.field(default_factory=Euler)
+    solver: OneStep = dataclasses.field(default_factory=Euler)
     metric: Metric = dataclasses.field(default_factory=Squared)
     weighting: Weighting = "truncated_snr"
 
@@ -56,9 +56,10 @@ class Progressive(Method):
         for n in self.rounds():
             if not torch.allclose(self.times(process, n * self.factor)[:: self.factor], self.times(process, n)):
                 raise ValueError(f"times of {n * self.factor} steps do not hold those of {n}: choose a grid that nests")
-        teacher = clone("teacher", of=model.denoiser, dropout=0.0)
-        # Another start keeps its weights, but it must predict as the teacher that it becomes.
-        return self.Nets(clone("student", parameterization=teacher.parameterization), teacher)
+        # Another start keeps its weights and inputs, but it must predict as the teacher that it becomes.
+        student = clone("student", parameterization=model.denoiser.parameterization)
+        inputs = set(student.inputs) - {"label"}
+        return self.Nets(student, clone("teacher", of=model.denoiser, inputs=inputs, dropout=0.0))
 
     def rounds(self) -> list[int]:
         """The student's steps, round by round."""

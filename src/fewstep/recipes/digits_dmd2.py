@@ -27,7 +27,6 @@ def recipe() -> Run:
             gan=0.1, gan_fake=0.1, density=Along(low=0.02, high=0.6), fake_density=LogNormal(mean=-0.6, std=1.4)
         ),
         teacher=Saved("digits_teacher"),
-        dropout=0.0,
         trainer=TrainerConfig(
             steps=300,
             batch=64,

@@ -21,7 +21,7 @@ from fewstep.training.checkpoint import Checkpoints, Saved
 from fewstep.training.config import TrainerConfig, difference, pick_device
 from fewstep.training.log import Log
 from fewstep.training.optimizers import clip, guarded_step
-from fewstep.training.precision import LossScale
+from fewstep.training.precision import MODES, LossScale
 from fewstep.training.processes import World
 from fewstep.training.state import State
 
@@ -206,7 +206,7 @@ class Trainer:
     def _backward(self, update: Update, clock: Clock, index: int, number: int) -> dict[str, Tensor]:
         """This process's gradients and its shares of the batch's mean losses; "" is their sum."""
         config, group, scales = self.config, "+".join(update.trains), self.state.scales
-        if config.precision == "fp16" and group not in scales:
+        if torch.float16 in MODES[config.precision] and group not in scales:
             scales[group] = LossScale(self.device)
         factor = scales[group].scale if group in scales else torch.ones((), device=self.device)
         if self.state.sharded:
