@@ -12,12 +12,14 @@ from torch import nn
 from fewstep.choice import Choice, Share, kind_of
 from fewstep.data.source import Dataset, Source
 from fewstep.data.stream import Stream
+from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import RefusedError
 from fewstep.files import read_json, write_bytes, write_json
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Clock, Method
 from fewstep.metrics.classifier import Classification
 from fewstep.models.adapters import FullCopy
+from fewstep.models.bundle import DiffusionModel
 from fewstep.models.classifier import Classifier
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.report.figures import write_grid
@@ -77,6 +79,8 @@ def _carried_out(
         begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
         if isinstance(model, Classifier) != isinstance(run.method, Classification):
             raise ValueError(f"{kind_of(type(run.method))} does not train the model of teacher={run.teacher.dump()}")
+        if isinstance(model, DiffusionModel) and (reason := unlike(begin.denoiser, model.denoiser)):
+            raise ValueError(f"start: {reason}")
         with seeded(run.trainer.seed, torch.device("cpu")):  # new heads
             nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
         stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
@@ -94,6 +98,16 @@ def _carried_out(
             if [path.name for path in folder.iterdir()] == [".lock"]:  # it never began
                 shutil.rmtree(folder)
             locks[0].release()
+
+
+def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
+    """Why a student of this teacher cannot begin with the weights of `start`; None where it can."""
+    if (start.process, start.own) != (teacher.process, teacher.own):
+        return f"its process is {start.process.dump()}, the teacher's {teacher.process.dump()}"
+    mine, theirs = (getattr(d.parameterization, "of", d.parameterization) for d in (start, teacher))
+    if mine.boundary() != theirs.boundary():
+        return f"its network predicts {mine.dump()}, the teacher's {theirs.dump()}"
+    return None
 
 
 class Gallery:

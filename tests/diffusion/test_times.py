@@ -350,10 +350,10 @@ def test_explicit_times_of_one_number_of_steps_are_given_once():
 @every("process", PROCESSES)
 @pytest.mark.parametrize(("df", "low"), [(0.01, 1.0), (0.01, 0.3), (3.0, 0.5), (1e4, 2.0)])
 def test_log_student_levels(process, df, low):
-    """Against scipy's distribution, cut off at both ends; a level above 1e6 is taken for pure noise."""
+    """Against scipy's distribution, cut off at both ends; a level above 1000 is taken for pure noise."""
     from scipy.stats import t as student
 
-    top = min(1e6, math.tan(process.angle(f64(process.t_max)).item()))
+    top = min(1e3, math.tan(process.angle(f64(process.t_max)).item()))
     times = LogStudent(df, 0.1, 0.4, low)(process, Draws(0, range(ROWS)))
     x = (torch.log(torch.tan(process.angle(times))) - 0.1) / 0.4
     ends = student.cdf([(math.log(level) - 0.1) / 0.4 for level in (low, top)], df)

@@ -15,6 +15,7 @@ from fewstep.diffusion.types import Grid, Time, time_dtype
 
 End = Literal["t_min", "t_data"]
 LARGEST = 1e6  # a sigma/alpha above it is pure noise up to the rounding of cos(pi/2)
+NOISE = 1e3  # sigma/alpha above which a sample is noise, and float32 cannot tell two times
 
 
 def _end(process: Process, end: End) -> float:
@@ -274,7 +275,7 @@ class LogStudent(Density):
     low: Positive = 1.0
 
     def __call__(self, process: Process, draws: Draws) -> Time:
-        top = torch.tan(process.angle(torch.tensor([process.t_max], dtype=torch.float64))).clamp(max=LARGEST)
+        top = torch.tan(process.angle(torch.tensor([process.t_max], dtype=torch.float64))).clamp(max=NOISE)
         if not self.low < top:
             raise ValueError(f"low={self.low:g} is not below the largest sigma/alpha, {top.item():g}")
         scale = self.std * math.sqrt(self.df)

@@ -105,4 +105,4 @@ def one_between(grid: Grid, low: Time, high: Time, draws: Draws) -> Time:
     """One of the grid's times from low to high per row, both included, all alike. Both must be times of the grid."""
     rising = torch.unique_consecutive(grid).flip(0).to(high)
     first, last = (torch.searchsorted(rising, t.to(high).contiguous()) for t in (low, high))
-    return rising[first + (draws.uniform() * (last - first + 1)).long()]
+    return rising[torch.minimum(first + (draws.uniform() * (last - first + 1)).long(), last)]  # float32 may round to 1

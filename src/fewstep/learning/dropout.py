@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ class SharedDropout:
         self._state: torch.Tensor | None = None
 
     def __enter__(self) -> None:
-        module = torch.cuda if self.device.type == "cuda" else torch
+        module: Any = {"cuda": torch.cuda, "mps": torch.mps}.get(self.device.type, torch)
         if self._state is None:
             self._state = module.get_rng_state()
         else:

@@ -65,22 +65,27 @@ class Forward(Tangent):
 
 @dataclass(frozen=True)
 class Difference(Tangent):
-    """(x0(τ + step) - x0(τ - step))/(2 step), one-sided where a time would leave its range: for networks with
-    operations that know no forward derivative. Two more passes, under the same dropout masks.
+    """(x0(τ + h) - x0(τ - h))/2h, one-sided where a time would leave its range: for networks with operations that know
+    no forward derivative. Two more passes, under the same dropout masks.
 
-    In fp32 the rounding of the output is divided by `step`, so that a smaller one is not a better one.
+    Each row's h moves the angle atan(sigma/alpha) by `step` at most, and the number that the network embeds for a time
+    (`number`; 250 ln sigma for networks without one) by 250 step: its fastest sinusoid has the frequency 1. In fp32
+    the rounding of the output is divided by h, so that a smaller one is not a better one.
     """
 
     step: Positive = 3e-4
 
     def measure(self, denoiser: Denoiser, at: Point, rate: Point, cond: Cond) -> tuple[Sample, Sample]:
         low, high = denoiser.process.t_min, denoiser.process.t_max
-        ahead = behind = torch.full_like(at.t, self.step)
-        for time, speed in ((at.t, rate.t), (at.s, rate.s)):
-            if time is not None and speed is not None:
-                still = speed == 0
-                ahead = torch.minimum(ahead, torch.where(still, ahead, (high - time) / speed).clamp(min=0))
-                behind = torch.minimum(behind, torch.where(still, behind, (time - low) / speed).clamp(min=0))
+        moving = [
+            (time, speed) for time, speed in ((at.t, rate.t), (at.s, rate.s)) if time is not None and speed is not None
+        ]
+        pace = torch.stack([self.pace(denoiser, time, speed) for time, speed in moving]).amax(0)
+        ahead = behind = self.step / torch.where(pace > 0, pace, 1.0)
+        for time, speed in moving:
+            still = speed == 0
+            ahead = torch.minimum(ahead, torch.where(still, ahead, (high - time) / speed).clamp(min=0))
+            behind = torch.minimum(behind, torch.where(still, behind, (time - low) / speed).clamp(min=0))
         masks, found = SharedDropout(at.x.device), []
         for shift in (torch.zeros_like(ahead), ahead, -behind):
             s = None if at.s is None or rate.s is None else at.s + shift * rate.s
@@ -88,6 +93,17 @@ class Difference(Tangent):
                 found.append(denoiser(at.x + per_sample(shift, at.x) * rate.x, at.t + shift * rate.t, cond, s))
         x0, after, before = found
         return x0, (after - before) / per_sample(ahead + behind, x0)
+
+    def pace(self, denoiser: Denoiser, time: Time, speed: Time) -> Time:
+        """How fast a time moves: in its angle or, if that is faster, in 250ths of the network's own number for it."""
+        process, number = denoiser.own, getattr(denoiser.network, "number", None)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(time, speed)
+            angle = denoiser.process.angle(dual)
+            own = dual if process == denoiser.process else process.time_of(angle)
+            level = torch.log(process.sigma(own)) if number is None else number(own) / 250
+            rates = [forward_ad.unpack_dual(value).tangent for value in (angle, level)]
+        return torch.stack([torch.zeros_like(time) if one is None else one.abs() for one in rates]).amax(0)
 
 
 def rectified(process: Process, t: Time, sigma_data: float = 1.0) -> Time:

@@ -38,8 +38,8 @@ class AlignYourFlow(Method):
 
     side "eulerian": g = df/dt along the teacher's trajectory, on which the end of the jump must not move:
     v - F - (t - s) dF/dt, its second term times `warm`, which rises from 0 to `warm_limit` in the first `warmup` of the
-    run. "lagrangian": g = v(f, s) + (t - s) dF/ds - F, which vanishes where df/ds is the teacher's velocity at the
-    point reached; the authors found it the weaker one.
+    run. "lagrangian": g = v(f, s) + (t - s) dF/ds - F, without warm-up, which vanishes where df/ds is the teacher's
+    velocity at the point reached; the authors found it the weaker one.
 
     The student predicts the x0 = x_t - t F with which one `Process.step` makes the jump, so any process will do (see
     mean_flow.py). How the authors draw (t, s) is not known to us: as mean flows do. Their guidance by a weaker teacher

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from fewstep.choice import NonNegative, Positive
+from fewstep.choice import NonNegative, Positive, kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import Renoise, Sampler
@@ -73,7 +73,12 @@ class ContinuousConsistency(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.teacher_guidance)
-        return self.Nets(clone("student"), Uncertainty(), model.denoiser)
+        student = clone("student")
+        process, of = student.process, student.parameterization
+        skip, out, _ = of(process, torch.tensor([process.t_data, process.t_min], dtype=torch.float64))
+        if ((skip - 1).abs() + out.abs() > 1e-6).all():  # every constant f would solve df/dt = 0
+            raise ValueError(f"{kind_of(type(of))} is not the identity at the data, from which this method learns")
+        return self.Nets(student, Uncertainty(), model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         return [Update(("student", "uncertainty"), self.consistency_loss)]

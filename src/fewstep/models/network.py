@@ -120,18 +120,22 @@ class ConditionedModule(nn.Module, ABC):
             return checkpoint(block, x, embedding, use_reentrant=False)
         return block(x, embedding)
 
+    def number(self, t: Time) -> Time:
+        """What the time embedding takes for t; its fastest sinusoid has the frequency 1."""
+        return noise_features(t, self.spec.time_input)
+
     def embedding(self, t: Time, cond: Cond, s: Time | None) -> Tensor:
         """(batch, size), in the dtype of the network's arithmetic. Where s is missing, t takes its place; a guidance
         that nobody names is 1, none.
         """
-        kind, weight = self.spec.time_input, self.time_embed[0].weight
-        features = sinusoid(noise_features(t, kind), self.frequencies)
+        weight = self.time_embed[0].weight
+        features = sinusoid(self.number(t), self.frequencies)
         total = self.time_embed(features.to(weight.dtype))  # type: ignore[arg-type]
         if self.outside.classes:
             total = total + self.label_emb(cond["label"])
         for name, embed in self.extra_embed.items():
             if name == "s":
-                value = noise_features(t if s is None else s, kind)
+                value = self.number(t if s is None else s)
             else:
                 value = cond[name].to(t.dtype) if name in cond.values else torch.ones_like(t)
             total = total + embed(value)
