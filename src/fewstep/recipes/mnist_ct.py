@@ -1,4 +1,9 @@
-"""Consistency training on MNIST-like digits (28×28) without a teacher, for 1 to 5 evaluations."""
+"""Consistency training on MNIST-like digits (28×28) without a teacher, for 1 to 5 evaluations.
+
+Measured on MNIST's 10,000 test images (80 % to train on) by `fewstep evaluate`: 2,000 samples, seed 0, features of
+mnist_classifier. Fréchet distance 21.1 at 1 evaluation, 6.7 at 2, 8.6 at 5; confirmed 90.5, 93.5, 94.0 %; diversity
+89.6, 94.6, 87.7 %. 24 minutes of one core, seed 0, 2026-11-21. (mnist_teacher, in 19: 5.1 with 35 evaluations, 89.1 %.)
+"""
 
 from fewstep.data.idx import Idx
 from fewstep.diffusion.times import Explicit
