@@ -1,16 +1,22 @@
 """Students for methods in continuous time: any function of (x, t, s), and gains that are trained."""
 
 import math
+from types import SimpleNamespace
 
+import pytest
 import torch
+from tests.methods.chains import net
 from tests.oracles import Exact, Gaussian, batch_of
 from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Edm, SamplePrediction
-from fewstep.diffusion.process import RectifiedFlow
+from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.learning.method import Clock
+from fewstep.models.conditioner import Unconditional
+
+MEANS = torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64)  # of the data: class 0, class 1, without a label
 
 
 class Answer(nn.Module):
@@ -31,8 +37,55 @@ def answering(process, function):
     return Denoiser(Answer(function), process, SamplePrediction())
 
 
+def labelled(process, answer, scale=1.0):
+    """A real `Denoiser` whose x0 is answer(data, x_t, t, s) with the data N(m, 0.5²) of its label, guided by `scale`.
+
+    The ideal x0 is affine in the mean: D_null + g (D - D_null) is that of m_null + g (m - m_null).
+    """
+
+    def function(x, t, cond, s):
+        mean = MEANS[2] + scale * (MEANS[cond["label"]] - MEANS[2])
+        return answer(Gaussian(process, mean[:, None], 0.5), x, t, s)
+
+    return net(process, function, ("label", "s"))
+
+
+def ideal(data, x, t, s):
+    return data(x, t)
+
+
+def labels(n):
+    """Classes 0 and 1 in turn; 2 is no label."""
+    return Cond({"label": torch.arange(n) % 2}, {"label": torch.full((n,), 2)})
+
+
+def assert_guides_only_what_knows_no_label(plain, guided):
+    """The same method without guidance takes a teacher that knows no "no label"."""
+    teacher = Denoiser(Answer(lambda x, t, s: x), VarianceExploding(), Edm())
+    model = SimpleNamespace(conditioner=Unconditional(), denoiser=teacher)
+    assert plain.build_nets(model, lambda name, inputs=(): teacher).teacher is teacher
+    with pytest.raises(ValueError, match="no label"):
+        guided.build_nets(model, lambda name, inputs=(): teacher)
+
+
+class Masked(nn.Module):
+    """function(x, t, s) under dropout."""
+
+    inputs = ("s",)
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.drop = function, nn.Dropout(0.5)
+
+    def forward(self, x, t, cond, s=None):
+        return self.drop(self.function(x, t, s))
+
+
 class Gain(nn.Module):
-    """F = gain(angle_t, angle_s)·x by a small network in float64: enough for data N(0, std²)."""
+    """F = gain(angle_t, angle_s)·x by a small network in float64: enough for data N(0, std²).
+
+    ln(sigma/alpha) stops at 4.5, behind the end of VE: at pure noise it would be infinite.
+    """
 
     inputs = ("s",)
 
@@ -47,7 +100,8 @@ class Gain(nn.Module):
 
     def forward(self, x, t, cond, s=None):
         angles = [self.process.angle(u) for u in (t, t if s is None else s)]
-        features = torch.stack([f(a) for a in angles for f in (torch.sin, lambda a: torch.log(torch.tan(a)) / 4)], 1)
+        levels = [torch.log(torch.tan(a)).clamp(max=4.5) / 4 for a in angles]
+        features = torch.stack([f for a, level in zip(angles, levels) for f in (torch.sin(a), level)], 1)
         return self.body(features) * x
 
 
@@ -83,7 +137,8 @@ def assert_reaches_the_exact_map(method, process, tolerance):
     flow = RectifiedFlow()
     late = torch.tensor([0.3, 0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 0.9], dtype=torch.float64)
     early = torch.tensor([0.05, 0.05, 0.3, 0.05, 0.5, 0.02, 0.3, 0.8], dtype=torch.float64)
-    t, s = (process.time_of(flow.angle(u)) for u in (late, early))
+    ends = torch.tensor([[process.t_max], [process.t_min]], dtype=torch.float64)
+    t, s = (torch.cat([process.time_of(flow.angle(u)), end]) for u, end in zip((late, early), ends))
     x = data.spread(t)[:, None]
     made = process.step(x, student(x, t, Cond(), s), t, s)
     exact = data.flow(x, t, s)

@@ -5,13 +5,16 @@ import math
 
 import pytest
 import torch
-from tests.diffusion.cases import PROCESSES, close, every
+from tests.diffusion.cases import PROCESSES, close, every, f64
+from tests.methods.test_consistency import Dropping, Kept, by_place, slopes
 from tests.oracles import Exact, Gains, Gaussian, batch_of
 from tests.test_contracts import teacher_of
 
 from fewstep.data.digits import Digits
 from fewstep.data.stream import Stream
 from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import LogNormal
@@ -32,14 +35,6 @@ EVEN = {"curriculum": "fixed", "density": None}
 
 def samples(n, seed=1):
     return 0.5 * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Kept:
-    """A metric that keeps what it compared."""
-
-    def __call__(self, jump, goal):
-        self.jump, self.goal = jump, goal
-        return Squared()(jump, goal)
 
 
 class Look:
@@ -128,27 +123,64 @@ def euler_chain(grid):
     return torch.stack(steps).flip(0).cumprod(0).flip(0)
 
 
-@pytest.mark.parametrize("options", [{}, {"target": "fixed", "target_decay": 0.5, "weighting": "karras"}])
+class LogGains(torch.nn.Module):
+    """A student x0 = exp(log)·x, one log per time of the grid, 0 at its end: every gain has the same relative rate."""
+
+    def __init__(self, grid, logs):
+        super().__init__()
+        self.process, self.grid, self.logs = VE, grid, torch.nn.Parameter(logs)
+
+    def forward(self, x_t, t, cond=None, s=None):
+        logs = torch.cat([self.logs, torch.zeros(1, dtype=torch.float64)])
+        return logs[(self.grid[None] - t[:, None]).abs().argmin(1)].exp()[:, None] * x_t
+
+
+OPTIMA = [{}, {"target": "fixed", "target_decay": 0.5, "weighting": "karras", "metric": Squared()}]
+
+
+@pytest.mark.parametrize("options", OPTIMA)
 def test_training_reaches_the_chain_of_the_teachers_euler_steps(options):
     """The data takes the teacher's place: E[x_s | x_t] is its Euler step. For Gaussian data the optimum is linear, and
-    the same for every metric that grows with |a - b| and every weight. Tolerance: three times the scatter over seeds, a
-    twelfth of the distance to the exact flow."""
-    method = ConsistencyTraining(last=6, curriculum="fixed", **options)
+    the same for every metric that grows with |a - b| and every weight. Training starts from the exact flow, whose gains
+    are larger by the factors exp(0.45), four times, exp(0.23) and exp(0.005); the worst of four seeds ends at 0.052."""
+    method = ConsistencyTraining(last=6, **EVEN, **options)
     grid = method.times(VE, 6)
-    student = Gains(VE, grid, torch.full((6,), 0.3, dtype=torch.float64))
+    chain, spread = euler_chain(grid).log(), DATA.spread(grid)
+    flow = (spread[-1] / spread[:-1]).log()
+    assert (flow - chain)[:5].min() > 0.23
+    student = LogGains(grid, flow)
     nets = method.Nets(student)
     if method.target != "student":
         nets = method.TargetNets(student, copy.deepcopy(student))
-    optimizer, steps = torch.optim.Adam(student.parameters()), 400
+    optimizer, steps = torch.optim.Adam(student.parameters(), betas=(0.9, 0.99)), 250
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = 0.04 * 0.5 * (1 + math.cos(math.pi * step / steps))
         batch = batch_of(samples(512, step), seed=step)
         loss = method.consistency_loss(nets, batch, CLOCK).terms["consistency"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         method.after_step(nets, Clock(step, steps, 512))
-    assert torch.allclose(student.gains, euler_chain(grid), atol=0.012)
+    assert (student.logs - chain).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("options", OPTIMA)
+def test_the_chain_alone_is_stationary(options):
+    """Every gain by itself: within four standard errors the gradient is zero at the chain, and beyond them it leads
+    back where the ratios of neighbouring gains are off by 2 to 38 %, up and down in turn."""
+    method = ConsistencyTraining(last=6, **EVEN, **options)
+    grid, x0 = method.times(VE, 6), samples(20_000)
+
+    def found(gains):
+        student = Gains(VE, grid, gains)
+        nets = method.Nets(student) if method.target == "student" else method.TargetNets(student, student)
+        _, place, slope = slopes(method, nets, x0)
+        mean, error = by_place(slope, place)
+        return mean / error
+
+    chain = euler_chain(grid)
+    assert found(chain).abs().max() < 4
+    assert (found(chain * f64(1, 1.1, 1, 1.1, 0.8, 1.02)) * f64(-1, 1, -1, 1, -1, 1)).min() > 4
 
 
 # Targets
@@ -171,6 +203,21 @@ def test_a_slow_target_of_decay_zero_is_the_student_itself():
         ends.append(student.gains.detach())
     assert torch.equal(*ends)
     assert not torch.equal(ends[0], torch.ones(8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("target", ["student", "fixed"])
+@pytest.mark.parametrize("masks", ["shared", "own", "none"])
+def test_the_masks_of_the_targets_pass(target, masks):
+    method = ConsistencyTraining(metric=Kept(), target=target, target_masks=masks)
+    student, slow = (Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2))
+    nets = method.Nets(student) if target == "student" else method.TargetNets(student, slow)
+    method.consistency_loss(nets, batch_of(torch.randn(200, 20)), CLOCK)
+    jump, goal = method.metric.jump, method.metric.goal
+    assert 0.45 < (jump == 0).float().mean() < 0.55
+    same = {"shared": 1.0, "own": 0.5, "none": 0.0}[masks]  # of the places that the student dropped
+    assert (goal == 0)[jump == 0].float().mean().item() == pytest.approx(same, abs=0.05)
+    assert torch.equal(jump, goal) == (masks == "shared")
+    assert torch.equal(goal, torch.ones_like(goal)) == (masks == "none")
 
 
 def test_the_adaptive_decay_of_the_official_code():

@@ -5,6 +5,7 @@ import torch
 from tests.diffusion.cases import close, every, rows
 from tests.methods.chains import PROCESSES, Chain, GainTable, descend, net, samples
 from tests.oracles import Gaussian, batch_of
+from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
@@ -124,6 +125,52 @@ def test_with_the_end_for_s_it_is_the_consistency_loss():
     jump = landing(student, VE, end)
     close(found[last], Squared()(jump(x_t, t, Cond()), jump(x_u, u, Cond()))[last], rtol=1e-12)
     assert found[~last].isnan().all()
+
+
+def test_both_sides_are_carried_to_the_end_by_the_slow_copy():
+    """With answers a of the student and b of the target a jump is x' = a + s/t (x - a), and then b + end/s (x' - b)."""
+    data, method = Gaussian(VE, 0.3, 0.5), ConsistencyTrajectory(longest=1, solver=Euler(), **PLAIN)
+    nets = method.Nets(net(VE, lambda x, *_: torch.tanh(x)), net(VE, lambda x, *_: 0.3 * x + 0.1), net(VE, data))
+    x0 = samples(512, data)
+    found, batch, grid = loss(method, nets, x0), batch_of(x0), method.times(VE, 18)
+    batch.draws.choice(1)
+    t, u = adjacent(grid, batch.draws, VE)
+    x_t = x0 + t[:, None] * batch.noise()
+    x_u = 0.3 + data.step_gain(t, u)[:, None] * (x_t - 0.3)
+    s, end = one_between(grid, grid[-1].expand(512), u, batch.draws)[:, None], grid[-1]
+    t, u = t[:, None], u[:, None]
+    jump = torch.tanh(x_t) + s / t * (x_t - torch.tanh(x_t))
+    goal = torch.where(s == u, x_u, torch.tanh(x_u) + s / u * (x_u - torch.tanh(x_u)))
+    jump, goal = (torch.where(s == end, x, (0.3 * x + 0.1) * (1 - end / s) + end / s * x) for x in (jump, goal))
+    close(found, (jump - goal).square()[:, 0], rtol=1e-9, atol=1e-14)
+    assert (s > end).sum() > 300
+
+
+def test_the_slow_copy_follows_the_student():
+    method = ConsistencyTrajectory(target_decay=0.9)
+    student, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    expected = [0.9 * b + 0.1 * a for a, b in zip(student.parameters(), target.parameters())]
+    before = [p.clone() for p in student.parameters()]
+    method.after_step(method.Nets(student, target, nn.Identity()), CLOCK)
+    for mine, wanted in zip(target.parameters(), expected):
+        close(mine, wanted, rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(*both) for both in zip(student.parameters(), before))
+
+
+@every("process", PROCESSES)
+def test_the_sampler_asks_at_times_of_the_training_grid(process):
+    """And gamma shortens the level of a landing by √(1 - gamma²), but the last."""
+    method = ConsistencyTrajectory(gamma=0.6)
+    sampler, fine = method.sampler(CLOCK), method.times(process, 18)
+    assert sampler.steps == 2
+    for n, places in ((2, [0, 9, 18]), (4, [0, 4, 9, 13, 18])):
+        assert torch.equal(sampler.times(process, n), fine[places])
+    seen = []
+    denoise = net(process, lambda x, t, cond, s: seen.append((t[:1], s[:1])) or x)
+    sampler(denoise, process, torch.randn(2, 1).double(), Cond(), Draws(0, range(2)))
+    (top, land), (middle, end) = seen
+    assert (top, middle, end) == (process.t_max, fine[9], fine[18])
+    close(torch.tan(process.angle(land)), 0.8 * torch.tan(process.angle(middle)), rtol=1e-9)
 
 
 def test_longer_ways_are_taken_in_proportion_to_their_length(monkeypatch):

@@ -4,7 +4,18 @@ import math
 
 import pytest
 import torch
-from tests.methods.students import Answer, Gain, answering, descend, samples
+from tests.methods.students import (
+    MEANS,
+    Answer,
+    Gain,
+    answering,
+    assert_guides_only_what_knows_no_label,
+    descend,
+    ideal,
+    labelled,
+    labels,
+    samples,
+)
 from tests.oracles import Exact, Gaussian, batch_of
 from torch import nn
 
@@ -184,13 +195,86 @@ def test_only_the_jump_carries_a_gradient_and_it_is_the_published_one():
 
 
 def test_the_uncertainty_learns_the_logarithm_of_the_loss():
-    """Its loss is smallest at u(t) = ln E[ℓ]; there all noise levels weigh the same."""
+    """The method's loss, over u alone, is smallest at u(t) = ln ℓ(t); there all noise levels weigh the same.
+
+    The student is the exact one and 0.02 t: g = 0.02 t/sin t at every sample, so that ℓ is a function of t.
+    """
     head = Uncertainty().double()
     assert torch.equal(head(torch.tensor([0.1, 1.5])), torch.zeros(2))
-    angle = torch.atan(torch.logspace(-2, 1.5, 64, dtype=torch.float64))
-    loss = 0.3 * torch.sin(angle) ** 2 + 0.01
-    descend(head.parameters(), lambda k: (torch.exp(-head(angle)) * loss + head(angle)).mean(), 400, 0.05)
-    torch.testing.assert_close(head(angle), torch.log(loss), rtol=0, atol=0.1)
+    method = ContinuousConsistency(density=LogNormal(0.0, 1.0))
+    student = answering(VE, lambda x, t, s: exact(VE)(x, t) + 0.02 * t[:, None])
+    parts = method.Nets(student, head, Exact(VE, Gaussian(VE, 0.0, 0.5)))
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=30, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = method.consistency_loss(parts, batch_of(samples(256)), LATE).terms["consistency"].mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    losses = method.consistency_loss(parts, batch_of(samples(256)), LATE)
+    t = method.density(VE, batch_of(samples(256)).draws)
+    g = 0.02 * torch.hypot(t, torch.tensor(0.5))
+    expected = 2 * torch.log(g / (g + 0.1))
+    torch.testing.assert_close(losses.notes["distance"], torch.exp(expected), rtol=1e-5, atol=0)
+    assert expected.max() - expected.min() > 2
+    torch.testing.assert_close(head(VE.angle(t)), expected, rtol=0, atol=0.05)
+    torch.testing.assert_close(losses.terms["consistency"], 1 + expected, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_exact_student_of_a_guided_teacher_does_not_move(scale):
+    """The consistency function of N(m_null + g (m - m_null), std²); at any other g it moves."""
+
+    def end(data, x, t, s):
+        return data.flow(x, t, torch.full_like(t, VE.t_data))
+
+    method = ContinuousConsistency(adaptive=False, teacher_guidance=scale, density=LogNormal(0.0, 1.5))
+    batch = batch_of(samples(128, d=3), cond=labels(128))
+    parts = nets(method, labelled(VE, end, scale), labelled(VE, ideal))
+    assert method.consistency_loss(parts, batch, LATE).notes["tangent"].max() < 1e-9
+    parts.student = labelled(VE, end, scale + 0.5)
+    assert method.consistency_loss(parts, batch, LATE).notes["tangent"].max() > 1e-3
+
+
+def test_both_passes_of_the_student_are_told_the_label():
+    """The pass that carries the gradient and the one that is differentiated: in a batch of classes 0 and 1."""
+    asked = []
+
+    def answer(data, x, t, s):
+        asked.append(data.mean[:, 0])
+        return data(x, t)
+
+    method = ContinuousConsistency()
+    batch = batch_of(samples(64), cond=labels(64))
+    method.consistency_loss(nets(method, labelled(VE, answer), labelled(VE, ideal)), batch, LATE)
+    assert len(asked) == 2
+    for mean in asked:
+        torch.testing.assert_close(mean, MEANS[:2].repeat(32))
+
+
+def test_guidance_needs_a_teacher_that_knows_no_label():
+    assert_guides_only_what_knows_no_label(ContinuousConsistency(), ContinuousConsistency(teacher_guidance=2.0))
+
+
+def test_times_stay_in_the_range_of_the_process():
+    """Draws below t_min or above t_max are moved there."""
+    process, asked = VarianceExploding(0.5, 2.0), []
+
+    def answer(x, t, s):
+        asked.append(t.detach())
+        return 0.5 * x
+
+    method = ContinuousConsistency(density=LogNormal(0.0, 1.5))
+    teacher = Exact(process, Gaussian(process, 0.0, 0.5))
+    method.consistency_loss(nets(method, answering(process, answer), teacher), batch_of(samples(256)), LATE)
+    drawn = torch.exp(1.5 * batch_of(samples(256)).draws.normal().double())
+    inside = (drawn > 0.5) & (drawn < 2)
+    assert 0.2 < inside.double().mean() < 0.5
+    for t in asked:
+        torch.testing.assert_close(t[inside], drawn[inside])
+        assert set(t[~inside].tolist()) == {0.5, 2.0}
 
 
 def test_processes_that_meet_agree():

@@ -66,9 +66,12 @@ def leaf_of(rows=16, pixels=4, dtype=torch.float64):
     return torch.randn(rows, pixels, generator=torch.Generator().manual_seed(4), dtype=dtype).requires_grad_()
 
 
-def test_networks_that_agree_move_nothing():
-    """Bit by bit, in single precision and through real networks: at the start fake is the teacher (invariant 1)."""
-    one = real(DMD2(**MATCHING))
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_networks_that_agree_move_nothing(dropout):
+    """Bit by bit, in single precision and through real networks: at the start fake is the teacher (invariant 1),
+    whatever the dropout of its training."""
+    one = real(DMD2(**MATCHING), of=model(dropout=dropout))
+    assert one.nets.fake.training
     losses = one.nets, one.data(0, range(8), Draws(0, range(8))), CLOCK
     losses = one.method.student_loss(*losses)
     assert torch.equal(losses.terms["matching"], torch.zeros(8))
@@ -368,6 +371,47 @@ def test_the_adversarial_terms_by_value():
     close(losses.terms["adversarial"], 0.3 * F.softplus(-(0.6 * made_seen.mean(1) - 0.2)), rtol=1e-5)
 
 
+class Witness(Looker):
+    """A network that remembers the times and labels that it was asked with."""
+
+    inputs = ("label",)
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def forward(self, x, t, cond, s=None):
+        self.asked.append((t, cond["label"]))
+        return super().forward(x, t, cond, s)
+
+
+def test_when_and_with_which_condition_the_networks_are_asked():
+    """Each with the labels of the batch, also in backward simulation; the fake's and all adversarial looks are at its
+    own density, of which one time is left here."""
+    method = DMD2(steps=3, density=Along(low=0.5, high=0.5), fake_density=Along(low=0.9, high=0.9))
+    nets = DMD2.Nets(
+        *(Denoiser(Witness(), VE, SamplePrediction()) for _ in range(2)),
+        Judge(),
+        Denoiser(Witness(), VE, SamplePrediction()),
+    )
+    labels = torch.arange(1, 17)
+    cond = Cond({"label": labels}, {"label": 0 * labels})
+    seed = next(seed for seed in range(20) if Draws(seed, range(1)).choice(3) == 2)
+    rising = Karras(end="t_min")(VE, 999).flip(0)
+    simulated = Karras(rho=20.0, end="t_min")(VE, 3)[:3].tolist()
+    matching, adversarial = rising[500].item(), rising[900].item()
+    for update, fake, teacher in (
+        (method.fake_loss, [adversarial] * 3, []),
+        (method.student_loss, [matching, adversarial], [matching]),
+    ):
+        for net in (nets.student, nets.fake, nets.teacher):
+            net.network.asked.clear()
+        update(nets, Batch(cond, Draws(seed, range(16)), (4,), torch.randn(16, 4)), CLOCK)
+        for net, times in ((nets.student, simulated), (nets.fake, fake), (nets.teacher, teacher)):
+            assert [t[0].item() for t, _ in net.network.asked] == pytest.approx(times, rel=1e-9)
+            assert all(t.eq(t[0]).all() and torch.equal(label, labels) for t, label in net.network.asked)
+
+
 def test_the_student_is_pushed_to_where_logits_rise_and_the_head_apart():
     method = DMD2(gan=1.0, gan_fake=1.0)
     leaf = leaf_of(dtype=torch.float32)
@@ -634,3 +678,12 @@ def test_dropout_is_off_in_the_teacher():
     one = real(DMD2(fake_steps=1), None, config(steps=1), of=model(dropout=0.5))
     x, t = torch.randn(4, *SHAPE), f64(1, 1, 1, 1)
     assert torch.equal(one.nets.teacher(x, t, Cond()), one.nets.teacher(x, t, Cond()))
+
+
+def test_student_and_fake_have_no_dropout():
+    """Both are in training mode, so theirs is 0 itself, whatever the start's or the run's."""
+    one = real(DMD2(), of=model(dropout=0.5), dropout=0.3)
+    x, t = torch.randn(4, *SHAPE), f64(1, 1, 1, 1)
+    for net in (one.nets.student, one.nets.fake):
+        assert net.training
+        assert torch.equal(net(x, t, Cond()), net(x, t, Cond()))

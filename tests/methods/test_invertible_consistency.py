@@ -65,6 +65,23 @@ def test_the_chain_of_steps_up_has_zero_loss(process):
     assert method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"].max() > 1e-8
 
 
+def test_the_forward_loss_by_value():
+    """With the answer a a jump from t is a + e/t (x - a); samples are compared at the end's own scale."""
+    method, data = InvertibleConsistency(MultiBoundary(metric=Squared())), Gaussian(VE, 0.3, 0.5)
+    nets = nets_of(method, net(VE, data), net(VE, lambda x, *_: torch.tanh(x)), data)
+    x0 = samples(512, data)
+    found, batch = method.forward_loss(nets, batch_of(x0), CLOCK).terms["forward"], batch_of(x0)
+    t, s = adjacent(method.reverse.times(VE, 50)[:-1], batch.draws, VE)
+    batch.draws.uniform()  # the guidance scale
+    x_s = x0 + s[:, None] * batch.noise()
+    x_t = 0.3 + data.step_gain(s, t)[:, None] * (x_s - 0.3)
+    t, s, end = (u[:, None] for u in (t, s, next_end(method, VE)(s)))
+    jump = torch.tanh(x_s) + end / s * (x_s - torch.tanh(x_s))
+    goal = torch.where(t == end, x_t, torch.tanh(x_t) + end / t * (x_t - torch.tanh(x_t)))
+    close(found, ((jump - goal).square() / (1 + end**2))[:, 0], rtol=1e-9, atol=1e-14)
+    assert (end > 1.5 * t).sum() > 100
+
+
 def test_training_reaches_the_steps_up():
     one = MultiBoundary(segments=2, bins=6, metric=Squared())
     method, data = InvertibleConsistency(one), Gaussian(VE, 0.0, 0.5)
@@ -133,6 +150,20 @@ def test_a_cycle_that_does_not_close_costs_its_distance():
     end = at_or_below(ends, low)
     (term,) = method.down_again_loss(nets_of(method, wrong, both, data), batch, CLOCK).terms.values()
     close(term, 2 * (end / low - end / top).square() / (1 + end**2), rtol=1e-6, atol=1e-12)
+
+
+def test_the_lowest_cycle_is_compared_at_the_students_own_end():
+    """There the jumps down are the answers; alpha² + sigma² is 1 at the data and 0.96 at the lifted end."""
+    process = PROCESSES["flow"]
+    method, data = InvertibleConsistency(MultiBoundary(segments=1, metric=Squared())), Gaussian(process, 0.3, 0.5)
+    nets = nets_of(method, net(process, lambda x, *_: torch.tanh(x)), exact(process, data), data)
+    x0 = samples(64, data)
+    found, batch = method.down_again_loss(nets, batch_of(x0), CLOCK).terms["down_again"], batch_of(x0)
+    batch.draws.integers(1)
+    low = 0.02
+    x = (1 - low) * x0 + low * batch.noise()
+    moved = data.flow(x, rows(low, 64), rows(1, 64))
+    close(found, 1.5 * (torch.tanh(moved) - torch.tanh(x)).square()[:, 0], rtol=1e-6, atol=1e-12)
 
 
 def test_how_often_segments_are_drawn():

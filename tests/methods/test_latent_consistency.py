@@ -8,22 +8,24 @@ from tests.oracles import Gaussian, batch_of
 from tests.test_contracts import TINY
 
 from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import CmBoundary, ConsistencyBoundary, Epsilon, Flow, LcmBoundary
-from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
+from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
 from fewstep.diffusion.samplers import Renoise
 from fewstep.diffusion.times import Auto
 from fewstep.diffusion.types import per_sample
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Squared
 from fewstep.learning.method import Clock
-from fewstep.methods.latent_consistency import LatentConsistency
+from fewstep.methods.latent_consistency import LatentConsistency, boundary_of
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh
 
 CLOCK = Clock(0, 100, 64)
 STD, MEAN, NULL_MEAN = 0.5, 0.3, -0.1  # of the data with a label, and of all data
+CUT = VariancePreservingTable(t_min=19.0)
 RANGE = Guided(1.0, 5.0, embed=True)
 
 
@@ -128,6 +130,32 @@ def test_the_goal_carries_no_gradient():
     assert weights[2].grad is None
 
 
+def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_guided_step():
+    """Three different networks: jump = 0.5 x_t, goal = 1 + 0.25 x_s, x_s the step towards the guided mean."""
+    process, seen = VarianceExploding(), []
+    method = LatentConsistency(bins=12, guided=RANGE, metric=Squared())
+    student = net(process, lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 0.5 * x, ("guidance",))
+    target = net(process, lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 1 + 0.25 * x, ("guidance",))
+    losses = method.consistency_loss(method.Nets(student, target, teacher(process)), batch(200), CLOCK)
+    (x_t, t, g), (x_s, s, _) = seen
+    assert (t > s).all()
+    mean = guided_mean(g)[:, None]
+    gain = Gaussian(process, 0.0, STD).step_gain(t, s)[:, None]
+    close(x_s, mean + gain * (x_t - mean), rtol=1e-9, atol=1e-12)
+    close(losses.terms["consistency"], (0.5 * x_t - 1 - 0.25 * x_s).square()[:, 0])
+
+
+def test_the_target_keeps_its_decay_and_takes_the_rest_from_the_student():
+    method = LatentConsistency(target_decay=0.9)
+    nets = method.Nets(*(torch.nn.Linear(3, 2, dtype=torch.float64) for _ in range(3)))
+    student, target, teacher = ([p.detach().clone() for p in net.parameters()] for net in vars(nets).values())
+    method.after_step(nets, CLOCK)
+    for now, slow, fast in zip(nets.target.parameters(), target, student):
+        close(now.detach(), 0.9 * slow + 0.1 * fast)
+    assert all(torch.equal(a, b) for a, b in zip(nets.student.parameters(), student))
+    assert all(torch.equal(a, b) for a, b in zip(nets.teacher.parameters(), teacher))
+
+
 # Networks
 
 
@@ -146,6 +174,7 @@ def built(method, process=VarianceExploding(), parameterization=None, null=True,
         (VarianceExploding(), None, CmBoundary()),
         (RectifiedFlow(), Flow(), ConsistencyBoundary(Flow())),
         (TABLE, Epsilon(), LcmBoundary(Epsilon())),
+        (CUT, Epsilon(), ConsistencyBoundary(Epsilon())),
     ],
 )
 def test_the_student_is_the_teacher_as_a_consistency_function_whatever_it_is_told(process, parameterization, boundary):
@@ -167,6 +196,18 @@ def test_the_student_is_the_teacher_as_a_consistency_function_whatever_it_is_tol
     assert not torch.equal(said[0], said[1])
 
 
+def test_the_released_boundary_is_for_a_network_of_a_whole_table():
+    """At index 19 it is no identity; a consistency function stays what it is."""
+    output = torch.nn.Identity()
+    assert boundary_of(Denoiser(output, TABLE, Epsilon())) == LcmBoundary(Epsilon())
+    assert boundary_of(Denoiser(output, CUT, Epsilon())) == ConsistencyBoundary(Epsilon())
+    assert boundary_of(Denoiser(output, TABLE, Epsilon(), own=VarianceExploding())) == ConsistencyBoundary(Epsilon())
+    assert boundary_of(Denoiser(output, TABLE, CmBoundary())) == CmBoundary()
+    assert LcmBoundary()(CUT, f64(19)).out.abs() > 0.1
+    end = ConsistencyBoundary(Epsilon())(CUT, f64(19))
+    assert (end.skip.item(), end.out.item()) == (1, 0)
+
+
 def test_the_released_boundary():
     skip = LcmBoundary()(TABLE, f64(0, 1, 19, 999)).skip - 0
     of = Epsilon()(TABLE, f64(0, 1, 19, 999)).skip
@@ -183,6 +224,20 @@ def test_the_sampler_walks_the_published_indices(n, expected):
     method = LatentConsistency()
     assert method.times(TABLE, 50).tolist() == [*range(999, 0, -20), 0]
     assert method.sampler(CLOCK).times(TABLE, n).tolist() == [*expected, 0]
+
+
+@pytest.mark.parametrize(
+    ("bins", "expected"), [(1, [999]), (2, [999, 499]), (3, [999, 666, 332]), (5, [999, 799, 599, 399])]
+)
+def test_a_coarse_grid_has_a_sampler_that_fits(bins, expected):
+    """Four steps, or as many as the grid has intervals: 999, 666, 332, 0 is the whole grid of three."""
+    asked = []
+    student = net(TABLE, lambda x, t, cond, s: asked.append(t[0].item()) or torch.full_like(x, len(asked)))
+    sampler = LatentConsistency(bins=bins).sampler(CLOCK)
+    x = sampler(student, TABLE, torch.randn(2, 1), Cond(), Draws(0, range(2)))
+    assert asked == expected
+    assert sampler.evaluations == len(expected)
+    assert (x == len(expected)).all()  # the last jump ends there
 
 
 def test_sampling_keeps_the_marginals():

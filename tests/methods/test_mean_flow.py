@@ -4,7 +4,16 @@ import math
 
 import pytest
 import torch
-from tests.methods.students import Gain, answering, assert_reaches_the_exact_map, samples
+from tests.methods.chains import net
+from tests.methods.students import (
+    Gain,
+    Masked,
+    answering,
+    assert_guides_only_what_knows_no_label,
+    assert_reaches_the_exact_map,
+    labels,
+    samples,
+)
 from tests.oracles import Exact, Gaussian, batch_of
 
 from fewstep.diffusion.conditioning import Cond
@@ -85,7 +94,7 @@ def test_as_s_tends_to_t_it_is_flow_matching():
     ids=["data", "teacher"],
 )
 def test_training_reaches_the_exact_map(method, process, tolerance):
-    """By value: jumps from 8 times to earlier ones, within a few hundredths of the sample's size."""
+    """By value: 8 jumps and the one over the whole range, within a few hundredths of the sample's size."""
     assert_reaches_the_exact_map(method, process, tolerance)
 
 
@@ -113,6 +122,29 @@ def test_the_guidance_that_is_trained_in(g, mix, w):
     )
 
 
+def test_the_students_own_answers_are_those_at_one_time():
+    """w x0 + mix u(x, t, t) + (1 - w - mix) u_null(x, t, t): s = t in both."""
+
+    def answer(x, t, cond, s):
+        told = cond["label"] != 2
+        return torch.where(told, t + 10 * s, 3 * t - 7 * s)[:, None].expand_as(x)
+
+    method = MeanFlow(guidance_scale=2.5, mix=0.6)
+    t, x0 = torch.tensor([0.01, 0.5, 3.0, 70.0], dtype=torch.float64), samples(4, d=2)
+    found = method.clean(method.Nets(net(VE, answer, ("label", "s")), None), torch.zeros(4, 2), t, x0, labels(4))
+    at = t[:, None]
+    torch.testing.assert_close(found, 1.0 * x0 + 0.6 * (11 * at) - 0.6 * (-4 * at), rtol=1e-6, atol=1e-6)
+
+
+def test_the_students_own_answers_have_no_dropout():
+    student = Denoiser(Masked(lambda x, t, s: torch.ones_like(x)), VE, SamplePrediction())
+    method = MeanFlow(guidance_scale=2.0, mix=0.5)
+    one = torch.ones(64, 1, dtype=torch.float64)
+    found = method.clean(method.Nets(student, None), 0 * one, one[:, 0], one, labels(64))
+    torch.testing.assert_close(found, one)
+    assert student.network.drop.training
+
+
 def test_a_guided_teacher_is_mixed_in_the_g_form():
     class Labelled(torch.nn.Module):
         inputs = ("label",)
@@ -126,6 +158,10 @@ def test_a_guided_teacher_is_mixed_in_the_g_form():
     cond = Cond({"label": torch.arange(2)}, {"label": torch.full((2,), 9)})
     x0 = method.clean(method.Nets(None, teacher), torch.zeros(2, 1), torch.ones(2, dtype=torch.float64), None, cond)
     torch.testing.assert_close(x0, torch.full((2, 1), 3.0, dtype=torch.float64))
+
+
+def test_guidance_needs_a_teacher_that_knows_no_label():
+    assert_guides_only_what_knows_no_label(MeanFlow(), MeanFlow(guidance_scale=2.0))
 
 
 def test_labels_are_dropped_only_where_the_data_are_guided():

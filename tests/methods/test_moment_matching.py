@@ -183,6 +183,59 @@ def test_the_exact_map_matches_in_distribution_and_wrong_ones_do_not(process):
     assert wrong > 5e-3
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=kind)
+def test_the_loss_by_hand(process):
+    """w(t) MMD² of y_t = a x_t + b f(x_t, t, s) and y_r, with one noise in x_t and x_r and c = b·out(t), where
+    a = σ_s/σ_t, b = α_s - α_t a and out = σ_d σ_t/√(σ_d² α_t² + σ_t²); the mean over a group is the group's."""
+    method, calls = MomentMatching(samples=4, k=2.0, sigma_data=0.6), []
+    student = Denoiser(Gain(process), process, Edm(0.3))
+    student.register_forward_pre_hook(lambda module, args: calls.append(args))
+    x0 = samples(16, d=2)
+    found = method.matching_loss(method.Nets(student), batch_of(x0), CLOCK).terms["matching"].detach()
+    ((x_t, t, cond, s), (x_r, r, _, end)) = calls
+    assert torch.equal(s, end)
+    noise = (x_t - process.alpha(t)[:, None] * x0) / process.sigma(t)[:, None]
+    torch.testing.assert_close(
+        x_r, process.alpha(r)[:, None] * x0 + process.sigma(r)[:, None] * noise, rtol=1e-5, atol=1e-6
+    )
+    assert len(noise.flatten().unique()) == 32
+
+    def landed(x, u):
+        a = process.sigma(s) / process.sigma(u)
+        b = process.alpha(s) - process.alpha(u) * a
+        return a[:, None] * x + b[:, None] * student(x, u, cond, s), b
+
+    (y_t, b), (y_r, _) = landed(x_t, t), landed(x_r, r)
+    sigma = process.sigma(t)
+    c = b * 0.3 * sigma / torch.hypot(0.3 * process.alpha(t), sigma)
+    for g in range(4):
+        rows = range(4 * g, 4 * g + 4)
+
+        def k(a, b, g=g):
+            return torch.exp(-(a - b).norm() / (2 * c[4 * g].abs()))
+
+        pairs = [(i, j) for i in rows for j in rows]
+        expected = sum(k(y_t[i], y_t[j]) + k(y_r[i], y_r[j]) - 2 * k(y_t[i], y_r[j]) for i, j in pairs) / 16
+        expected = (method.weight(process, t)[4 * g] * expected).item()
+        assert found[rows].mean().item() == pytest.approx(expected, rel=1e-6, abs=0)
+        assert expected > 0
+
+
+def test_both_passes_have_the_same_masks():
+    class Dropping(torch.nn.Dropout):
+        inputs = ("s",)
+
+        def forward(self, x, t, cond, s=None):
+            return super().forward(torch.ones_like(x))
+
+    masks, network = [], Dropping(0.5)
+    network.register_forward_hook(lambda module, args, out: masks.append(out))
+    method = MomentMatching(samples=4)
+    method.matching_loss(method.Nets(Denoiser(network, VE, Edm())), batch_of(samples(200, d=20)), CLOCK)
+    assert torch.equal(*masks)
+    assert 0.4 < (masks[0] == 0).double().mean() < 0.6
+
+
 def test_only_the_later_sample_carries_a_gradient():
     process, method, outs = VE, MomentMatching(samples=2), []
 

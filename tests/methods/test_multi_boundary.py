@@ -1,10 +1,14 @@
 """Multi-boundary distillation: at zero loss the student's steps are the teacher's fine steps, however they are cut."""
 
+import dataclasses
+
 import pytest
 import torch
 from tests.diffusion.cases import close, every, f64, rows
 from tests.methods.chains import PROCESSES, TABLE, Chain, GainTable, descend, net, samples
+from tests.methods.test_latent_consistency import RANGE, STD, batch, guided_mean, teacher
 from tests.oracles import Gaussian, batch_of
+from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
@@ -20,6 +24,8 @@ from fewstep.learning.losses import Huber, Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.methods.multi_boundary import MultiBoundary
+from fewstep.methods.phased_consistency import PhasedConsistency
+from fewstep.methods.trajectory_consistency import TrajectoryConsistency
 
 CLOCK = Clock(0, 100, 64)
 VE = VarianceExploding()
@@ -251,6 +257,49 @@ def test_a_loss_is_the_same_in_every_process():
 
 
 # Guidance and options
+
+# The methods whose losses share this one's guidance; each student here is told its end.
+GUIDED = {
+    "multi_boundary": MultiBoundary(guided=RANGE),
+    "phased": PhasedConsistency(guided=RANGE, adversarial=0.0),
+    "trajectory": TrajectoryConsistency(guided=RANGE, told_end=True),
+}
+
+
+def guided_loss(method, process, answer, rows):
+    student = net(process, answer, ("guidance", "s"))
+    known = {"student": student, "target": student, "head": nn.Identity(), "teacher": teacher(process)}
+    nets = method.Nets(**{field.name: known[field.name] for field in dataclasses.fields(method.Nets)})
+    return method.consistency_loss(nets, batch(rows), CLOCK).terms["consistency"]
+
+
+@every("method", GUIDED)
+@every("process", PROCESSES)
+def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(method, process):
+    grid = method.times(process, method.bins)
+
+    def answer(x_t, t, cond, s):
+        mean = guided_mean(cond["guidance"].view(-1, 1))
+        return Chain(Gaussian(process, mean, STD), grid)(x_t, t, cond, s)
+
+    assert guided_loss(method, process, answer, 512).max() < 1e-10
+    assert guided_loss(method, process, lambda *a: answer(*a) + 0.1, 512).max() > 1e-6
+
+
+@every("method", GUIDED)
+def test_the_student_is_told_the_scale_of_its_row(method):
+    """low + (high - low) u, in both looks; u is the draw behind the interval."""
+    told = []
+    guided_loss(method, VE, lambda x, t, cond, s: told.append((cond["guidance"], cond["label"])) or x, 4096)
+    draws = batch(4096).draws
+    adjacent(method.times(VE, method.bins), draws, VE)
+    scale = 1 + 4 * draws.uniform()
+    assert len(told) == 2
+    for guidance, label in told:
+        close(guidance, scale)
+        assert label.eq(1).all()
+    assert scale.min() < 1.01
+    assert scale.max() > 4.99
 
 
 def test_what_the_students_guidance_means():

@@ -193,6 +193,41 @@ def test_the_goal_is_real_and_the_jump_is_made(monkeypatch):
     close(found, 0.1 * (1 - jump).relu())
 
 
+@every("process", PROCESSES)
+def test_the_discriminator_sees_samples_noised_from_the_phases_end_to_the_level(process):
+    """x - keep·(goal or jump) has the variance sigma_level² - keep² sigma_end², keep = alpha_level/alpha_end."""
+    method, data, seen = PhasedConsistency(), Gaussian(process, 0.3, 0.5), []
+    teacher = net(process, data)
+    teacher.network.tap, teacher.network.taps = nn.Identity(), {"tap": 1}
+    inner = teacher.network.function
+
+    def answer(x, t, cond, s):
+        seen.append((x, t, cond))
+        return inner(teacher.network.tap(x), t, cond, s)
+
+    teacher.network.function = answer
+    nets = method.Nets(net(process, lambda x, *_: torch.sin(3 * x)), Told(), teacher)
+    x0 = samples(1024, data, size=16)
+    batch = batch_of(x0)
+    jumps = method.jumps(nets, batch)
+    level, end = method.level(nets, jumps, batch), jumps.end
+    keep = process.alpha(level) / process.alpha(end)
+    missing = (process.sigma(level) ** 2 - keep**2 * process.sigma(end) ** 2).sqrt()
+    above = level > end
+    for update, looks in ((method.head_loss, (jumps.goal, jumps.jump)), (method.consistency_loss, (jumps.jump,))):
+        seen.clear()
+        batch = batch_of(x0)
+        update(nets, batch, CLOCK)
+        assert len(seen) == 1 + len(looks)  # the teacher's own step comes first
+        for (x, t, cond), sample in zip(seen[1:], looks):
+            assert torch.equal(t, level)
+            assert cond is batch.cond
+            noise = ((x - keep[:, None] * sample) / missing[:, None])[above]
+            assert noise.var().item() == pytest.approx(1, abs=4.5 * (2 / noise.numel()) ** 0.5)
+            assert noise.mean().item() == pytest.approx(0, abs=4.5 / noise.numel() ** 0.5)
+            close(x[~above], sample[~above], rtol=1e-9, atol=1e-9)
+
+
 def test_without_the_discriminator_the_head_is_left_alone():
     assert [u.trains for u in PhasedConsistency().updates(CLOCK)] == [("head",), ("student",)]
     assert [u.trains for u in PhasedConsistency(**PLAIN).updates(CLOCK)] == [("student",)]

@@ -2,11 +2,14 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.diffusion.cases import PROCESSES, SOLVERS, close, every, f64
+from tests.diffusion.cases import PARAMETERIZATIONS, PROCESSES, SOLVERS, close, every, f64, narrowed
+from tests.methods.chains import net
 from tests.oracles import Gaussian, Output, batch_of, denoising
+from tests.test_contracts import teacher_of
 from tests.training.tiny import StopError, assert_same, config, model, part, real, state, stop_at
 from torch import nn
 
@@ -25,6 +28,8 @@ from fewstep.learning.method import Clock, Method
 from fewstep.learning.schedules import Linear
 from fewstep.methods.progressive import Progressive
 from fewstep.models.adapters import FullCopy
+from fewstep.models.source import Fresh
+from fewstep.models.unet import UNet
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import AdamW
 
@@ -284,6 +289,56 @@ def test_the_weight_is_of_the_time_where_the_step_begins():
     assert look.t.max() > 2
 
 
+@every("process", PROCESSES)
+@every("parameterization", PARAMETERIZATIONS)
+def test_the_loss_by_value_for_every_prediction(process, parameterization):
+    """Weighted by its output, a student that says F = 0 is off by F~ = (x~ - skip x_t)/out."""
+    process = narrowed(process)  # epsilon is undefined in pure noise
+    data, seen = Gaussian(process, MEAN, STD), {}
+
+    def of_teacher(inside, t):
+        c = parameterization(process, t)
+        x = inside / c.inp[:, None]
+        return (data(x, t) - c.skip[:, None] * x) / c.out[:, None]
+
+    def of_student(inside, t):
+        seen["t"], seen["x_t"] = t, inside / parameterization(process, t).inp[:, None]
+        return 0 * inside
+
+    method = Progressive(start=8, end=4, times=Uniform("t_min"), weighting="output")
+    nets = method.Nets(*(Denoiser(Output(f), process, parameterization) for f in (of_student, of_teacher)))
+    losses = method.step_loss(nets, batch_of(samples(64)), CLOCK)
+    t, x_t, fine = seen["t"], seen["x_t"], method.times(process, 8)
+    place = (fine - t[:, None]).abs().argmin(1)
+    middle, s = fine[place + 1], fine[place + 2]
+    gain = data.step_gain(t, middle) * data.step_gain(middle, s)
+    alpha_t, alpha_s = process.alpha(t)[:, None], process.alpha(s)[:, None]
+    goal = process.x0_between(x_t, alpha_s * MEAN + gain[:, None] * (x_t - alpha_t * MEAN), t, s)
+    c = parameterization(process, t)
+    off = goal - c.skip[:, None] * x_t
+    close(losses.notes["distance"], off.square().mean(1), rtol=1e-6, atol=1e-12)
+    close(losses.terms["progressive"], (off / c.out[:, None]).square().mean(1), rtol=1e-6, atol=1e-12)
+
+
+def test_when_and_with_which_condition_the_networks_are_asked():
+    """The teacher at the two times of its steps, the student at the first, both with the labels of the batch."""
+    process, method, asked = VarianceExploding(), Progressive(start=8, end=4), {}
+
+    def recording(name):
+        asked[name] = []
+        return net(process, lambda x, t, cond, s: asked[name].append((t, cond["label"])) or 0.5 * x, ("label",))
+
+    labels, fine = torch.arange(1, 65), method.times(process, 8)
+    cond = Cond({"label": labels}, {"label": 0 * labels})
+    method.step_loss(method.Nets(recording("student"), recording("teacher")), batch_of(samples(64), cond=cond), CLOCK)
+    (first, second), (student,) = asked["teacher"], asked["student"]
+    assert all(torch.equal(label, labels) for _, label in (first, second, student))
+    place = (fine - student[0][:, None]).abs().argmin(1)
+    assert set(place.tolist()) == {0, 2, 4, 6}
+    assert torch.equal(first[0], student[0])
+    assert torch.equal(second[0], fine[place + 1])
+
+
 # Rounds
 
 
@@ -467,6 +522,35 @@ def test_the_teacher_becomes_a_student_that_predicts_otherwise_too():
     one.fit()
     x, t = torch.randn(4, 1, 2, 2), f64(0.1, 1, 3, 10)
     assert torch.equal(one.nets.teacher(x, t, Cond()), one.nets.student(x, t, Cond()))
+
+
+@pytest.mark.parametrize("more", ["s", "guidance"])
+@pytest.mark.parametrize("who", ["start", "teacher"])
+def test_start_and_teacher_get_each_others_inputs(who, more):
+    """They are zero at first: the teacher answers as before; and a round's end has a place for every weight."""
+    of = teacher_of(SimpleNamespace(shape=(1, 8, 8), classes=10))
+    plain, wider = of.denoiser, FullCopy(of.denoiser)("wider", inputs={more})
+    of.denoiser, start = (plain, wider) if who == "start" else (wider, plain)
+    nets = METHOD.build_nets(of, FullCopy(start))
+    assert set(nets.student.inputs) == set(nets.teacher.inputs) == {"label", more}
+    x, t, cond = torch.randn(4, 1, 8, 8), f64(0.1, 1, 3, 10), of.conditioner(torch.arange(4))
+    assert torch.equal(nets.teacher(x, t, cond), of.denoiser(x, t, cond))
+    with torch.no_grad():
+        for parameter in nets.student.parameters():
+            parameter += 0.1
+    METHOD.after_step(nets, Clock(1, 12, 8, 0, 1, 2))
+    assert_same(dict(nets.teacher.state_dict()), dict(nets.student.state_dict()))
+
+
+def test_a_start_of_another_size_cannot_become_the_teacher():
+    of, other = (
+        Fresh(network=UNet(channels=c, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)).load(
+            (1, 8, 8), 10, 0
+        )
+        for c in (8, 16)
+    )
+    with pytest.raises(ValueError, match="teacher's network"):
+        METHOD.build_nets(of, FullCopy(other.denoiser))
 
 
 def test_a_round_of_the_exact_data_teacher_is_stationary():

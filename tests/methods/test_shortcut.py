@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from tests.methods.students import Answer, answering, samples
+from tests.methods.chains import net
+from tests.methods.students import Answer, Masked, answering, assert_guides_only_what_knows_no_label, samples
 from tests.oracles import Exact, Gaussian, batch_of
 from torch import nn
 
@@ -220,6 +221,55 @@ def test_guidance_enters_at_two_intervals_alone():
     found = losses.notes["bootstrap"]
     torch.testing.assert_close(found[length > 1], expected[length > 1].to(found), rtol=1e-4, atol=1e-6)
     assert set(length.tolist()) == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize(("options", "share"), [({}, 0.0), ({"guidance_scale": 2.0, "label_dropout": 0.5}, 0.5)])
+def test_labels_are_dropped_only_under_guidance_and_for_all_networks_alike(options, share):
+    process, asked = VarianceExploding(), {}
+
+    def watched(name):
+        def answer(x, t, cond, s):
+            asked.setdefault(name, []).append(cond["label"])
+            return 0.5 * x
+
+        return net(process, answer, ("label", "s"))
+
+    method = Shortcut(intervals=8, velocity="teacher", **options)
+    parts = method.Nets(*(watched(name) for name in ("student", "target", "teacher")))
+    nothing = torch.ones(512, dtype=torch.long)
+    method.jump_loss(parts, batch_of(samples(512), cond=Cond({"label": 0 * nothing}, {"label": nothing})), CLOCK)
+    (told,), (first, second), (teacher,) = (asked[name] for name in ("student", "target", "teacher"))
+    assert told.double().mean().item() == pytest.approx(share, abs=0.07)
+    assert torch.equal(teacher, told)
+    both = torch.cat([told, nothing]) if share else told  # the rows of a guided pass: with their labels, and without
+    assert torch.equal(first, both)
+    assert torch.equal(second, both)
+
+
+def test_one_interval_learns_what_the_teacher_says_of_the_label():
+    process = VarianceExploding()
+    method = Shortcut(intervals=8, velocity="teacher", bootstrap=0.0)
+    zero = answering(process, lambda x, t, s: torch.zeros_like(x))
+    parts = method.Nets(zero, zero, Denoiser(Labelled(), process, SamplePrediction()))
+    labels = torch.tensor([0, 9]).repeat(32)
+    cond = Cond({"label": labels}, {"label": torch.full_like(labels, 9)})
+    found = method.jump_loss(parts, batch_of(samples(64), cond=cond), CLOCK).notes["one"]
+    assert (found[labels == 0] > 0.9).all()  # ((0 - 1)/τ)², τ < 1
+    assert (found[labels == 9] == 0).all()
+
+
+def test_the_jumps_of_the_target_have_no_dropout():
+    process = VarianceExploding()
+    method = Shortcut(intervals=16, bootstrap=1.0)
+    chain = Chain(process, method.times(process, 16))
+    target = Denoiser(Masked(chain), process, SamplePrediction())
+    losses = method.jump_loss(method.Nets(answering(process, chain), target, None), batch_of(samples(256)), CLOCK)
+    assert losses.terms["shortcut"].max() < 1e-16
+    assert target.network.drop.training
+
+
+def test_guidance_needs_a_teacher_that_knows_no_label():
+    assert_guides_only_what_knows_no_label(Shortcut(), Shortcut(guidance_scale=2.0))
 
 
 def test_the_target_carries_no_gradient_and_moves_slowly():

@@ -6,6 +6,7 @@ from tests.diffusion.cases import close, every, f64, rows
 from tests.methods.chains import PROCESSES, TABLE, Chain, GainTable, descend, net, samples
 from tests.oracles import Gaussian, batch_of
 from tests.test_contracts import teacher_of
+from torch import nn
 
 from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
@@ -115,6 +116,36 @@ def test_the_goal_carries_no_gradient():
     assert weights[0].grad != 0
     assert weights[1].grad is None
     assert weights[2].grad is None
+
+
+def test_the_goal_is_the_slow_copys_jump():
+    """Answers a, b of student and target: d( a + e/t (x_t - a), b + e/s (x_s - b) ) at unit scale."""
+    data, method = Gaussian(VE, 0.3, 0.5), TrajectoryConsistency(metric=Squared())
+    nets = method.Nets(net(VE, lambda x, *_: torch.tanh(x)), net(VE, lambda x, *_: 0.3 * x + 0.1), net(VE, data))
+    x0 = samples(512, data)
+    found, batch = loss(method, nets, x0), batch_of(x0)
+    batch.draws.integers(1)
+    batch.draws.uniform()
+    t, s, end = drawn(method, VE, x0)
+    x_t = x0 + t[:, None] * batch.noise()
+    x_s = 0.3 + data.step_gain(t, s)[:, None] * (x_t - 0.3)
+    t, s, end = (u[:, None] for u in (t, s, end))
+    a, b = torch.tanh(x_t), 0.3 * x_s + 0.1
+    goal = torch.where(end == s, x_s, b + end / s * (x_s - b))
+    expected = (a + end / t * (x_t - a) - goal).square() / (1 + end**2)
+    close(found, expected[:, 0], rtol=1e-9, atol=1e-14)
+    assert (end < s).sum() > 400
+
+
+def test_the_slow_copy_follows_the_student():
+    method = TrajectoryConsistency(target_decay=0.9)
+    student, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    expected = [0.9 * b + 0.1 * a for a, b in zip(student.parameters(), target.parameters())]
+    before = [p.clone() for p in student.parameters()]
+    method.after_step(method.Nets(student, target, nn.Identity()), CLOCK)
+    for mine, wanted in zip(target.parameters(), expected):
+        close(mine, wanted, rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(*both) for both in zip(student.parameters(), before))
 
 
 def test_inputs_of_the_networks():

@@ -6,12 +6,11 @@ import math
 import pytest
 import torch
 from tests.diffusion.cases import PROCESSES, close, every, f64
-from tests.methods.test_consistency import ExactFlow
+from tests.methods.test_consistency import Dropping, ExactFlow, Kept
 from tests.methods.test_easy_consistency import Gain, samples
 from tests.oracles import Exact, Gaussian, batch_of, denoising
 from tests.test_contracts import teacher_of
 from tests.training.tiny import StopError, stop_at
-from torch import nn
 
 from fewstep.data.digits import Digits
 from fewstep.data.stream import Stream
@@ -30,14 +29,6 @@ from fewstep.training.trainer import Trainer
 VE = VarianceExploding()
 DATA = Gaussian(VE, std=0.5)
 SECOND = Clock(50, 100, 64, 1, 0, 50)
-
-
-class Kept:
-    """A metric that keeps what it compared."""
-
-    def __call__(self, jump, goal):
-        self.jump, self.goal = jump, goal
-        return Squared()(jump, goal)
 
 
 class Look:
@@ -97,6 +88,14 @@ def test_the_answer_at_the_edge_does_not_depend_on_the_student():
     assert len(goals[0]) > 90
 
 
+def test_the_density_has_the_options_of_the_method():
+    """df = 1 is Cauchy's distribution from the edge to t_max: ln(t/edge) = std tan(u atan(ln(t_max/edge)/std))."""
+    edge, std, x0 = 2.0, 0.5, samples(500)
+    look = Look(VE, constant(0.0), constant(0.0), batch_of(x0), edge=edge, std=std, df=1.0, boundary=0.0)
+    share = batch_of(x0).draws.uniform() * math.atan(math.log(VE.t_max / edge) / std)
+    close(look.t, edge * torch.exp(std * torch.tan(share)), rtol=1e-4)
+
+
 def test_r_is_as_close_as_the_limit_says():
     """Published: r/t = 1 - (1 - 0.999) n(t) in the whole second stage; its smallest t is 1, so n(1) = 3.15."""
     look = Look(VE, constant(0.0), constant(0.0), batch_of(samples(500)))
@@ -151,19 +150,6 @@ def test_the_exact_student_with_an_exact_step_is_stationary():
     exact = lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min))  # noqa: E731
     look = Look(VE, exact, exact, batch_of(samples(512)), easy=EasyConsistency(solver=ExactFlow(), metric=Squared()))
     assert look.losses.notes["distance"].max() < 1e-24
-
-
-class Dropping(nn.Module):
-    """Dropout on ones: the masks themselves."""
-
-    inputs = ()
-
-    def __init__(self):
-        super().__init__()
-        self.drop = nn.Dropout(0.5)
-
-    def forward(self, x, t, cond, s=None):
-        return self.drop(torch.ones_like(x))
 
 
 def test_all_three_passes_have_the_same_masks():

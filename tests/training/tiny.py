@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def trainer(method: Any, folder: Any = None, chosen: TrainerConfig | None = None
 class Tokens(nn.Module):
     """The smallest network that every method of the library takes: each pixel is a token, and sees the image's mean."""
 
-    inputs: ClassVar[tuple[str, ...]] = ()
+    inputs: tuple[str, ...] = ()
 
     def __init__(self, seed: int = 0, dropout: float = 0.0):
         super().__init__()
@@ -191,8 +192,14 @@ class Tokens(nn.Module):
             self.last = nn.Linear(6, 1)
         self.taps = {"middle": 6}
 
+    def with_inputs(self, names: Any) -> Any:
+        made = copy.deepcopy(self)
+        made.inputs = tuple(sorted(names))
+        return made
+
     def forward(self, x: Tensor, t: Tensor, cond: Any, s: Any = None) -> Tensor:
         pixels = x.flatten(1)[..., None]
+        t = t if s is None else t + 0.1 * s
         level = (t / (1 + t)).to(x)[:, None, None].expand_as(pixels)
         read = torch.cat([pixels, pixels.mean(1, keepdim=True).expand_as(pixels), level], dim=2)
         return self.last(self.middle(read.to(self.last.weight.dtype))).view_as(x)

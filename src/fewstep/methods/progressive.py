@@ -56,10 +56,13 @@ class Progressive(Method):
         for n in self.rounds():
             if not torch.allclose(self.times(process, n * self.factor)[:: self.factor], self.times(process, n)):
                 raise ValueError(f"times of {n * self.factor} steps do not hold those of {n}: choose a grid that nests")
-        # Another start keeps its weights and inputs, but it must predict as the teacher that it becomes.
-        student = clone("student", parameterization=model.denoiser.parameterization)
-        inputs = set(student.inputs) - {"label"}
-        return self.Nets(student, clone("teacher", of=model.denoiser, inputs=inputs, dropout=0.0))
+        # Another start keeps its weights, but it must predict and read as the teacher that it becomes.
+        inputs = set(model.denoiser.inputs) - {"label"}
+        student = clone("student", inputs=inputs, parameterization=model.denoiser.parameterization)
+        teacher = clone("teacher", of=model.denoiser, inputs=set(student.inputs) - {"label"}, dropout=0.0)
+        if [p.shape for p in student.parameters()] != [p.shape for p in teacher.parameters()]:
+            raise ValueError("the student becomes the teacher: its start must have the teacher's network")
+        return self.Nets(student, teacher)
 
     def rounds(self) -> list[int]:
         """The student's steps, round by round."""
