@@ -28,7 +28,8 @@ class MomentMatching(Method):
     whole range of sigma/alpha below t, or at s. The kernel is exp(-‖a - b‖/(d |c|)), c what f multiplies the network's
     output by; two rows meet only where their conditions are equal, so that samples and conditions are matched jointly.
     The MMD is the V-statistic, split by rows: the mean over a group of its rows' losses is the group's. A group is
-    `samples` rows of the global batch that follow each other, and the trainer never cuts one.
+    `samples` rows of the global batch that follow each other, and the trainer never cuts one. Where few of them share a
+    condition the statistic is mostly each row's own pair, which pulls to the mean: take several times the labels.
 
     Times are uniform in that of rectified flow for data scaled by sigma_data, and with its λ = ln(α²/σ²) the weight is
     w = ½ sigmoid(b - λ) (-dλ/dt) α^a/(α² + σ²). The authors' training code is not public: a, b and k are as reported of
