@@ -96,12 +96,16 @@ def test_the_scale_does_not_grow_beyond_all_numbers():
     assert [ours for ours, _ in found] == [theirs for _, theirs in found]
 
 
+@pytest.mark.parametrize("scaled", ["fp16", "fp16_teacher"])
 @pytest.mark.parametrize("method", [Single(), Rhythm()], ids=["one optimizer", "two"])
-def test_the_scale_alone_changes_no_bit(method, monkeypatch):
-    """A power of two, multiplied and divided again: with networks in fp32 the run is that without a scale."""
+def test_the_scale_alone_changes_no_bit(method, scaled, monkeypatch):
+    """A power of two, multiplied and divided again: with networks in fp32 the run is that without a scale.
+
+    fp16_teacher has one for losses whose gradient passes through a frozen network, such as a discriminator's.
+    """
     monkeypatch.setattr(LossScale, "patience", 3)
     ends = []
-    for precision in ("fp32", "fp16"):
+    for precision in ("fp32", scaled):
         one = trainer(method, None, config(precision=precision))
         one.fit()
         ends.append(state(one))
