@@ -38,7 +38,7 @@ def by_noise(kind: ByNoise, process: Process, t: Time) -> Time:
     """One number per sample, for SNR = (alpha/sigma)²:
 
     uniform 1; snr: the error in the noise; snr_plus_one: in v; truncated_snr max(SNR, 1): the larger of the errors in
-    x0 and in the noise (arXiv:2202.00512); karras SNR + 1/sigma_data²: the error in what an EDM network says.
+    x0 and in the noise (arXiv:2202.00512); karras SNR + 1/0.5²: the error in what an EDM network of images says.
     """
     snr = (process.alpha(t) / process.sigma(t)) ** 2
     if kind == "uniform":
