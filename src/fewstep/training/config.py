@@ -22,9 +22,9 @@ class TrainerConfig(Choice):
     first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. save_every,
     health_every, sample_every: 0 for never. sample_steps: of the grids that sample_every writes, one for each.
     precision: fp32; bf16, fp16 (autocast, frozen networks in weights of that type); fp16_teacher (fp32, frozen networks
-    in fp16); with fp16 a loss scale, for gradients that pass through fp16 networks. sharding: full splits all networks among processes (FSDP2). checkpointing:
-    recomputes activations in the backward pass. compile: torch.compile of every network. timeout: seconds after which a
-    silent process ends the run.
+    in fp16); with fp16 a loss scale, for gradients that pass through fp16 networks. sharding: full splits all networks
+    among processes (FSDP2). checkpointing: recomputes activations in the backward pass. compile: torch.compile of every
+    network. timeout: seconds after which a silent process ends the run.
     """
 
     steps: Count = 1000
