@@ -378,3 +378,15 @@ def test_a_solver_steps_rectified_flow_by_its_velocity():
     x, x0 = torch.randn(2, 3, 2, dtype=torch.float64)
     v = (x - x0) / 0.8
     close(Euler()(constant(x0), flow, x, rows(0.8, 3), rows(0.5, 3), Cond()), x + (0.5 - 0.8) * v)
+
+
+@pytest.mark.parametrize(
+    "method", ["consistency_distillation", "multi_boundary", "progressive", "consistency_trajectory"]
+)
+def test_single_steps_are_taken_by_solvers_that_remember_nothing(method):
+    """A multistep solver without its history is Euler: a run file that asks for it would not get it."""
+    from fewstep.learning.method import Method
+
+    assert isinstance(Method.parse({"kind": method, "solver": "midpoint"}).solver, Midpoint)
+    with pytest.raises(ValueError, match="valid: euler, heun, midpoint"):
+        Method.parse({"kind": method, "solver": "dpmpp_2m"})

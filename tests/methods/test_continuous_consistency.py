@@ -17,11 +17,12 @@ from tests.methods.students import (
     samples,
 )
 from tests.oracles import Exact, Gaussian, batch_of
+from tests.test_contracts import TINY
 from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, Velocity
+from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, Parameterization, SamplePrediction, Velocity
 from fewstep.diffusion.process import (
     RectifiedFlow,
     Trig,
@@ -34,7 +35,9 @@ from fewstep.learning.consistency import jump_and_goal
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import Difference, Point, along, jump_and_rate, normalised, per_log_ratio
 from fewstep.methods.continuous_consistency import ContinuousConsistency
+from fewstep.models.adapters import FullCopy
 from fewstep.models.heads import Uncertainty
+from fewstep.models.source import Fresh
 
 VE = VarianceExploding()
 PROCESSES = [VE, VariancePreserving(), VariancePreservingTable(), RectifiedFlow(), Trig()]
@@ -310,6 +313,18 @@ def test_every_prediction_of_noise_is_the_identity_at_the_data(prediction, proce
     """skip = 1 and out = 0 where sigma is 0: the boundary of f needs no parameterization of its own (T-07)."""
     c = prediction(process, torch.tensor([process.t_data], dtype=torch.float64))
     assert (c.skip.item(), c.out.item()) == pytest.approx((1, 0))
+
+
+@pytest.mark.parametrize("prediction", Parameterization.kinds().values(), ids=Parameterization.kinds())
+@pytest.mark.parametrize("process", [VE, VariancePreserving(), VariancePreservingTable(), RectifiedFlow()], ids=kind)
+def test_a_network_that_says_x0_itself_is_refused(prediction, process):
+    """Nothing ties it to the data: every constant has df/dt = 0."""
+    model = Fresh(network=TINY, process=process, parameterization=prediction()).load((1, 8, 8), 0, 0)
+    if prediction is SamplePrediction:
+        with pytest.raises(ValueError, match="sample_prediction is not the identity at the data"):
+            ContinuousConsistency().build_nets(model, FullCopy(model.denoiser))
+    else:
+        ContinuousConsistency().build_nets(model, FullCopy(model.denoiser))
 
 
 def test_golden_times():
