@@ -36,7 +36,7 @@ def train(
 
         model = load(folder)
         steps = sorted({1, 2, 4, model.sampler.steps})
-        images = [(f"{n} steps", model.generate(num=60, steps=n)) for n in steps]
+        images = [("1 step" if n == 1 else f"{n} steps", model.generate(num=60, steps=n)) for n in steps]
         sections.insert(0, samples_section(images, columns=10))
     page = write_report(folder, folder.name, sections, {})
     print(f"finished: {folder}/student, report {page}")
