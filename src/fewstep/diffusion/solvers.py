@@ -72,12 +72,12 @@ class Solver(Choice, ABC):
         """(other x0, share): the step is taken with x0 + share (other - x0); None for a first-order step."""
 
 
-class OneStep(Solver, ABC):
+class OneStepSolver(Solver, ABC):
     """A solver that remembers nothing, so that a single step of it is all that it is."""
 
 
 @dataclass(frozen=True)
-class Euler(OneStep):
+class Euler(OneStepSolver):
     """First order: DDIM (arXiv:2010.02502), Euler in sigma for EDM, Euler on the velocity for flows."""
 
     order: ClassVar[int] = 1
@@ -88,7 +88,7 @@ class Euler(OneStep):
 
 
 @dataclass(frozen=True)
-class Heun(OneStep):
+class Heun(OneStepSolver):
     """Heun's step in r (arXiv:2206.00364, algorithm 1): x0 + r_t/(2 r_s) (x0' - x0), x0' seen from the Euler point."""
 
     order: ClassVar[int] = 2
@@ -99,7 +99,7 @@ class Heun(OneStep):
 
 
 @dataclass(frozen=True)
-class Midpoint(OneStep):
+class Midpoint(OneStepSolver):
     """The midpoint rule in r: x0 + r_t/r_m (x0_m - x0) with r_m = (r_t + r_s)/2."""
 
     order: ClassVar[int] = 2

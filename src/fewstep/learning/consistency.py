@@ -9,7 +9,7 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
-from fewstep.diffusion.solvers import OneStep
+from fewstep.diffusion.solvers import OneStepSolver
 from fewstep.diffusion.times import LogNormal
 from fewstep.diffusion.types import Grid, Sample, Time, per_sample, time_dtype
 from fewstep.learning.batch import Batch
@@ -58,7 +58,7 @@ def jump_and_goal(
 
 
 def pair(
-    solver: OneStep | None, teacher: Denoise, process: Process, batch: Batch, t: Time, s: Time
+    solver: OneStepSolver | None, teacher: Denoise, process: Process, batch: Batch, t: Time, s: Time
 ) -> tuple[Sample, Sample]:
     """(x_t, x_s) of one trajectory: x_s is the teacher's step or, without a solver, of the same data and noise as x_t.
 

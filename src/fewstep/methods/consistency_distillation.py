@@ -10,7 +10,7 @@ import torch
 from fewstep.choice import Count, Decay
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.solvers import Heun, OneStep
+from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -33,7 +33,7 @@ class ConsistencyDistillation(Method):
 
     bins: Count = 18
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
-    solver: OneStep = dataclasses.field(default_factory=Heun)
+    solver: OneStepSolver = dataclasses.field(default_factory=Heun)
     metric: Metric = dataclasses.field(default_factory=Squared)
     weighting: IntervalWeighting = "uniform"
     target_decay: Decay = 0.95

@@ -12,7 +12,7 @@ from fewstep.choice import Count, Decay, NonNegative, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import FlowMap, Sampler
-from fewstep.diffusion.solvers import Heun, OneStep
+from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Density, LogNormal, Strided, Times
 from fewstep.diffusion.types import Sample, Time, time_dtype
 from fewstep.learning.averaging import ema_update
@@ -41,7 +41,7 @@ class ConsistencyTrajectory(Method):
     bins: Count = 18
     longest: Count = 4
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
-    solver: OneStep = dataclasses.field(default_factory=Heun)
+    solver: OneStepSolver = dataclasses.field(default_factory=Heun)
     metric: Metric = dataclasses.field(default_factory=Squared)
     denoising: NonNegative = 1.0
     density: Density = dataclasses.field(default_factory=LogNormal)

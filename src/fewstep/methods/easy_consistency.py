@@ -11,7 +11,7 @@ from fewstep.choice import Count, Decay, NonNegative, Positive
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.solvers import OneStep
+from fewstep.diffusion.solvers import OneStepSolver
 from fewstep.diffusion.times import Auto, Density, LogNormal, Times
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
@@ -32,7 +32,7 @@ class EasyConsistency(Method):
     x at t_min instead of x0, which differ by noise of std t_min.
     """
 
-    solver: OneStep | None = None
+    solver: OneStepSolver | None = None
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
     metric: Metric = dataclasses.field(default_factory=lambda: PseudoHuber(0.0))
     weighting: IntervalWeighting = "level_gap"

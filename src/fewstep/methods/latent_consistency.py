@@ -10,7 +10,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Boundary, LcmBoundary, Parameterization
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.solvers import Euler, OneStep
+from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -35,7 +35,7 @@ class LatentConsistency(Method):
 
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
-    solver: OneStep = dataclasses.field(default_factory=Euler)
+    solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=lambda: Guided(1.0, 5.0, embed=True))
     metric: Metric = dataclasses.field(default_factory=Huber)
     target_decay: Decay = 0.95

@@ -10,7 +10,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
-from fewstep.diffusion.solvers import Euler, OneStep
+from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Segments, Times
 from fewstep.diffusion.types import Grid
 from fewstep.learning.batch import Batch
@@ -36,7 +36,7 @@ class MultiBoundary(Method):
     boundaries: tuple[float, ...] = ()
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=Auto)
-    solver: OneStep | None = dataclasses.field(default_factory=Euler)
+    solver: OneStepSolver | None = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
     metric: Metric = dataclasses.field(default_factory=Huber)
 

@@ -13,7 +13,7 @@ from fewstep.choice import Count, NonNegative
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import FlowMap, Sampler, renoised
-from fewstep.diffusion.solvers import Euler, OneStep
+from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Segments, Times
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
@@ -59,7 +59,7 @@ class PhasedConsistency(Method):
     segments: Count = 4
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
-    solver: OneStep = dataclasses.field(default_factory=Euler)
+    solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
     metric: Metric = dataclasses.field(default_factory=Huber)
     adversarial: NonNegative = 0.1

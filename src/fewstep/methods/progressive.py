@@ -10,7 +10,7 @@ import torch
 from fewstep.choice import Count
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Ode, Sampler
-from fewstep.diffusion.solvers import Euler, OneStep
+from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import time_dtype
 from fewstep.learning.averaging import ema_update
@@ -36,7 +36,7 @@ class Progressive(Method):
     end: Count = 4
     factor: Count = 2
     times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
-    solver: OneStep = dataclasses.field(default_factory=Euler)
+    solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     metric: Metric = dataclasses.field(default_factory=Squared)
     weighting: Weighting = "truncated_snr"
 

@@ -9,7 +9,7 @@ from fewstep.choice import Count, Decay, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import FlowMap, Sampler
-from fewstep.diffusion.solvers import Euler, OneStep
+from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -32,7 +32,7 @@ class TrajectoryConsistency(Method):
 
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
-    solver: OneStep = dataclasses.field(default_factory=Euler)
+    solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
     metric: Metric = dataclasses.field(default_factory=Huber)
     told_end: bool = False
