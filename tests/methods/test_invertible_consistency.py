@@ -133,6 +133,17 @@ def test_the_exact_pair_is_stationary_and_decodes_what_it_encodes(process, m):
     close(down(student, process, noise, Cond(), Draws(0, range(256))), data.flow(x0, low, end), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "kept"), [("ve", 0.999992), ("vp", 0.999835), ("table", 0.974385), ("flow", 1.019559)]
+)
+def test_what_the_way_up_makes_of_the_spread_of_the_data(kind, kept):
+    """x0 counts as the sample one interval above the clean end: decoding carries it from there to the data."""
+    process, method = PROCESSES[kind], InvertibleConsistency()
+    low, end = (method.reverse.ends(process, lifted)[-1:] for lifted in (True, False))
+    x0 = torch.full((1, 1), 0.5, dtype=torch.float64)
+    close(Gaussian(process, 0.0, 0.5).flow(x0, low, end) / x0, torch.full((1, 1), kept), rtol=1e-5)
+
+
 def test_a_cycle_that_does_not_close_costs_its_distance():
     """A jump whose answer is wrong by 1 lands alpha_s - alpha_t sigma_s/sigma_t away."""
     method, data = InvertibleConsistency(MultiBoundary(metric=Squared()), cycle=2.0), Gaussian(VE, 0.0, 0.5)
