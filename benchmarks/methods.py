@@ -175,20 +175,20 @@ def plot(lines: list[dict[str, Any]]) -> str:
 
     figure, axes = plt.subplots(figsize=(7.2, 5.0))
     curves = {name: [middle(lines, name, n) for n in EVALUATIONS] for name in {line["method"] for line in lines}}
-    best = {min(curves, key=lambda name: curves[name][i]) for i in range(len(EVALUATIONS))}
-    colours = dict.fromkeys(curves, "#999999") | dict(zip(sorted(best), COLOURS[1:]))
+    leaders = {min(curves, key=lambda name: curves[name][i]) for i in range(len(EVALUATIONS))}
+    colours = dict.fromkeys(curves, "#999999") | dict(zip(sorted(leaders), COLOURS[1:]))
     first = next(iter(curves))
     curves["teacher, best solver"] = [middle(lines, first, n, "teacher_frechet") for n in EVALUATIONS]
     colours["teacher, best solver"] = COLOURS[0]
     below = 0.0  # where the label below ends: labels are pushed up until none covers another
     for name, values in sorted(curves.items(), key=lambda curve: curve[1][-1]):
-        told = colours[name] != "#999999"
+        best = colours[name] != "#999999"
         axes.plot(
-            EVALUATIONS, values, color=colours[name], linewidth=1 + told, marker="o", markersize=3, zorder=1 + told
+            EVALUATIONS, values, color=colours[name], linewidth=1 + best, marker="o", markersize=3, zorder=1 + best
         )
         place = max(values[-1], below * LABEL)
         axes.plot([EVALUATIONS[-1], 4.2], [values[-1], place], color=colours[name], linewidth=0.5)
-        axes.text(4.25, place, name, fontsize=8, va="center", color=colours[name] if told else "#777777")
+        axes.text(4.25, place, name, fontsize=8, va="center", color=colours[name] if best else "#777777")
         below = place
     axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Fréchet distance", xlim=(0.95, 8))
     axes.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])

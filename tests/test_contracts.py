@@ -61,12 +61,35 @@ def trainer_of(cls, digits, process=None, **config):
     return model, Trainer(method, nets, stream, TrainerConfig(**config))
 
 
+def made_by(model, trainer):
+    """(sampler, model) of each network that the trained method exports."""
+    for name in trainer.method.exports:
+        sampler = trainer.method.sampler(trainer.clock(2), name)
+        yield sampler, model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {})
+
+
 def weights(trainer):
     return {f"{n}/{k}": v.clone() for n, m in trainer.state.modules.items() for k, v in m.state_dict().items()}
 
 
 def test_the_folder_is_the_list():
     assert sorted(METHODS) == sorted(listed("methods"))
+
+
+SLOW = {name: cls for name, cls in METHODS.items() if "target" in cls().moves}
+
+
+@pytest.mark.parametrize("cls", SLOW.values(), ids=SLOW)
+def test_a_slow_target_keeps_its_decay_and_takes_the_rest_from_the_student(cls):
+    """And nothing else moves."""
+    method = cls(target_decay=0.9)
+    nets = method.Nets(*(torch.nn.Linear(3, 2, dtype=torch.float64) for _ in dataclasses.fields(method.Nets)))
+    before = {name: [p.detach().clone() for p in net.parameters()] for name, net in vars(nets).items()}
+    method.after_step(nets, Clock(1, 3, ROWS))
+    for now, slow, fast in zip(nets.target.parameters(), before["target"], before["student"]):
+        torch.testing.assert_close(now.detach(), 0.9 * slow + 0.1 * fast, rtol=1e-12, atol=0)
+    for name in vars(nets).keys() - {"target"}:
+        assert all(torch.equal(a, b) for a, b in zip(getattr(nets, name).parameters(), before[name]))
 
 
 @pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
@@ -155,10 +178,7 @@ class TestMethod:
         """The exported network goes through the method's sampler with the evaluations that it announces."""
         model, trainer = trainer_of(cls, digits)
         trainer.fit()
-        clock = trainer.clock(2)
-        for name in trainer.method.exports:
-            sampler = trainer.method.sampler(clock, name)
-            made = model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {})
+        for sampler, made in made_by(model, trainer):
             calls = []
             made.denoiser.network.register_forward_pre_hook(lambda *_, seen=calls: seen.append(1))
             images = made.generate(num=4, steps=2)
@@ -171,9 +191,7 @@ class TestMethod:
         """Three steps from a default teacher, and finite samples: they begin at t_max, where alpha may be 0."""
         model, trainer = trainer_of(cls, digits, process)
         trainer.fit()
-        for name in trainer.method.exports:
-            sampler = trainer.method.sampler(trainer.clock(2), name)
-            made = model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {})
+        for _, made in made_by(model, trainer):
             assert torch.isfinite(made.generate(num=4, steps=2)).all()
 
     def test_a_consistency_student_is_the_identity_at_t_min(self, cls, digits):

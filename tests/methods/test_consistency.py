@@ -205,17 +205,6 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_teachers_step():
     close(losses.terms["consistency"], (0.5 * x_t - 1 - 0.25 * x_s).square()[:, 0])
 
 
-def test_the_target_keeps_its_decay_and_takes_the_rest_from_the_student():
-    method = ConsistencyDistillation(target_decay=0.9)
-    nets = method.Nets(*(torch.nn.Linear(3, 2, dtype=torch.float64) for _ in range(3)))
-    student, target, teacher = ([p.detach().clone() for p in net.parameters()] for net in vars(nets).values())
-    method.after_step(nets, CLOCK)
-    for now, slow, fast in zip(nets.target.parameters(), target, student):
-        close(now.detach(), 0.9 * slow + 0.1 * fast)
-    assert all(torch.equal(a, b) for a, b in zip(nets.student.parameters(), student))
-    assert all(torch.equal(a, b) for a, b in zip(nets.teacher.parameters(), teacher))
-
-
 @pytest.mark.parametrize("method", [ConsistencyDistillation, EasyConsistency])
 def test_both_passes_have_the_same_masks(method):
     method = method(metric=Kept())

@@ -6,7 +6,6 @@ from tests.diffusion.cases import close, every, f64, rows
 from tests.methods.chains import PROCESSES, TABLE, Chain, GainTable, descend, net, samples
 from tests.oracles import Gaussian, batch_of
 from tests.test_contracts import teacher_of
-from torch import nn
 
 from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
@@ -135,17 +134,6 @@ def test_the_goal_is_the_slow_copys_jump():
     expected = (a + end / t * (x_t - a) - goal).square() / (1 + end**2)
     close(found, expected[:, 0], rtol=1e-9, atol=1e-14)
     assert (end < s).sum() > 400
-
-
-def test_the_slow_copy_follows_the_student():
-    method = TrajectoryConsistency(target_decay=0.9)
-    student, target = nn.Linear(3, 2), nn.Linear(3, 2)
-    expected = [0.9 * b + 0.1 * a for a, b in zip(student.parameters(), target.parameters())]
-    before = [p.clone() for p in student.parameters()]
-    method.after_step(method.Nets(student, target, nn.Identity()), CLOCK)
-    for mine, wanted in zip(target.parameters(), expected):
-        close(mine, wanted, rtol=1e-6, atol=1e-7)
-    assert all(torch.equal(*both) for both in zip(student.parameters(), before))
 
 
 def test_inputs_of_the_networks():

@@ -1,6 +1,7 @@
 """A student begins with weights that mean what its teacher's mean."""
 
 import pytest
+from tests.test_contracts import TINY
 
 from fewstep.data.digits import Digits
 from fewstep.diffusion.denoiser import Denoiser
@@ -8,12 +9,10 @@ from fewstep.diffusion.parameterization import Edm, Epsilon, LcmBoundary, Veloci
 from fewstep.diffusion.process import RectifiedFlow, Trig, VarianceExploding, VariancePreservingTable
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.models.source import Fresh
-from fewstep.models.unet import UNet
 from fewstep.run import Run, distil, unlike
 from fewstep.training.config import TrainerConfig
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
-TINY = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class ContinuousConsistency(Method):
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.teacher_guidance)
         student = clone("student")
-        process, of = student.process, student.parameterization
+        process, of = student.own, student.parameterization
         skip, out, _ = of(process, torch.tensor([process.t_data, process.t_min], dtype=torch.float64))
         if ((skip - 1).abs() + out.abs() > 1e-6).all():  # every constant f would solve df/dt = 0
             raise ValueError(f"{kind_of(type(of))} is not the identity at the data, from which this method learns")
