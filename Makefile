@@ -32,6 +32,7 @@ check: .venv/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/reading.py
 
 clean:
 	rm -rf .venv runs

@@ -1,19 +1,23 @@
-"""Seconds per update of ways to average gradients over two processes, on the U-Net of the recipe digits_teacher.
+"""Seconds per update of ways to average gradients over two processes.
 
-    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 benchmarks/averaging.py --repeats 3 --batch 16
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 \\
+        benchmarks/averaging.py --repeats 3 --batch 16
 
-An update is that recipe's loss on this process's half of the batch, forward and backward, and the averaging; no
-optimizer. "none" does not average: what the others take beyond it is their price.
+An update is the loss of the recipe digits_teacher on this process's half of the batch, forward and
+backward, and the averaging; no optimizer. "none" does not average: what the others take beyond it
+is their price.
 
 flat        World.sum behind the last micro-batch, as the trainer does it
-replicate   torch.distributed._composable.replicate: DDP in place, its buckets leave during the backward pass
+replicate   torch.distributed._composable.replicate: DDP in place, its buckets leave during the
+            backward pass
 mesh        FSDP2 on a mesh of (processes, 1): it replicates and shards nothing; the network as one
 mesh each   the same, each member of its module lists by itself
 full        FSDP2 that shards, as trainer.sharding=full: not the same service, for comparison
 
-Every repeat measures all ways in turn: medians over its updates, then medians over the repeats, and over their
-differences to "none". CPU: of both processes together, which a busy machine disturbs less. --parts: micro-batches per
-update. That a way's gradients are those of "flat" is checked first.
+Every repeat measures all ways in turn: medians over its updates, then medians over the repeats, and
+over their differences to "none". CPU: of both processes together, which a busy machine disturbs
+less. --parts: micro-batches per update. That a way's gradients are those of "flat" is checked
+first.
 """
 
 import argparse
@@ -68,7 +72,13 @@ class Update:
         self.nets = run.method.build_nets(model, FullCopy(model.denoiser))
         self.network: Any = self.nets.student.network
         self.size = sum(p.numel() for p in self.network.parameters())
-        self.method, self.world, self.batch, self.parts, self.number = run.method, world, batch, parts, 0
+        self.method, self.world, self.batch, self.parts, self.number = (
+            run.method,
+            world,
+            batch,
+            parts,
+            0,
+        )
         self.stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
         self.way = way
         WAYS[way](self.network, world)
@@ -81,7 +91,9 @@ class Update:
         return torch.cat([part.flatten() for part in parts]) / scale
 
     def __call__(self) -> tuple[float, float]:
-        """The next update: the seconds of the slower process (all begin together), and the CPU seconds of all."""
+        """The next update: the seconds of the slower process (all begin together), and the CPU
+        seconds of all.
+        """
         rows, clock = self.world.rows(self.batch), Clock(self.number, 10**6, self.batch)
         size = -(-len(rows) // self.parts)
         self.network.zero_grad(set_to_none=True)
@@ -94,7 +106,9 @@ class Update:
             (sum(term.sum() for term in losses.terms.values()) / self.batch).backward()  # type: ignore[union-attr]
         if self.way == "flat":
             self.world.sum([p.grad for p in self.network.parameters() if p.grad is not None])
-        seconds, cpu = torch.tensor([time.perf_counter() - began, time.process_time() - used], dtype=torch.float64)
+        seconds, cpu = torch.tensor(
+            [time.perf_counter() - began, time.process_time() - used], dtype=torch.float64
+        )
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
         dist.all_reduce(cpu)
         self.number += 1
@@ -103,7 +117,9 @@ class Update:
 
 def main() -> None:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--updates", type=int, default=10, help="of each way, per repeat")
     parser.add_argument("--batch", type=int, default=128, help="of both processes together")
@@ -118,7 +134,9 @@ def main() -> None:
             ways[way]()
             ways[way]()
             if way not in ("none", "flat"):
-                gap = (ways[way].gradient() - ways["flat"].gradient()).norm() / ways["flat"].gradient().norm()
+                gap = (ways[way].gradient() - ways["flat"].gradient()).norm() / ways[
+                    "flat"
+                ].gradient().norm()
                 assert gap < 1e-5, f"{way}: its gradient is {gap:.1e} away"
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(options.repeats):
@@ -130,18 +148,26 @@ def main() -> None:
                 found[way].append((median(v for v, _ in values), median(v for _, v in values)))
         if world.leads:
             print(
-                f"{ways['none'].size / 1e6:.2f} M parameters, {world.size} processes, batch {options.batch}, "
+                f"{ways['none'].size / 1e6:.2f} M parameters, {world.size} processes, batch "
+                f"{options.batch}, "
                 f"{options.parts} micro-batches, torch {torch.__version__}, {date.today()}, "
                 f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
             )
-            print("       way  s/update  beyond none     CPU s  beyond none   s/update of the repeats")
+            print(
+                "       way  s/update  beyond none     CPU s  beyond none   s/update of the repeats"
+            )
             for way, values in found.items():
                 columns = [
-                    (median(v[i] for v in values), median(v[i] - n[i] for v, n in zip(values, found["none"])))
+                    (
+                        median(v[i] for v in values),
+                        median(v[i] - n[i] for v, n in zip(values, found["none"])),
+                    )
                     for i in range(2)
                 ]
                 numbers = "  ".join(f"{total:8.4f}  {beyond:+11.4f}" for total, beyond in columns)
-                print(f"{way:>10}  {numbers}   {' '.join(f'{seconds:.4f}' for seconds, _ in values)}")
+                print(
+                    f"{way:>10}  {numbers}   {' '.join(f'{seconds:.4f}' for seconds, _ in values)}"
+                )
 
 
 if __name__ == "__main__":

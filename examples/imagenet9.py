@@ -23,14 +23,20 @@ parser.add_argument("--batch", type=int, default=256)
 parser.add_argument("--out", default="runs/imagenet9_example")
 options = parser.parse_args()
 
-network = UNet(channels=options.channels, multipliers=(1, 2, 2, 4), blocks=2, attention=(8,), dropout=0.1)
+network = UNet(
+    channels=options.channels, multipliers=(1, 2, 2, 4), blocks=2, attention=(8,), dropout=0.1
+)
 times = Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))
 run = Run(
     data=Imagenet9(path=options.path, size=options.size, flip=True),
     method=ConsistencyTraining(sample_times=times),
     teacher=Fresh(network=network),
     trainer=TrainerConfig(
-        steps=options.steps, batch=options.batch, optimizer=RAdam(lr=1e-4), sample_every=1000, sample_steps=(2, 5)
+        steps=options.steps,
+        batch=options.batch,
+        optimizer=RAdam(lr=1e-4),
+        sample_every=1000,
+        sample_steps=(2, 5),
     ),
 )
 distil(run, options.out, watch=lambda step, line: line and print(step, line))

@@ -1,4 +1,5 @@
-"""Consistency training on MNIST in Python, without a teacher: what the recipe mnist_ct does, in the open.
+"""Consistency training on MNIST in Python, without a teacher: what the recipe mnist_ct does, in the
+open.
 
 python examples/mnist.py mnist/ --steps 1800
 """
@@ -20,14 +21,23 @@ parser.add_argument("--steps", type=int, default=1800)
 parser.add_argument("--out", default="runs/mnist_example")
 options = parser.parse_args()
 
-network = UNet(channels=16, multipliers=(1, 2, 4), blocks=1, attention=(4,), head_channels=16, groups=8)
-times = Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))  # 2 steps at 80 and 2; 5 steps at 80, 40, 20, 10, 5
+network = UNet(
+    channels=16, multipliers=(1, 2, 4), blocks=1, attention=(4,), head_channels=16, groups=8
+)
+times = Explicit(
+    between=((2.0,), (40.0, 20.0, 10.0, 5.0))
+)  # 2 steps at 80 and 2; 5 steps at 80, 40, 20, 10, 5
 run = Run(
     data=Idx(path=options.path),
     method=ConsistencyTraining(first=4, last=128, sample_times=times),
     teacher=Fresh(network=network),
     trainer=TrainerConfig(
-        steps=options.steps, batch=64, optimizer=AdamW(lr=1e-3), ema=(0.995,), sample_every=100, sample_steps=(2, 5)
+        steps=options.steps,
+        batch=64,
+        optimizer=AdamW(lr=1e-3),
+        ema=(0.995,),
+        sample_every=100,
+        sample_steps=(2, 5),
     ),
 )
 distil(run, options.out, watch=lambda step, line: line and print(step, line))

@@ -11,7 +11,9 @@ from fewstep.diffusion.types import per_sample
 
 @dataclass(frozen=True)
 class Gaussian:
-    """x0 ~ N(mean, std² I) under any process: spread² = alpha² std² + sigma², y = x_t - alpha mean."""
+    """x0 ~ N(mean, std² I) under any process: spread² = alpha² std² + sigma², y = x_t - alpha
+    mean.
+    """
 
     process: object
     mean: float = 0.0
@@ -29,11 +31,14 @@ class Gaussian:
     def flow(self, x_t, t, s):
         """The exact map of the probability flow: alpha_s mean + spread_s/spread_t · y."""
         alpha_t, alpha_s = (per_sample(self.process.alpha(u), x_t) for u in (t, s))
-        return alpha_s * self.mean + per_sample(self.spread(s) / self.spread(t), x_t) * (x_t - alpha_t * self.mean)
+        return alpha_s * self.mean + per_sample(self.spread(s) / self.spread(t), x_t) * (
+            x_t - alpha_t * self.mean
+        )
 
     def jump(self, x_t, t, s):
-        """The x0 with which one first-order step from t lands on `flow`, (flow - keep x)/move without its 0/0 at s = t:
-        mean + gain·y, gain = std² (sigma_t alpha_s + sigma_s alpha_t)/(spread_t (spread_s sigma_t + sigma_s spread_t)).
+        """The x0 with which one first-order step from t lands on `flow`, (flow - keep x)/move
+        without its 0/0 at s = t: mean + gain·y, gain = std² (sigma_t alpha_s + sigma_s
+        alpha_t)/(spread_t (spread_s sigma_t + sigma_s spread_t)).
         """
         p, spread_t, spread_s = self.process, self.spread(t), self.spread(s)
         top = self.std**2 * (p.sigma(t) * p.alpha(s) + p.sigma(s) * p.alpha(t))
@@ -50,28 +55,39 @@ class Gaussian:
         )
 
     def step_gain(self, t, s):
-        """What one first-order step does to y: (alpha_s alpha_t std² + sigma_s sigma_t)/spread_t²."""
+        """What one first-order step does to y: (alpha_s alpha_t std² +
+        sigma_s sigma_t)/spread_t².
+        """
         p = self.process
-        return (p.alpha(s) * p.alpha(t) * self.std**2 + p.sigma(s) * p.sigma(t)) / self.spread(t) ** 2
+        return (p.alpha(s) * p.alpha(t) * self.std**2 + p.sigma(s) * p.sigma(t)) / self.spread(
+            t
+        ) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class FiniteData:
-    """x0 uniform on the rows of `points`: E[x0 | x_t] averages them by softmax(-‖x_t - alpha x‖²/2 sigma²)."""
+    """x0 uniform on the rows of `points`: E[x0 | x_t] averages them by softmax(-‖x_t - alpha x‖²/2
+    sigma²).
+    """
 
     process: object
     points: torch.Tensor
 
     def __call__(self, x_t, t, cond=None, s=None):
         flat, points = x_t.flatten(1), self.points.flatten(1).to(x_t)
-        alpha, sigma = self.process.alpha(t)[:, None].to(x_t), self.process.sigma(t)[:, None].to(x_t)
+        alpha, sigma = (
+            self.process.alpha(t)[:, None].to(x_t),
+            self.process.sigma(t)[:, None].to(x_t),
+        )
         distance = (flat[:, None] - alpha[..., None] * points).square().sum(2)
         weights = torch.softmax(-distance / (2 * sigma**2), dim=1)
         return (weights @ points).view_as(x_t)
 
 
 class Exact(torch.nn.Module):
-    """Any function f(x, t) in the place of a denoiser, for losses that ask a network for its process."""
+    """Any function f(x, t) in the place of a denoiser, for losses that ask a network for its
+    process.
+    """
 
     def __init__(self, process, function):
         super().__init__()
@@ -103,7 +119,9 @@ def denoising(process, function):
 
 
 class Gains(torch.nn.Module):
-    """A student x0 = gain(t)·x with one trainable gain per time of a grid; 1 at the end of the grid."""
+    """A student x0 = gain(t)·x with one trainable gain per time of a grid; 1 at the end of the
+    grid.
+    """
 
     def __init__(self, process, grid, gains=None):
         super().__init__()

@@ -3,17 +3,30 @@
 import ast
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from tools.reading import LONGEST_TEST, too_dear
 
 from fewstep.choice import Choice
 
 HOME = Path(__file__).parent.parent / "src" / "fewstep"
 FILES = sorted(HOME.rglob("*.py"))
 ROOMS = [
-    *("errors", "choice", "files", "yaml", "diffusion", "models", "learning", "methods", "data", "metrics"),
+    *(
+        "errors",
+        "choice",
+        "files",
+        "yaml",
+        "diffusion",
+        "models",
+        "learning",
+        "methods",
+        "data",
+        "metrics",
+    ),
     *("training", "export", "report", "run", "recipes", "cli", "app"),
 ]
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
@@ -32,7 +45,11 @@ def imports(path):
     """Every module of fewstep that the file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield from ([f"{node.module}.{a.name}" for a in node.names] if node.module == "fewstep" else [node.module])
+            yield from (
+                [f"{node.module}.{a.name}" for a in node.names]
+                if node.module == "fewstep"
+                else [node.module]
+            )
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -47,48 +64,103 @@ def test_imports_go_down_only(path):
             continue
         other = module.split(".")[1]
         if other in ROOMS:
-            assert ROOMS.index(other) <= ROOMS.index(room), f"{name_of(path)} imports {module}, which lies above it"
+            assert ROOMS.index(other) <= ROOMS.index(room), (
+                f"{name_of(path)} imports {module}, which lies above it"
+            )
         if room in ("training", "data", "metrics"):
             assert other != "methods", f"{name_of(path)} knows a method"
 
 
 def test_the_mathematics_imports_torch_and_nothing_else():
     allowed = {"torch", "jaxtyping", "fewstep"}
-    standard = {"__future__", "abc", "collections", "dataclasses", "functools", "hashlib", "math", "typing"}
+    standard = {
+        "__future__",
+        "abc",
+        "collections",
+        "dataclasses",
+        "functools",
+        "hashlib",
+        "math",
+        "typing",
+    }
     for path in (HOME / "diffusion").glob("*.py"):
         for module in imports(path):
             root = module.split(".")[0]
             assert root in allowed | standard, f"{name_of(path)} imports {module}"
             if root == "fewstep":
-                assert module.startswith(("fewstep.diffusion", "fewstep.choice")), f"{name_of(path)} imports {module}"
+                assert module.startswith(("fewstep.diffusion", "fewstep.choice")), (
+                    f"{name_of(path)} imports {module}"
+                )
+
+
+# Above a limit since before there were such limits; what is mended leaves the list, nothing enters.
+OLD = {
+    "cli/images.py: read_images",
+    "cli/sample.py: sample",
+    "cli/tables.py",
+    "data/parquet.py: _columns",
+    "data/pictures.py: decode_all",
+    "data/source.py",
+    "models/bundle.py: generate",
+    "training/health.py: verdict",
+    "training/health.py",
+    "training/log.py",
+    "training/optimizers.py: guarded_step",
+    "training/plan.py: planned",
+    "training/plan.py: _held",
+    "training/plan.py",
+    "training/state.py",
+    "training/trainer.py",
+    "training/trainer.py: fit",
+}
+OLD_TESTS = {
+    "cli/test_errors.py",
+    "cli/test_verbs.py",
+    "diffusion/test_denoiser.py",
+    "diffusion/test_solvers.py",
+    "methods/test_dmd2.py",
+    "methods/test_progressive.py",
+    "models/test_bundle.py",
+    "processes/checks.py",
+    "training/test_out_of_memory.py",
+    "training/test_precision.py",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_sizes(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    limit = 150 if room_of(path) == "methods" else 350
-    assert len(lines) <= limit, f"{name_of(path)} has {len(lines)} lines"
-    for node in ast.walk(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0]
-            text = ast.get_docstring(node, clean=False)
-            described = first.end_lineno - first.lineno + 1 if text is not None else 0
-            length = node.end_lineno - node.lineno + 1 - described
-            assert length <= 60, f"{name_of(path)}: {node.name} has {length} lines"
+def test_what_a_reader_pays(path):
+    """docs/architecture.md, "Reading"."""
+    found = [text for text in too_dear(path) if re.split(r":\d| has | is ", text)[0] not in OLD]
+    assert not found, "\n".join(found)
 
 
-def test_the_whole_is_small():
-    """docs/architecture.md, "Size". Recipes are settings."""
-    counted = [path for path in FILES if room_of(path) != "recipes"]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in counted) <= 10_000
+def test_tests_are_short_too():
+    here = Path(__file__).parent
+    long = {
+        str(path.relative_to(here))
+        for path in here.rglob("*.py")
+        if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST_TEST
+    }
+    assert long <= OLD_TESTS
 
 
 def test_names_explain():
     for path in FILES:
-        assert not FORBIDDEN_NAMES & {part.removesuffix(".py") for part in path.relative_to(HOME).parts}
+        assert not FORBIDDEN_NAMES & {
+            part.removesuffix(".py") for part in path.relative_to(HOME).parts
+        }
 
 
-METHOD_FORBIDDEN = ("torch.optim", ".backward(", "torch.rand", "logging", "open(", "diffusers", ".to(device", "cuda")
+METHOD_FORBIDDEN = (
+    "torch.optim",
+    ".backward(",
+    "torch.rand",
+    "logging",
+    "open(",
+    "diffusers",
+    ".to(device",
+    "cuda",
+)
 
 
 @pytest.mark.parametrize("path", sorted((HOME / "methods").glob("[!_]*.py")), ids=name_of)
@@ -127,7 +199,11 @@ def all_choices():
     while waiting:
         one = waiting.pop()
         waiting += one.__subclasses__()
-        if one is not Choice and one.__module__.startswith("fewstep.") and "__dataclass_fields__" in vars(one):
+        if (
+            one is not Choice
+            and one.__module__.startswith("fewstep.")
+            and "__dataclass_fields__" in vars(one)
+        ):
             found.append(one)
     return found
 
@@ -136,11 +212,15 @@ def test_choices_are_frozen_and_hold_no_callables():
     for cls in all_choices():
         assert cls.__dataclass_params__.frozen, cls
         for field in dataclasses.fields(cls):
-            assert "Callable" not in str(get_type_hints(cls)[field.name]), f"{cls.__name__}.{field.name}"
+            assert "Callable" not in str(get_type_hints(cls)[field.name]), (
+                f"{cls.__name__}.{field.name}"
+            )
 
 
 def test_classes_are_abstract_or_final_and_shallow():
-    """Composition by wrapping: below `Choice` and nn.Module at most two levels, and nothing below a concrete choice."""
+    """Composition by wrapping: below `Choice` and nn.Module at most two levels, and nothing below a
+    concrete choice.
+    """
     for cls in all_choices():
         if inspect.isabstract(cls):
             continue

@@ -1,4 +1,6 @@
-"""`Choice`: every named alternative of the package survives a file, and every mistake is named with its path."""
+"""`Choice`: every named alternative of the package survives a file, and every mistake is named with
+its path.
+"""
 
 import dataclasses
 import importlib
@@ -17,10 +19,11 @@ import fewstep
 from fewstep.choice import Choice, did_you_mean, kind_of, replaced
 from fewstep.data.digits import Digits
 from fewstep.data.source import Source
+from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.parameterization import ConsistencyBoundary, Edm, Epsilon, Parameterization
 from fewstep.diffusion.samplers import Ode, Renoise, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Solver
-from fewstep.diffusion.times import Explicit, Karras, LogNormal, Strided, Times, Trailing
+from fewstep.diffusion.times import Explicit, Karras, Strided, Times, Trailing
 from fewstep.learning.losses import Metric, PseudoHuber
 from fewstep.learning.method import Method
 from fewstep.methods.consistency_training import ConsistencyTraining
@@ -48,7 +51,10 @@ def concrete():
 
 
 CONCRETE = concrete()
-FAMILIES = sorted({c for c in Choice.__subclasses__() if c.__module__.startswith("fewstep.")}, key=lambda c: c.__name__)
+FAMILIES = sorted(
+    {c for c in Choice.__subclasses__() if c.__module__.startswith("fewstep.")},
+    key=lambda c: c.__name__,
+)
 NEEDED = {Run: {"data": Digits(), "method": Diffusion()}, Saved: {"path": "runs/x"}}
 
 
@@ -75,11 +81,32 @@ def leaves(value):
 
 
 def another(choice, name):
-    """The same choice with one field changed to any other value that it accepts; None where there is no other."""
+    """The same choice with one field changed to any other value that it accepts; None where there
+    is no other.
+    """
     now, hint = getattr(choice, name), typing.get_type_hints(type(choice))[name]
     literals = [v for part in (hint, *typing.get_args(hint)) for v in typing.get_args(part)]
-    plain = [3, 8, 64, 2000, 0.25, 1.5, "text", True, False, (2, 3), (0.5, 0.25), ("s",), ((0.5,),), {"student": Sgd()}]
-    inside = [another(now, field.name) for field in dataclasses.fields(now)] if isinstance(now, Choice) else []
+    plain = [
+        3,
+        8,
+        64,
+        2000,
+        0.25,
+        1.5,
+        "text",
+        True,
+        False,
+        (2, 3),
+        (0.5, 0.25),
+        ("s",),
+        ((0.5,),),
+        {"student": Sgd()},
+    ]
+    inside = (
+        [another(now, field.name) for field in dataclasses.fields(now)]
+        if isinstance(now, Choice)
+        else []
+    )
     for value in [*plain, *literals, *inside, *(c() for c in CONCRETE if c not in NEEDED)]:
         try:
             made = replaced(choice, **{name: value})
@@ -95,7 +122,9 @@ def another(choice, name):
 @named(CONCRETE)
 class TestRoundTrip:
     def variants(self, cls):
-        """The defaults, and the defaults with each field changed in turn: a field that is not dumped would show."""
+        """The defaults, and the defaults with each field changed in turn: a field that is not
+        dumped would show.
+        """
         first = cls(**NEEDED.get(cls, {}))
         changed = [another(first, field.name) for field in dataclasses.fields(cls)]
         return [first, *(choice for choice in changed if choice is not None)]
@@ -103,7 +132,9 @@ class TestRoundTrip:
     def test_plain_data_and_back(self, cls):
         for choice in self.variants(cls):
             plain = choice.dump()
-            assert all(leaf is None or type(leaf) in (str, bool, int, float) for leaf in leaves(plain)), plain
+            assert all(
+                leaf is None or type(leaf) in (str, bool, int, float) for leaf in leaves(plain)
+            ), plain
             assert family(cls).parse(plain) == choice
             assert family(cls).parse(plain).dump() == plain
 
@@ -173,7 +204,9 @@ def test_choices_nest():
 def test_choices_inside_a_mapping_and_a_union():
     plain = {"optimizers": {"critic": {"kind": "sgd", "lr": 0.5}}}
     assert TrainerConfig.parse(plain).optimizers == {"critic": Sgd(lr=0.5)}
-    assert Method.parse({"kind": "consistency_training", "density": None}) == ConsistencyTraining(density=None)
+    assert Method.parse({"kind": "consistency_training", "density": None}) == ConsistencyTraining(
+        density=None
+    )
     assert Method.parse({"kind": "easy_consistency", "solver": "euler"}).solver == Euler()
 
 
@@ -196,8 +229,17 @@ def test_all_errors_at_once_with_their_paths():
         Run.parse,
         {
             "data": {"kind": "digits", "limit": -1},
-            "method": {"kind": "consistency_distillation", "bin": 3, "metric": "pseudo_hubr", "times": {"rho": 0}},
-            "trainer": {"steps": "abc", "optimizer": {"kind": "adam_w", "lr": 0}, "optimizers": {"critic": "lion"}},
+            "method": {
+                "kind": "consistency_distillation",
+                "bin": 3,
+                "metric": "pseudo_hubr",
+                "times": {"rho": 0},
+            },
+            "trainer": {
+                "steps": "abc",
+                "optimizer": {"kind": "adam_w", "lr": 0},
+                "optimizers": {"critic": "lion"},
+            },
             "teacher": {"kind": "fresh", "network": {"kind": "unet", "multipliers": [1, 0]}},
             "dropout": 2,
             "trainr": {},
@@ -227,9 +269,9 @@ def test_what_is_missing_is_named():
     found = problems(Run.parse, {"trainer": {"steps": 0}})
     assert set(found) == {"data", "method", "trainer.steps"}
     assert set(problems(ModelSource.parse, {"kind": "saved"})) == {"path"}
-    assert set(problems(Run.parse, {"data": "digits", "method": "diffusion", "teacher": {"kind": "saved"}})) == {
-        "teacher.path"
-    }
+    assert set(
+        problems(Run.parse, {"data": "digits", "method": "diffusion", "teacher": {"kind": "saved"}})
+    ) == {"teacher.path"}
 
 
 @pytest.mark.parametrize(
@@ -280,10 +322,18 @@ def test_constraints(base, plain, path):
 def test_rules_between_fields_are_kept_inside_a_run():
     with pytest.raises(ValueError, match="first=100"):
         ConsistencyTraining(first=100, last=10)
-    found = problems(Run.parse, {"data": "digits", "method": {"kind": "consistency_training", "first": 9, "last": 3}})
+    found = problems(
+        Run.parse,
+        {"data": "digits", "method": {"kind": "consistency_training", "first": 9, "last": 3}},
+    )
     assert list(found) == ["method"]
     assert "first=9" in found["method"]
-    assert "ema" in problems(Run.parse, {"data": "digits", "method": "diffusion", "trainer": {"ema": []}})["trainer"]
+    assert (
+        "ema"
+        in problems(Run.parse, {"data": "digits", "method": "diffusion", "trainer": {"ema": []}})[
+            "trainer"
+        ]
+    )
 
 
 def test_explicit_times_must_decrease():
@@ -293,9 +343,11 @@ def test_explicit_times_must_decrease():
         Explicit(((0.8,), (2.5, 2.5)))
     with pytest.raises(ValueError, match="must decrease"):
         Times.parse({"kind": "explicit", "between": [[0.5, 0.8]]})
-    assert list(problems(Sampler.parse, {"kind": "renoise", "times": {"kind": "explicit", "between": [[1, 2]]}})) == [
-        "times"
-    ]
+    assert list(
+        problems(
+            Sampler.parse, {"kind": "renoise", "times": {"kind": "explicit", "between": [[1, 2]]}}
+        )
+    ) == ["times"]
     assert Explicit(((2.5, 0.8, 0.3),)).between == ((2.5, 0.8, 0.3),)
 
 
@@ -315,14 +367,20 @@ def test_choices_are_frozen():
         Edm().sigma_data = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("value", ["runs/mine", {"path": "runs/mine"}, {"kind": "saved", "path": "runs/mine"}])
+@pytest.mark.parametrize(
+    "value", ["runs/mine", {"path": "runs/mine"}, {"kind": "saved", "path": "runs/mine"}]
+)
 def test_a_path_is_a_saved_model(value):
     assert ModelSource.parse(value) == Saved("runs/mine")
 
 
 def test_a_saved_model_takes_the_average_that_the_command_line_gives():
-    """teacher=runs/mine teacher.ema=0.9995: YAML reads the number, and the name before it becomes a mapping."""
-    assert ModelSource.parse({"kind": "saved", "path": "runs/mine", "ema": 0.9995}) == Saved("runs/mine", "0.9995")
+    """teacher=runs/mine teacher.ema=0.9995: YAML reads the number, and the name before it becomes a
+    mapping.
+    """
+    assert ModelSource.parse({"kind": "saved", "path": "runs/mine", "ema": 0.9995}) == Saved(
+        "runs/mine", "0.9995"
+    )
     assert ModelSource.parse({"kind": "runs/mine", "ema": 0.9995}) == Saved("runs/mine", "0.9995")
 
 
@@ -338,7 +396,9 @@ def test_did_you_mean():
 
 
 def test_damaged_run_files_are_refused_without_a_crash():
-    """Leaves of a valid run replaced by nonsense, 100 times: a valid run or a ValueError, never another error."""
+    """Leaves of a valid run replaced by nonsense, 100 times: a valid run or a ValueError, never
+    another error.
+    """
     shuffle = random.Random(0)
     nonsense = [
         None,

@@ -1,4 +1,6 @@
-"""Laws that every method, solver and recipe obeys. A new file in the folder falls under them without being named."""
+"""Laws that every method, solver and recipe obeys. A new file in the folder falls under them
+without being named.
+"""
 
 import copy
 import dataclasses
@@ -27,7 +29,11 @@ from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml, to_yaml
 from tests.data.wnids import write_wnids
 
-METHODS = {name: cls for name, cls in Method.kinds().items() if cls.__module__.startswith("fewstep.methods.")}
+METHODS = {
+    name: cls
+    for name, cls in Method.kinds().items()
+    if cls.__module__.startswith("fewstep.methods.")
+}
 OTHERS = {kind: cls() for kind, cls in Process.kinds().items() if cls is not VarianceExploding}
 RECIPES = sorted(listed("recipes"))
 TINY = UNet(channels=8, multipliers=(1, 1), blocks=1, attention=(2,), head_channels=8, groups=4)
@@ -40,7 +46,9 @@ def digits():
 
 
 def teacher_of(digits, process=None):
-    """A tiny teacher with weights everywhere: a fresh one is zero in its last layers and would hide mistakes."""
+    """A tiny teacher with weights everywhere: a fresh one is zero in its last layers and would hide
+    mistakes.
+    """
     process = process or VarianceExploding()
     model = Fresh(network=TINY, process=process).load(digits.shape, digits.classes, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -65,11 +73,18 @@ def made_by(model, trainer):
     """(sampler, model) of each network that the trained method exports."""
     for name in trainer.method.exports:
         sampler = trainer.method.sampler(trainer.clock(2), name)
-        yield sampler, model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {})
+        yield (
+            sampler,
+            model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {}),
+        )
 
 
 def weights(trainer):
-    return {f"{n}/{k}": v.clone() for n, m in trainer.state.modules.items() for k, v in m.state_dict().items()}
+    return {
+        f"{n}/{k}": v.clone()
+        for n, m in trainer.state.modules.items()
+        for k, v in m.state_dict().items()
+    }
 
 
 def test_the_folder_is_the_list():
@@ -83,13 +98,19 @@ SLOW = {name: cls for name, cls in METHODS.items() if "target" in cls().moves}
 def test_a_slow_target_keeps_its_decay_and_takes_the_rest_from_the_student(cls):
     """And nothing else moves."""
     method = cls(target_decay=0.9)
-    nets = method.Nets(*(torch.nn.Linear(3, 2, dtype=torch.float64) for _ in dataclasses.fields(method.Nets)))
-    before = {name: [p.detach().clone() for p in net.parameters()] for name, net in vars(nets).items()}
+    nets = method.Nets(
+        *(torch.nn.Linear(3, 2, dtype=torch.float64) for _ in dataclasses.fields(method.Nets))
+    )
+    before = {
+        name: [p.detach().clone() for p in net.parameters()] for name, net in vars(nets).items()
+    }
     method.after_step(nets, Clock(1, 3, ROWS))
     for now, slow, fast in zip(nets.target.parameters(), before["target"], before["student"]):
         torch.testing.assert_close(now.detach(), 0.9 * slow + 0.1 * fast, rtol=1e-12, atol=0)
     for name in vars(nets).keys() - {"target"}:
-        assert all(torch.equal(a, b) for a, b in zip(getattr(nets, name).parameters(), before[name]))
+        assert all(
+            torch.equal(a, b) for a, b in zip(getattr(nets, name).parameters(), before[name])
+        )
 
 
 @pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
@@ -111,9 +132,15 @@ class TestMethod:
         for key, value in weights(trainer).items():
             net = key.split("/")[0]
             if net not in (*trainer.method.trains, *trainer.method.moves):
-                assert torch.equal(value, before[key]), f"{key} changed and is neither trained nor moved"
+                assert torch.equal(value, before[key]), (
+                    f"{key} changed and is neither trained nor moved"
+                )
         for net in (*trainer.method.trains, *trainer.method.moves):
-            changed = [k for k, v in weights(trainer).items() if k.startswith(net) and not torch.equal(v, before[k])]
+            changed = [
+                k
+                for k, v in weights(trainer).items()
+                if k.startswith(net) and not torch.equal(v, before[k])
+            ]
             assert changed, f"{net} did not change at all"
         assert all(torch.equal(handed_in[k], v) for k, v in model.denoiser.state_dict().items())
 
@@ -121,7 +148,9 @@ class TestMethod:
         _, trainer = trainer_of(cls, digits)
         clock = Clock(1, 3, ROWS)
         update = trainer.method.updates(clock)[0]
-        losses = update.loss(trainer.nets, trainer.data(0, range(ROWS), Draws(0, range(ROWS))), clock)
+        losses = update.loss(
+            trainer.nets, trainer.data(0, range(ROWS), Draws(0, range(ROWS))), clock
+        )
         sum(term.sum() for term in losses.terms.values()).backward()
         for name, module in trainer.state.modules.items():
             has = any(p.grad is not None for p in module.parameters())
@@ -133,7 +162,11 @@ class TestMethod:
             clock = Clock(step, 3, ROWS)
             for update in trainer.method.updates(clock):
                 found = [
-                    update.loss(trainer.nets, trainer.data(0, range(ROWS), Draws(7, range(ROWS), step=step)), clock)
+                    update.loss(
+                        trainer.nets,
+                        trainer.data(0, range(ROWS), Draws(7, range(ROWS), step=step)),
+                        clock,
+                    )
                     for _ in range(2)
                 ]
                 for key, value in found[0].terms.items():
@@ -175,7 +208,9 @@ class TestMethod:
             assert torch.allclose(value, runs[1][key], atol=1e-6, rtol=1e-5), key
 
     def test_the_student_samples_at_its_cost(self, cls, digits):
-        """The exported network goes through the method's sampler with the evaluations that it announces."""
+        """The exported network goes through the method's sampler with the evaluations that it
+        announces.
+        """
         model, trainer = trainer_of(cls, digits)
         trainer.fit()
         for sampler, made in made_by(model, trainer):
@@ -188,14 +223,18 @@ class TestMethod:
 
     @pytest.mark.parametrize("process", OTHERS.values(), ids=OTHERS)
     def test_a_teacher_of_any_process_will_do(self, cls, digits, process):
-        """Three steps from a default teacher, and finite samples: they begin at t_max, where alpha may be 0."""
+        """Three steps from a default teacher, and finite samples: they begin at t_max, where alpha
+        may be 0.
+        """
         model, trainer = trainer_of(cls, digits, process)
         trainer.fit()
         for _, made in made_by(model, trainer):
             assert torch.isfinite(made.generate(num=4, steps=2)).all()
 
     def test_a_consistency_student_is_the_identity_at_t_min(self, cls, digits):
-        """Where a method changes the parameterization it is to a boundary: f(x, t_min) = x bit by bit."""
+        """Where a method changes the parameterization it is to a boundary: f(x, t_min) = x bit by
+        bit.
+        """
         model, trainer = trainer_of(cls, digits)
         student = trainer.state.modules["student"]
         assert isinstance(student, Denoiser)
@@ -254,7 +293,9 @@ class TestRecipe:
         assert module.recipe.__doc__.strip()
 
     def test_its_classes_take_a_step_on_its_data(self, name, tmp_path):
-        """Three updates on a few rows, with the recipe's own method, data and network (if it is not for a GPU)."""
+        """Three updates on a few rows, with the recipe's own method, data and network (if it is not
+        for a GPU).
+        """
         self.steps(name, tmp_path, 3, 8, 5_000_000)
 
     @pytest.mark.slow
@@ -264,14 +305,21 @@ class TestRecipe:
     def steps(self, name, tmp_path, steps, batch, largest):
         _, run = self.recipe(name)
         if "path" in {f.name for f in dataclasses.fields(run.data)}:
-            {"Cifar": write_cifar, "Imagenet9": write_wnids}.get(type(run.data).__name__, write_idx)(tmp_path)
+            {"Cifar": write_cifar, "Imagenet9": write_wnids}.get(
+                type(run.data).__name__, write_idx
+            )(tmp_path)
             run = replaced(run, data=replaced(run.data, path=str(tmp_path)))
         dataset = run.data.dataset()
-        while "path" in {f.name for f in dataclasses.fields(run.teacher)}:  # a teacher of another recipe
+        while "path" in {
+            f.name for f in dataclasses.fields(run.teacher)
+        }:  # a teacher of another recipe
             teacher = Path(run.teacher.path).name
             run = replaced(run, teacher=self.recipe(teacher)[1].teacher)
         with torch.device("meta"):
-            size = sum(p.numel() for p in run.teacher.load(dataset.shape, dataset.classes, 0).denoiser.parameters())
+            size = sum(
+                p.numel()
+                for p in run.teacher.load(dataset.shape, dataset.classes, 0).denoiser.parameters()
+            )
         if size > largest:
             run = replaced(run, teacher=replaced(run.teacher, network=TINY))
         model = run.teacher.load(dataset.shape, dataset.classes, 0)

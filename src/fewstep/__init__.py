@@ -1,4 +1,6 @@
-"""fewstep: diffusion and flow models distilled into ones that make images in 1 to 8 network evaluations."""
+"""fewstep: diffusion and flow models distilled into ones that make images in 1 to 8 network
+evaluations.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,11 +1,13 @@
-"""`Choice`: the base of everything that a run file, a command line or `model.json` names by its class.
+"""`Choice`: the base of everything that a run file, a command line or `model.json` names by its
+class.
 
-The object is the configuration. A choice is a frozen dataclass; its fields are its options. `dump()` writes it as
-plain data, `parse()` reads it back and validates every field, with errors that name the dotted path and the nearest
-valid name. There is no second description anywhere.
+The object is the configuration. A choice is a frozen dataclass; its fields are its options.
+`dump()` writes it as plain data, `parse()` reads it back and validates every field, with errors
+that name the dotted path and the nearest valid name. There is no second description anywhere.
 
     PseudoHuber(c=0.03).dump()                        # {"kind": "pseudo_huber", "c": 0.03}
-    Metric.parse({"kind": "pseudo_huber", "c": 0.03})  # PseudoHuber(c=0.03); "pseudo_huber" alone means its defaults
+    Metric.parse({"kind": "pseudo_huber", "c": 0.03})  # PseudoHuber(c=0.03)
+    Metric.parse("pseudo_huber")                       # its defaults
 """
 
 import dataclasses
@@ -30,7 +32,9 @@ Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 def kind_of(cls: type) -> str:
-    """The name of a class in files and on the command line: `CmBoundary` -> `cm_boundary`, `Dpmpp2m` -> `dpmpp_2m`."""
+    """The name of a class in files and on the command line: `CmBoundary` -> `cm_boundary`,
+    `Dpmpp2m` -> `dpmpp_2m`.
+    """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=[0-9])", "_", cls.__name__).lower()
 
 
@@ -41,14 +45,18 @@ def _flat(name: str) -> str:
 def did_you_mean(name: str, valid: list[str]) -> str:
     """`"; did you mean bins?"`, or the list of valid names where nothing is close."""
     close = difflib.get_close_matches(name, valid, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; valid: {', '.join(sorted(valid)) or 'none'}"
+    return (
+        f"; did you mean {' or '.join(close)}?"
+        if close
+        else f"; valid: {', '.join(sorted(valid)) or 'none'}"
+    )
 
 
 class Choice:
     """Base of all named alternatives; subclasses are frozen dataclasses, abstract or final.
 
-    `folder`: the package whose files hold the alternatives (one file each), searched by name; None where they
-    stand beside the abstract class.
+    `folder`: the package whose files hold the alternatives (one file each), searched by name; None
+    where they stand beside the abstract class.
     """
 
     folder: ClassVar[str | None] = None
@@ -101,7 +109,9 @@ class Choice:
         kinds = cls.kinds()
         by_name = {_flat(k): c for k, c in kinds.items()}
         if _flat(str(name)) not in by_name:
-            raise _error(f"unknown {kind_of(cls)} {str(name)!r}{did_you_mean(str(name), list(kinds))}")
+            raise _error(
+                f"unknown {kind_of(cls)} {str(name)!r}{did_you_mean(str(name), list(kinds))}"
+            )
         return by_name[_flat(str(name))], fields
 
     @classmethod
@@ -113,7 +123,8 @@ class Choice:
         names = {
             f.name: (hints[f.name], ...)
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-            if f.name in fields or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+            if f.name in fields
+            or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
         }
         own = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -125,7 +136,10 @@ class Choice:
             for e in error.errors(include_url=False):
                 message = e["msg"]
                 if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
-                    message = f"{kind_of(cls)} has no option {str(e['loc'][0])!r}{did_you_mean(str(e['loc'][0]), own)}"
+                    message = (
+                        f"{kind_of(cls)} has no option "
+                        f"{str(e['loc'][0])!r}{did_you_mean(str(e['loc'][0]), own)}"
+                    )
                 rewritten.append(
                     InitErrorDetails(
                         type=PydanticCustomError("choice", "{message}", {"message": message}),
@@ -144,7 +158,9 @@ class Choice:
 
 
 def replaced(choice: Choice, **fields: Any) -> Any:
-    """A copy with some fields changed and checked, as `dataclasses.replace` but through the validation."""
+    """A copy with some fields changed and checked, as `dataclasses.replace` but through the
+    validation.
+    """
     return type(choice)._validated(
         {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)} | fields  # type: ignore[arg-type]
     )

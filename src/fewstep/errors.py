@@ -1,4 +1,5 @@
-"""What can go wrong for a user, with the exit code that the command line gives it, and which process says so.
+"""What can go wrong for a user, with the exit code that the command line gives it, and which
+process says so.
 
 A wrong value, a missing or damaged file is an ordinary ValueError or OSError and ends with code 2.
 """
@@ -21,10 +22,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Whether PyTorch says that a process cannot be reached: a RuntimeError that names the library it used."""
+    """Whether PyTorch says that a process cannot be reached: a RuntimeError that names the library
+    it used.
+    """
     return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
 
 
 def rank() -> int:
-    """This process's number among those of torchrun; 0, the one that writes and speaks, without torchrun."""
+    """This process's number among those of torchrun; 0, the one that writes and speaks, without
+    torchrun.
+    """
     return int(os.environ.get("RANK", "0"))

@@ -63,7 +63,9 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it takes its final name, replacing what was there, only if the block ends without an error."""
+    """A folder to fill; it takes its final name, replacing what was there, only if the block ends
+    without an error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     shutil.rmtree(beside, ignore_errors=True)
@@ -85,7 +87,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file. safetensors gives its files mode 0600, whatever the umask: mended here."""
+    """A safetensors file. safetensors gives its files mode 0600, whatever the umask: mended
+    here.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -97,7 +101,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError with its name where it is damaged or of another format."""
+    """The tensors of a safetensors file; ValueError with its name where it is damaged or of another
+    format.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

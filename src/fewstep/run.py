@@ -35,8 +35,9 @@ from fewstep.yaml import read_yaml, to_yaml
 class Run(Choice):
     """One training run: `method` on `data`, from `teacher`.
 
-    teacher: a saved model (name or folder), or a fresh network for methods that train one. start: another model whose
-    weights the student begins with. dropout: of the networks that the method makes, where not the teacher's own.
+    teacher: a saved model (name or folder), or a fresh network for methods that train one. start:
+    another model whose weights the student begins with. dropout: of the networks that the method
+    makes, where not the teacher's own.
     """
 
     data: Source
@@ -55,17 +56,25 @@ def distil(
     watch: Watch | None = None,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Carries out a run in its folder; an unfinished one goes on. Returns False where it was finished already.
+    """Carries out a run in its folder; an unfinished one goes on. Returns False where it was
+    finished already.
 
-    Raises RefusedError where the folder holds a run with another configuration, or is in use; ValueError and OSError
-    for data or models that cannot be read; DivergedError.
+    Raises RefusedError where the folder holds a run with another configuration, or is in use;
+    ValueError and OSError for data or models that cannot be read; DivergedError.
     """
     with together(run.trainer.timeout) as world:
-        return _carried_out(run, Path(folder), world, restart, watch, say if world.leads else _silent)
+        return _carried_out(
+            run, Path(folder), world, restart, watch, say if world.leads else _silent
+        )
 
 
 def _carried_out(
-    run: Run, folder: Path, world: World, restart: bool, watch: Watch | None, say: Callable[[str], None]
+    run: Run,
+    folder: Path,
+    world: World,
+    restart: bool,
+    watch: Watch | None,
+    say: Callable[[str], None],
 ) -> bool:
     locks: list[Lock] = []  # one process holds it for all
     world.first(lambda: locks.append(Lock(folder)))
@@ -76,21 +85,37 @@ def _carried_out(
         dataset = run.data.choose(everything)
         classes = dataset.classes if dataset.labels is not None else 0
         model = run.teacher.load(dataset.shape, classes, run.trainer.seed)
-        begin = model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
+        begin = (
+            model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
+        )
         if isinstance(model, Classifier) != isinstance(run.method, Classification):
-            raise ValueError(f"{kind_of(type(run.method))} does not train the model of teacher={run.teacher.dump()}")
+            raise ValueError(
+                f"{kind_of(type(run.method))} does not train the model of "
+                f"teacher={run.teacher.dump()}"
+            )
         if isinstance(model, DiffusionModel) and (reason := unlike(begin.denoiser, model.denoiser)):
             raise ValueError(f"start: {reason}")
         with seeded(run.trainer.seed, torch.device("cpu")):  # new heads
-            nets = run.method.build_nets(model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout))
-        stream = Stream(dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch)
+            nets = run.method.build_nets(
+                model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout)
+            )
+        stream = Stream(
+            dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch
+        )
         trainer = Trainer(run.method, nets, stream, run.trainer, folder, world)
         world.first(lambda: _begin(run, folder, restart))
         teacher = model if isinstance(run.teacher, Saved) else None
         health = None
         if run.trainer.health_every:
-            health = Health(run.method, nets, stream, held_out(run.data, everything), teacher, trainer.device)
-        trainer.fit(watch, health, say, Gallery(run, folder, model, world) if run.trainer.sample_every else None)
+            health = Health(
+                run.method, nets, stream, held_out(run.data, everything), teacher, trainer.device
+            )
+        trainer.fit(
+            watch,
+            health,
+            say,
+            Gallery(run, folder, model, world) if run.trainer.sample_every else None,
+        )
         _save(run, folder, model, trainer, stream)
         return True
     finally:
@@ -111,7 +136,9 @@ def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
 
 
 class Gallery:
-    """Grids of the averaged networks, of the same seeds each time: samples/step-00000100-2.png for 2 steps."""
+    """Grids of the averaged networks, of the same seeds each time: samples/step-00000100-2.png for
+    2 steps.
+    """
 
     images = 40
 
@@ -139,7 +166,10 @@ def _begin(run: Run, folder: Path, restart: bool) -> None:
     if restart:
         for name in ("samples", *run.method.exports):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("status.json", "log.jsonl"):  # first: a restart that is cut must not pass for the old run
+        for name in (
+            "status.json",
+            "log.jsonl",
+        ):  # first: a restart that is cut must not pass for the old run
             (folder / name).unlink(missing_ok=True)
         Checkpoints(folder / "checkpoints").discard_all()
     write_bytes(folder / "run.yaml", to_yaml(run.dump()).encode())
@@ -151,7 +181,8 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
     for name in run.method.exports:
         net = trainer.state.exported(name)
         variants = {
-            f"{d:g}": trainer.state.exported(name, d).get_submodule("network").state_dict() for d in run.trainer.ema[1:]
+            f"{d:g}": trainer.state.exported(name, d).get_submodule("network").state_dict()
+            for d in run.trainer.ema[1:]
         }
         card = {
             "method": run.method.dump(),
@@ -162,9 +193,16 @@ def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) 
             "ema": run.trainer.ema[0],
             "batches": trainer.batches,
         }
-        made = model.trained(net, run.method.sampler(clock, name), run.method.guidance(), card, variants)
+        made = model.trained(
+            net, run.method.sampler(clock, name), run.method.guidance(), card, variants
+        )
         trainer.world.first(lambda: made.save(folder / name))  # noqa: B023
-    status = {"state": "finished", "step": run.trainer.steps, "steps": run.trainer.steps, "reason": ""}
+    status = {
+        "state": "finished",
+        "step": run.trainer.steps,
+        "steps": run.trainer.steps,
+        "reason": "",
+    }
     trainer.world.first(lambda: write_json(folder / "status.json", status))
 
 

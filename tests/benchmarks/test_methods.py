@@ -52,11 +52,18 @@ def test_evaluations_are_counted_in_rows_and_a_derivative_twice():
 
 
 def test_what_is_slow_keeps_its_share_of_the_run():
-    """What the average, or the target, still holds of the first weights is the same at the end of both."""
+    """What the average, or the target, still holds of the first weights is the same at the end of
+    both.
+    """
     run, _ = configured("digits_cd", [])
     short = methods.stretched(run, 50)
     config, other = run.trainer, short.trainer
-    assert (config.steps, config.schedule.warmup, other.steps, other.schedule.warmup) == (500, 50, 50, 5)
+    assert (config.steps, config.schedule.warmup, other.steps, other.schedule.warmup) == (
+        500,
+        50,
+        50,
+        5,
+    )
     assert other.ema[0] ** 50 == pytest.approx(config.ema[0] ** 500)
     assert short.method.target_decay**50 == pytest.approx(run.method.target_decay**500)
     assert methods.stretched(run, config.steps) == run
@@ -83,37 +90,77 @@ def stubbed(monkeypatch, tmp_path):
     monkeypatch.setattr(methods, "distil", distil)
     monkeypatch.setattr(methods, "row", row)
     monkeypatch.setattr(methods, "load", lambda path: trained)
-    monkeypatch.setattr(methods, "ode_rows", lambda *_: [{"evaluations": n, "frechet": 90.0 + n} for n in (1, 2, 4)])
+    monkeypatch.setattr(
+        methods, "ode_rows", lambda *_: [{"evaluations": n, "frechet": 90.0 + n} for n in (1, 2, 4)]
+    )
     for name in ("RESULTS", "PAGE", "PLOT"):
         monkeypatch.setattr(methods, name, tmp_path / name)
-    methods.PAGE.write_text(f"# Page\n\n{methods.BEGIN}\n{methods.END}\n\n## X (`dmd2`)\n\ntext\n", encoding="utf-8")
+    methods.PAGE.write_text(
+        f"# Page\n\n{methods.BEGIN}\n{methods.END}\n\n## X (`dmd2`)\n\ntext\n", encoding="utf-8"
+    )
     return seen, trained
 
 
 def test_a_line_has_what_the_table_needs(stubbed, monkeypatch):
-    """One student for all numbers of evaluations, or one for each; a second call measures what is missing only."""
+    """One student for all numbers of evaluations, or one for each; a second call measures what is
+    missing only.
+    """
     seen, trained = stubbed
-    monkeypatch.setattr("sys.argv", ["methods", "--methods", "easy_consistency,dmd2", "--seeds", "0,3", "--num", "100"])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["methods", "--methods", "easy_consistency,dmd2", "--seeds", "0,3", "--num", "100"],
+    )
     methods.main()
     lines = json.loads(methods.RESULTS.read_text())
-    keys = {"method", "steps", "evaluations", "frechet", "confirmed", "seed", "teacher_frechet", "cost", "seconds"}
+    keys = {
+        "method",
+        "steps",
+        "evaluations",
+        "frechet",
+        "confirmed",
+        "seed",
+        "teacher_frechet",
+        "cost",
+        "seconds",
+    }
     assert all(keys <= set(line) for line in lines)
     assert [(k["method"], k["seed"], k["evaluations"]) for k in lines] == [
-        (method, seed, n) for seed in (0, 3) for method in ("easy_consistency", "dmd2") for n in (1, 2, 4)
+        (method, seed, n)
+        for seed in (0, 3)
+        for method in ("easy_consistency", "dmd2")
+        for n in (1, 2, 4)
     ]
-    assert {(k["cost"], k["updates"], k["budget"], k["samples"]) for k in lines} == {(32_000, 250, 32_000, 100)}
+    assert {(k["cost"], k["updates"], k["budget"], k["samples"]) for k in lines} == {
+        (32_000, 250, 32_000, 100)
+    }
     assert [k["teacher_frechet"] for k in lines[:3]] == [91.0, 92.0, 94.0]
     trainings = [entry for entry in seen if len(entry) == 3]
-    assert [(steps, seed) for steps, seed, _ in trainings] == [(4, 0), (250, 0)] * 4 + [(4, 3), (250, 3)] * 4
-    assert [entry[2]["steps"] for entry in trainings[2:8]] == [1, 1, 2, 2, 4, 4]  # dmd2's students, each with all of it
+    assert [(steps, seed) for steps, seed, _ in trainings] == [(4, 0), (250, 0)] * 4 + [
+        (4, 3),
+        (250, 3),
+    ] * 4
+    assert [entry[2]["steps"] for entry in trainings[2:8]] == [
+        1,
+        1,
+        2,
+        2,
+        4,
+        4,
+    ]  # dmd2's students, each with all of it
     assert "seeds 0, 3." in methods.PAGE.read_text(encoding="utf-8")
     assert methods.PLOT.read_bytes().startswith(b"<svg")
 
     seen.clear()
     trained.guidance = trained.guidance._replace(kind="input")
-    monkeypatch.setattr("sys.argv", ["methods", "--methods", "easy_consistency", "--seeds", "0,4", "--num", "100"])
+    monkeypatch.setattr(
+        "sys.argv", ["methods", "--methods", "easy_consistency", "--seeds", "0,4", "--num", "100"]
+    )
     methods.main()
-    assert seen[2:] == [(1, 1.0), (2, 1.0), (4, 1.0)]  # a student that reads its guidance is asked for none
+    assert seen[2:] == [
+        (1, 1.0),
+        (2, 1.0),
+        (4, 1.0),
+    ]  # a student that reads its guidance is asked for none
     assert {line["seed"] for line in json.loads(methods.RESULTS.read_text())} == {0, 3, 4}
     monkeypatch.setattr("sys.argv", ["methods", "--num", "200"])
     with pytest.raises(SystemExit):
@@ -121,22 +168,42 @@ def test_a_line_has_what_the_table_needs(stubbed, monkeypatch):
 
 
 def test_the_page_says_what_was_measured_once():
-    """The table between its marks, and each method's medians below its heading; a second time changes nothing."""
-    keys = {"confirmed": 1.0, "diversity": 0.5, "updates": 7, "seconds": 3.0, "teacher_frechet": 95.0}
+    """The table between its marks, and each method's medians below its heading; a second time
+    changes nothing.
+    """
+    keys = {
+        "confirmed": 1.0,
+        "diversity": 0.5,
+        "updates": 7,
+        "seconds": 3.0,
+        "teacher_frechet": 95.0,
+    }
     keys |= {"budget": 32_000, "samples": 2_000}
     lines = [
-        {"method": method, "evaluations": n, "seed": seed, "frechet": 10.0 * n + seed + bonus, **keys}
+        {
+            "method": method,
+            "evaluations": n,
+            "seed": seed,
+            "frechet": 10.0 * n + seed + bonus,
+            **keys,
+        }
         for method, bonus in (("dmd2", 0.0), ("mean_flow", 100.0))
         for n in methods.EVALUATIONS
         for seed in (0, 1, 5)
     ]
     page = methods.told(methods.PAGE.read_text(encoding="utf-8"), lines)
     assert (
-        page.count("| `dmd2` ¹ | 11.0 (10.0–15.0) | 21.0 (20.0–25.0) | 41.0 (40.0–45.0) | 100.0% | 50.0% | 7 | 3 |")
+        page.count(
+            "| `dmd2` ¹ | 11.0 (10.0–15.0) | 21.0 (20.0–25.0) | 41.0 (40.0–45.0) | 100.0% | 50.0% "
+            "| 7 | 3 |"
+        )
         == 1
     )
     assert "| *teacher, best solver* | 95.0 | 95.0 | 95.0 |" in page
-    for method, medians in {"dmd2": "11.0 / 21.0 / 41.0", "mean_flow": "111.0 / 121.0 / 141.0"}.items():
+    for method, medians in {
+        "dmd2": "11.0 / 21.0 / 41.0",
+        "mean_flow": "111.0 / 121.0 / 141.0",
+    }.items():
         part = page.partition(f"(`{method}`)\n\n")[2].partition("\n## ")[0]
         assert part.startswith(f"Measured: Fréchet distance {medians} at 1 / 2 / 4")
         assert part.count("Measured:") == 1

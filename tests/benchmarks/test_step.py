@@ -26,8 +26,14 @@ def step():
 
 def test_the_network_is_the_one_that_others_were_measured_on():
     with torch.device("meta"):
-        network = UNet(channels=64, multipliers=(1, 2, 2), blocks=2).build(Outside((3, 32, 32), 10, True))
-        x, t, cond = torch.zeros(16, 3, 32, 32), torch.ones(16), Cond({"label": torch.zeros(16, dtype=torch.long)})
+        network = UNet(channels=64, multipliers=(1, 2, 2), blocks=2).build(
+            Outside((3, 32, 32), 10, True)
+        )
+        x, t, cond = (
+            torch.zeros(16, 3, 32, 32),
+            torch.ones(16),
+            Cond({"label": torch.zeros(16, dtype=torch.long)}),
+        )
     with FlopCounterMode(display=False) as counter:
         network(x, t, cond)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(7.66, abs=0.005)
@@ -47,10 +53,14 @@ def test_the_plain_loop_does_the_trainers_work(step):
 
 
 def test_the_plain_loss_is_that_of_edm(step, monkeypatch):
-    """With a network that says 0 it is 1 on data of the spread that EDM assumes, at all noise levels (table 1)."""
+    """With a network that says 0 it is 1 on data of the spread that EDM assumes, at all noise
+    levels (table 1).
+    """
     losses = []
     backward = torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, "backward", lambda self: losses.append(self.item()) or backward(self))
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda self: losses.append(self.item()) or backward(self)
+    )
     network = torch.nn.Conv2d(1, 1, 1)
     silent = torch.nn.Module()
     silent.conv, silent.forward = network, lambda x, t, cond, s: 0 * network(x)
@@ -87,7 +97,9 @@ def test_the_report_names_what_was_missed(step, capsys):
     }
     step.report(rows)
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("missed")] == ["missed: edm:fp32 3.5 F, goal 3.4"]
+    assert [line for line in lines if line.startswith("missed")] == [
+        "missed: edm:fp32 3.5 F, goal 3.4"
+    ]
     assert {line.split()[1] for line in lines if line.startswith("met")} == {
         "cd:fp32",
         "cd_graph:fp32",
@@ -97,7 +109,9 @@ def test_the_report_names_what_was_missed(step, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [("--steps", "edm,nosuch"), ("--precision", "fp8"), ("--repeats", "many")], ids=lambda words: words[1]
+    "words",
+    [("--steps", "edm,nosuch"), ("--precision", "fp8"), ("--repeats", "many")],
+    ids=lambda words: words[1],
 )
 def test_wrong_words_are_refused(step, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["step.py", *words])
@@ -109,7 +123,9 @@ def test_wrong_words_are_refused(step, words, monkeypatch, capsys):
 
 def test_numbers_are_written_with_where_they_are_from(step, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(step, "measure", lambda options: {"edm:fp32": {"s": 1.0, "F": 3.0}})
-    monkeypatch.setattr(sys, "argv", ["step.py", "--steps", "edm", "--out", str(tmp_path / "x.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["step.py", "--steps", "edm", "--out", str(tmp_path / "x.json")]
+    )
     step.main()
     written = json.loads((tmp_path / "x.json").read_text())
     assert written["rows"] == {"edm:fp32": {"s": 1.0, "F": 3.0}}

@@ -8,7 +8,13 @@ import pytest
 from fewstep.cli.main import main
 
 # A network and a run so small that a test can train it: 3 steps of 8 images.
-LOOP = ("trainer.steps=3", "trainer.batch=8", "trainer.health_every=0", "trainer.save_every=1", "trainer.device=cpu")
+LOOP = (
+    "trainer.steps=3",
+    "trainer.batch=8",
+    "trainer.health_every=0",
+    "trainer.save_every=1",
+    "trainer.device=cpu",
+)
 NETWORK = (
     "teacher.network.channels=8",
     "teacher.network.multipliers=[1]",
@@ -17,7 +23,8 @@ NETWORK = (
     "teacher.network.head_channels=8",
     "teacher.network.groups=4",
 )
-# Steps so large that the weights of two averages, or of two runs, make images that differ; and a short sampler.
+# Steps so large that the weights of two averages, or of two runs, make images that differ; and a
+# short sampler.
 STRIDES = (
     "trainer.optimizer.lr=0.02",
     "trainer.schedule.warmup=0",
@@ -46,7 +53,9 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def fewstep(capsys):
-    """Runs the command line; an error that is not turned into a message fails the test with its traceback."""
+    """Runs the command line; an error that is not turned into a message fails the test with its
+    traceback.
+    """
 
     def call(*words):
         capsys.readouterr()
@@ -77,7 +86,9 @@ def refused(fewstep):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with the finished runs `tiny` (a teacher, with a second average) and `cd` (its student)."""
+    """A folder with the finished runs `tiny` (a teacher, with a second average) and `cd` (its
+    student).
+    """
     home = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -90,7 +101,9 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path, monkeypatch):
-    """Every test in a folder of its own, and without the drawing of curves, which takes longer than the training."""
+    """Every test in a folder of its own, and without the drawing of curves, which takes longer than
+    the training.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fewstep.report.run_report.curves", lambda *_, **__: "<svg></svg>")
 
@@ -107,5 +120,7 @@ def unfinished(runs):
     half = shutil.copytree(runs / "tiny", runs / "half")
     shutil.rmtree(half / "student")
     shutil.rmtree(half / "checkpoints" / "step-00000003")
-    (half / "status.json").write_text('{"state": "stopped", "step": 2, "steps": 3, "reason": "signal 15"}')
+    (half / "status.json").write_text(
+        '{"state": "stopped", "step": 2, "steps": 3, "reason": "signal 15"}'
+    )
     return half

@@ -1,4 +1,6 @@
-"""Every mistake ends with its exit code and one line that names what is wrong and what would be right."""
+"""Every mistake ends with its exit code and one line that names what is wrong and what would be
+right.
+"""
 
 import json
 from pathlib import Path
@@ -20,7 +22,9 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 @pytest.fixture
 def asleep(monkeypatch):
-    """No network may be evaluated: what is wrong with a command is found before its work, not behind it."""
+    """No network may be evaluated: what is wrong with a command is found before its work, not
+    behind it.
+    """
 
     def forward(*_, **__):
         raise AssertionError("work was done before the mistake was found")
@@ -109,11 +113,15 @@ def test_configuration(refused, asleep, tmp_path, word, says):
 
 
 def test_several_wrong_values_give_a_line_each(fewstep):
-    ended = fewstep(*TEACHER, "name=new", "trainer.steps=abc", "trainer.batch=0", "method.densty=3", "dropout=2")
+    ended = fewstep(
+        *TEACHER, "name=new", "trainer.steps=abc", "trainer.batch=0", "method.densty=3", "dropout=2"
+    )
     lines = ended.err.splitlines()
     assert ended.code == 2
     assert len(lines) == 4
-    for line, path in zip(sorted(lines), ("dropout", "method.densty", "trainer.batch", "trainer.steps"), strict=True):
+    for line, path in zip(
+        sorted(lines), ("dropout", "method.densty", "trainer.batch", "trainer.steps"), strict=True
+    ):
         assert line.startswith(f"error: {path}: ")
         assert "got" in line
     assert not Path("runs/new").exists()
@@ -141,7 +149,19 @@ def test_an_unknown_recipe(refused):
         (b"method: diffusion\n", "data"),
         (b"data: digits\nmethod: diffusion\nteacher: {kind: saved}\n", "teacher.path"),
     ],
-    ids=["list", "empty", "alias", "open", "duplicate", "tag", "binary", "deep", "long", "no data", "no path"],
+    ids=[
+        "list",
+        "empty",
+        "alias",
+        "open",
+        "duplicate",
+        "tag",
+        "binary",
+        "deep",
+        "long",
+        "no data",
+        "no path",
+    ],
 )
 def test_run_files(refused, text, says):
     Path("mine.yaml").write_bytes(text)
@@ -185,7 +205,9 @@ class TestData:
     def test_labels_out_of_range(self, refused, tmp_path):
         write_pair(tmp_path / "data", 30)
         write_idx(tmp_path / "data" / LABELS, np.where(np.arange(30) == 7, 12, 3))
-        refused(2, *mnist("data.path=data"), says=[LABELS, "0 … 9", "12 of image 7", "data.classes"])
+        refused(
+            2, *mnist("data.path=data"), says=[LABELS, "0 … 9", "12 of image 7", "data.classes"]
+        )
 
     def test_counts_that_differ(self, refused, tmp_path):
         write_pair(tmp_path / "data", 30)
@@ -217,12 +239,26 @@ class TestTeachers:
 
     def test_other_classes(self, refused, runs):
         write_pair(Path("data"), 30, size=8)
-        words = ("train", "mnist_cd", "data.path=data", "data.classes=26", "teacher=runs/tiny", *LOOP, "name=new")
+        words = (
+            "train",
+            "mnist_cd",
+            "data.path=data",
+            "data.classes=26",
+            "teacher=runs/tiny",
+            *LOOP,
+            "name=new",
+        )
         refused(2, *words, says=["runs/tiny", "10 classes", "26"])
 
     def test_missing_and_foreign(self, refused, unfinished):
         refused(2, *STUDENT, "name=new", "teacher=runs/nobody", says=["runs/nobody", "shipped"])
-        refused(2, *STUDENT, "name=new", "teacher=runs/half", says=["runs/half", "no finished model yet"])
+        refused(
+            2,
+            *STUDENT,
+            "name=new",
+            "teacher=runs/half",
+            says=["runs/half", "no finished model yet"],
+        )
         refused(2, *STUDENT, "name=new", "teacher=digits_classifier", says="digits_classifier")
         refused(2, *STUDENT, "name=new", "start=nobody", says="nobody")
 
@@ -231,7 +267,15 @@ class TestTeachers:
 
     def test_a_model_that_the_method_cannot_train(self, refused, runs):
         """A classifier's method on a diffusion model, and the other way round."""
-        refused(2, "train", "digits_classifier", *LOOP, "teacher=runs/tiny", "name=new", says="runs/tiny")
+        refused(
+            2,
+            "train",
+            "digits_classifier",
+            *LOOP,
+            "teacher=runs/tiny",
+            "name=new",
+            says="runs/tiny",
+        )
         refused(2, *TEACHER, "teacher=fresh_classifier", "name=new", says="classifier")
 
 
@@ -245,8 +289,18 @@ class TestRuns:
     def test_another_configuration(self, refused, runs):
         line = refused(
             3,
-            *(*TEACHER, "name=tiny", "trainer.seed=5", "method.label_dropout=0.3", "trainer.optimizer.lr=0.01"),
-            says=["method.label_dropout: 0.1 -> 0.3", "trainer.seed: 0 -> 5", "trainer.optimizer.lr: 0.02 -> 0.01"],
+            *(
+                *TEACHER,
+                "name=tiny",
+                "trainer.seed=5",
+                "method.label_dropout=0.3",
+                "trainer.optimizer.lr=0.01",
+            ),
+            says=[
+                "method.label_dropout: 0.1 -> 0.3",
+                "trainer.seed: 0 -> 5",
+                "trainer.optimizer.lr: 0.02 -> 0.01",
+            ],
         )
         assert "runs/tiny" in line
         assert "--restart" in line
@@ -257,7 +311,13 @@ class TestRuns:
         refused(3, *TEACHER, "name=half", "data.limit=63", says="data.limit: 64 -> 63")
 
     def test_another_method(self, refused, runs):
-        refused(3, *STUDENT, "name=cd", "method=consistency_training", says=["method.kind", "consistency_training"])
+        refused(
+            3,
+            *STUDENT,
+            "name=cd",
+            "method=consistency_training",
+            says=["method.kind", "consistency_training"],
+        )
 
     def test_a_newer_checkpoint(self, refused, unfinished):
         from fewstep.training.checkpoint import _own_hash
@@ -297,7 +357,13 @@ class TestRuns:
         assert "File exists" not in line
 
     def test_divergence(self, refused):
-        words = (*TEACHER, "name=new", "trainer.optimizer.lr=1e30", "trainer.max_skips=0", "trainer.log_every=1")
+        words = (
+            *TEACHER,
+            "name=new",
+            "trainer.optimizer.lr=1e30",
+            "trainer.max_skips=0",
+            "trainer.log_every=1",
+        )
         refused(4, *words, says=["non-finite", "learning rate", "diverged.json"])
         assert json.loads(Path("runs/new/status.json").read_text())["state"] == "diverged"
         assert not Path("runs/new/student").exists()
@@ -314,7 +380,11 @@ class TestModels:
         refused(2, "inspect", "model.pt", says="model.pt")
 
     def test_an_unfinished_run(self, refused, unfinished):
-        for words in (("sample", "runs/half", "--out", "x.png"), ("evaluate", "runs/half"), ("inspect", "runs/half")):
+        for words in (
+            ("sample", "runs/half", "--out", "x.png"),
+            ("evaluate", "runs/half"),
+            ("inspect", "runs/half"),
+        ):
             refused(2, *words, says=["runs/half", "no finished model yet"])
 
     def test_damage(self, refused, runs):
@@ -403,7 +473,10 @@ class TestOutputs:
 
 def save_npz(name="x.npz", **arrays):
     generator = np.random.default_rng(0)
-    first = {"arr_0": generator.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), "arr_1": np.arange(20) % 10}
+    first = {
+        "arr_0": generator.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8),
+        "arr_1": np.arange(20) % 10,
+    }
     np.savez(name, **{key: value for key, value in (first | arrays).items() if value is not None})
     return first["arr_0"]
 
@@ -420,7 +493,10 @@ class TestEvaluate:
             ({"arr_0": np.zeros((20, 4, 8, 1), np.uint8)}, ["(1, 8, 8)", "(1, 4, 8)"]),
             ({"arr_0": np.zeros((20, 8, 8), np.uint8)}, ["arr_0", "(20, 8, 8)"]),
             ({"arr_0": np.zeros((20, 8, 8, 1))}, ["arr_0", "float64"]),
-            ({"arr_0": np.zeros((1, 8, 8, 1), np.uint8), "arr_1": None}, ["at least 2 images", "1"]),
+            (
+                {"arr_0": np.zeros((1, 8, 8, 1), np.uint8), "arr_1": None},
+                ["at least 2 images", "1"],
+            ),
         ],
         ids=["counts", "range", "2-d", "text", "none", "shape", "3-d", "floats", "one"],
     )
@@ -434,7 +510,9 @@ class TestEvaluate:
         content = Path("x.npz").read_bytes()
         if damage == "flip":
             content = content[:200] + bytes([content[200] ^ 1]) + content[201:]
-        Path("x.npz").write_bytes({"cut": content[:300], "text": b"hello", "empty": b""}.get(damage, content))
+        Path("x.npz").write_bytes(
+            {"cut": content[:300], "text": b"hello", "empty": b""}.get(damage, content)
+        )
         if damage == "objects":
             np.savez("x.npz", arr_0=np.array([{}], dtype=object))
         if damage == "gone":
@@ -476,8 +554,12 @@ class TestEvaluate:
 
     def test_classifiers_that_do_not_fit(self, refused, runs):
         save_npz()
-        refused(2, "evaluate", "x.npz", "--features", "runs/tiny", says=["runs/tiny", "no classifier"])
-        refused(2, "evaluate", "x.npz", "--features", "nobody", says=["nobody", "digits_classifier"])
+        refused(
+            2, "evaluate", "x.npz", "--features", "runs/tiny", says=["runs/tiny", "no classifier"]
+        )
+        refused(
+            2, "evaluate", "x.npz", "--features", "nobody", says=["nobody", "digits_classifier"]
+        )
         write_pair(Path("data"), 30, size=28)
         refused(2, "evaluate", "x.npz", "--reference", "data", says=["(1, 28, 28)", "--features"])
 
@@ -508,7 +590,10 @@ class TestCodes:
         [
             MemoryError(),
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes"),
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+                "3 bytes"
+            ),
         ],
         ids=["python", "gpu", "cpu"],
     )
@@ -517,7 +602,8 @@ class TestCodes:
         refused(5, *SAMPLE, says=["out of memory", "micro_batch", "--batch"])
 
     @pytest.mark.parametrize(
-        "error", [RuntimeError("two\nlines"), AttributeError("two"), KeyError("two"), AssertionError()]
+        "error",
+        [RuntimeError("two\nlines"), AttributeError("two"), KeyError("two"), AssertionError()],
     )
     def test_a_fault_of_our_own(self, refused, monkeypatch, error):
         self.fail_with(monkeypatch, error)
@@ -561,15 +647,26 @@ class TestPictures:
 
     def test_pictures_of_several_sizes(self, refused, fewstep):
         write_pictures(Path("data"), a=made(1)[0][0], b=made(1, shape=(3, 20, 40))[0][0])
-        refused(2, "data", "check", "data", says=["data/a.png of 32×32", "data/b.png of 20×40", "size=N"])
-        assert "images: 2 of 16×16, 3 channels" in fewstep("data", "check", "data", "size=16", "split=all").out
+        refused(
+            2,
+            "data",
+            "check",
+            "data",
+            says=["data/a.png of 32×32", "data/b.png of 20×40", "size=N"],
+        )
+        assert (
+            "images: 2 of 16×16, 3 channels"
+            in fewstep("data", "check", "data", "size=16", "split=all").out
+        )
 
     def test_damaged_files_of_each_kind(self, refused):
         images, labels = made(20)
         Path("data").mkdir()
         Path("data/data_batch_1.bin").write_bytes(cifar_bytes(images, labels)[:-1])
         refused(2, "data", "check", "data", says=["data/data_batch_1.bin", "3073"])
-        Path("data/data_batch_1").write_bytes(b"\x80\2cos\nsystem\n(Vtouch marker\ntR" + b"." * 100_000)
+        Path("data/data_batch_1").write_bytes(
+            b"\x80\2cos\nsystem\n(Vtouch marker\ntR" + b"." * 100_000
+        )
         refused(2, "data", "check", "data", says=["data/data_batch_1", "os.system"])
         assert not Path("marker").exists()
         file = write_parquet(Path("tables/train.parquet"), map(encoded, images), label=labels)
@@ -578,7 +675,14 @@ class TestPictures:
 
     def test_an_option_of_another_kind(self, refused):
         write_pictures(Path("data"), a=made(1)[0][0])
-        refused(2, "data", "check", "data", "labels=coarse", says=["folder has no option 'labels'", "labels"])
+        refused(
+            2,
+            "data",
+            "check",
+            "data",
+            "labels=coarse",
+            says=["folder has no option 'labels'", "labels"],
+        )
         refused(2, "data", "check", "data", "kind=cifr", says=["cifr", "did you mean cifar"])
         refused(2, "data", "check", "data", "kind=cifar", says=["no CIFAR", "found: a.png"])
 

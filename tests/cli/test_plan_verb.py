@@ -20,7 +20,9 @@ def test_every_recipe_has_a_plan_without_data_or_teacher(fewstep, recipe, tmp_pa
     """In an empty folder, on images of 8×8 in the recipe's colours."""
     run, _ = configured(recipe, [])
     (channels, *_), _ = outside(run, None, None)
-    ended = fewstep("plan", recipe, "--shape", f"{channels},8,8", "trainer.batch=2", "trainer.device=cpu")
+    ended = fewstep(
+        "plan", recipe, "--shape", f"{channels},8,8", "trainer.batch=2", "trainer.device=cpu"
+    )
     assert ended.code == 0
     assert ended.err == ""
     for word in ("student", "activations", "peak", "s a step", "checkpoints of"):
@@ -43,13 +45,23 @@ def test_a_finished_run_is_the_teacher(fewstep, runs):
     """Of 8 channels, where the recipe of that name does not exist."""
     ended = fewstep("plan", "digits_cd", "teacher=runs/tiny", *LOOP)
     assert ended.code == 0
-    assert float(next(line.split()[-1] for line in ended.out.splitlines() if line.startswith("teacher"))) < 0.5
+    assert (
+        float(
+            next(line.split()[-1] for line in ended.out.splitlines() if line.startswith("teacher"))
+        )
+        < 0.5
+    )
 
 
 def test_an_unfinished_run_is_the_teacher_that_it_will_be(fewstep, unfinished):
     ended = fewstep("plan", "digits_cd", "teacher=runs/half", *LOOP)
     assert ended.code == 0
-    assert float(next(line.split()[-1] for line in ended.out.splitlines() if line.startswith("teacher"))) < 0.5
+    assert (
+        float(
+            next(line.split()[-1] for line in ended.out.splitlines() if line.startswith("teacher"))
+        )
+        < 0.5
+    )
 
 
 def test_a_run_file_can_be_planned(fewstep, runs):
@@ -78,7 +90,10 @@ def test_known_shapes_are_right(fewstep):
         (("digits_cd", "--classes", "5"), ["10 classes", "5"]),
         (("digits_teacher", "trainer.device=tpu"), ["tpu"]),
         (("digits_cd", "trainer.optimizers.teacher=sgd"), ["student", "teacher"]),
-        (("digits_teacher", "trainer.sharding=full", "trainer.compile=true"), "compile does not go with sharding"),
+        (
+            ("digits_teacher", "trainer.sharding=full", "trainer.compile=true"),
+            "compile does not go with sharding",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

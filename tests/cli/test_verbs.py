@@ -74,16 +74,27 @@ class TestInspect:
     @pytest.mark.parametrize("folder", ["methods", "recipes"])
     def test_lists_are_the_files_of_the_folder(self, done, folder):
         found = dict(line.split(maxsplit=1) for line in done("inspect", folder).splitlines())
-        assert list(found) == sorted(p.stem for p in (HOME / folder).glob("*.py") if p.stem != "__init__")
+        assert list(found) == sorted(
+            p.stem for p in (HOME / folder).glob("*.py") if p.stem != "__init__"
+        )
         for name, text in found.items():
-            first = (HOME / folder / f"{name}.py").read_text(encoding="utf-8").splitlines()[0]
-            assert first.startswith(f'"""{text}')
+            written = " ".join((HOME / folder / f"{name}.py").read_text(encoding="utf-8").split())
+            assert written.startswith(f'"""{text}')
+            assert text.endswith(".")
         assert found == listed(folder)
 
     @pytest.mark.parametrize("name", ["runs/cd", "runs/cd/student"])
     def test_a_student(self, done, runs, name):
         out = done("inspect", name)
-        for text in ("1×8×8", "classes: 10", "evaluations: 2", "renoise", "cm_boundary", "guidance: none", "easy_cons"):
+        for text in (
+            "1×8×8",
+            "classes: 10",
+            "evaluations: 2",
+            "renoise",
+            "cm_boundary",
+            "guidance: none",
+            "easy_cons",
+        ):
             assert text in out
         model = load(name)
         assert f"{sum(p.numel() for p in model.denoiser.parameters()):,} parameters" in out
@@ -164,7 +175,9 @@ class TestSample:
         done("sample", "runs/cd", "--out", "x.npz", "--labels", "3,3,5")
         assert arrays("x.npz")["arr_1"].tolist() == [3, 3, 5]
         expected = load("runs/cd").generate([3, 3, 5])
-        assert np.array_equal(arrays("x.npz")["arr_0"][..., 0], (expected[:, 0] * 255).round().byte().numpy())
+        assert np.array_equal(
+            arrays("x.npz")["arr_0"][..., 0], (expected[:, 0] * 255).round().byte().numpy()
+        )
         done("sample", "runs/cd", "--out", "x.npz", "--labels", "3,5", "--num", "5")
         assert arrays("x.npz")["arr_1"].tolist() == [3, 5, 3, 5, 3]
         done("sample", "runs/cd", "--out", "x.npz", "--labels", "3,5", "--num", "1")
@@ -182,7 +195,12 @@ class TestSample:
             ("tiny", ("--sampler", "euler", "--steps", "4"), Ode(4, solver=Euler()), 4),
             ("tiny", ("--sampler", "heun", "--steps", "4"), Ode(4), 7),
             ("tiny", ("--sampler", "dpmpp2m", "--steps", "4"), None, 4),
-            ("tiny", ("--times", "80,1", "--sampler", "euler"), Ode(2, Explicit(((1.0,),), "t_data"), Euler()), 2),
+            (
+                "tiny",
+                ("--times", "80,1", "--sampler", "euler"),
+                Ode(2, Explicit(((1.0,),), "t_data"), Euler()),
+                2,
+            ),
             ("tiny", ("--steps", "3", "--guidance", "2"), None, 10),
             ("tiny", ("--steps", "3", "--guidance", "1"), None, 5),
         ],
@@ -195,18 +213,27 @@ class TestSample:
         assert sum(rows) == 10 * evaluations
         if sampler is not None:
             expected = load(f"runs/{model}").generate(num=10, sampler=sampler)
-            assert np.array_equal(arrays("x.npz")["arr_0"][..., 0], (expected[:, 0] * 255).round().byte().numpy())
+            assert np.array_equal(
+                arrays("x.npz")["arr_0"][..., 0], (expected[:, 0] * 255).round().byte().numpy()
+            )
 
     @pytest.mark.filterwarnings("default")
     def test_guidance_outside_the_range_is_said_in_one_line(self, fewstep, runs):
-        code, _, err = fewstep("sample", "runs/tiny", "--out", "x.png", "--steps", "2", "--guidance", "9")
-        assert (code, err) == (0, "warning: guidance 9 is outside 1 to 8, which this model was made for\n")
+        code, _, err = fewstep(
+            "sample", "runs/tiny", "--out", "x.png", "--steps", "2", "--guidance", "9"
+        )
+        assert (code, err) == (
+            0,
+            "warning: guidance 9 is outside 1 to 8, which this model was made for\n",
+        )
 
     def test_averages(self, done, runs):
         done("sample", "runs/tiny", "--out", "a.npz", "--steps", "2")
         done("sample", "runs/tiny", "--out", "b.npz", "--steps", "2", "--ema", "0.9995")
         expected = load("runs/tiny", ema="0.9995").generate(num=16, steps=2)
-        assert np.array_equal(arrays("b.npz")["arr_0"][..., 0], (expected[:, 0] * 255).round().byte().numpy())
+        assert np.array_equal(
+            arrays("b.npz")["arr_0"][..., 0], (expected[:, 0] * 255).round().byte().numpy()
+        )
         assert not np.array_equal(arrays("a.npz")["arr_0"], arrays("b.npz")["arr_0"])
 
     def test_the_first_average_has_its_name_too(self, done, runs):
@@ -217,7 +244,9 @@ class TestSample:
 
     def test_arithmetic_and_batches(self, done, runs):
         done("sample", "runs/cd", "--out", "a.npz", "--num", "20")
-        done("sample", "runs/cd", "--out", "b.npz", "--num", "20", "--batch", "3", "--device", "cpu")
+        done(
+            "sample", "runs/cd", "--out", "b.npz", "--num", "20", "--batch", "3", "--device", "cpu"
+        )
         done("sample", "runs/cd", "--out", "c.npz", "--num", "20", "--dtype", "bf16")
         first, parts, half = (arrays(f"{name}.npz")["arr_0"].astype(int) for name in "abc")
         assert np.abs(parts - first).max() <= 1
@@ -233,7 +262,18 @@ class TestSample:
 
 class TestEvaluate:
     def test_a_model(self, done, runs):
-        out = done("evaluate", "runs/cd", "--num", "40", "--steps", "1", "--seed", "3", "--out", "result.json")
+        out = done(
+            "evaluate",
+            "runs/cd",
+            "--num",
+            "40",
+            "--steps",
+            "1",
+            "--seed",
+            "3",
+            "--out",
+            "result.json",
+        )
         result = json.loads(Path("result.json").read_text())
         assert (result["model"], result["steps"], result["evaluations"]) == ("cd", 1, 1)
         assert (result["protocol"]["num"], result["protocol"]["seed"]) == (40, 3)
@@ -244,8 +284,30 @@ class TestEvaluate:
 
     def test_guidance(self, done, refused, runs):
         """What is measured is what `sample --guidance` gives."""
-        done("evaluate", "runs/tiny", "--num", "40", "--steps", "2", "--guidance", "3", "--out", "a.json")
-        done("sample", "runs/tiny", "--num", "40", "--steps", "2", "--guidance", "3", "--out", "x.npz")
+        done(
+            "evaluate",
+            "runs/tiny",
+            "--num",
+            "40",
+            "--steps",
+            "2",
+            "--guidance",
+            "3",
+            "--out",
+            "a.json",
+        )
+        done(
+            "sample",
+            "runs/tiny",
+            "--num",
+            "40",
+            "--steps",
+            "2",
+            "--guidance",
+            "3",
+            "--out",
+            "x.npz",
+        )
         done("evaluate", "x.npz", "--out", "b.json")
         guided, images = (json.loads(Path(f"{name}.json").read_text()) for name in "ab")
         assert guided["frechet"] == pytest.approx(images["frechet"], rel=1e-4)
@@ -269,7 +331,10 @@ class TestEvaluate:
         """What is written is the best of the three; each is what its own sampler gives."""
         done("evaluate", "runs/tiny", "--num", "40", "--evaluations", "5", "--out", "best.json")
         best = json.loads(Path("best.json").read_text())
-        model, reference = load("runs/tiny"), Reference.of(Digits().dataset(), find_judge(None, (1, 8, 8)))
+        model, reference = (
+            load("runs/tiny"),
+            Reference.of(Digits().dataset(), find_judge(None, (1, 8, 8))),
+        )
         tried = [Ode(5, solver=Euler()), Ode(3, solver=Heun()), Ode(5, solver=Dpmpp2m())]
         rows = [row("tiny", model, sampler, reference, 40, 0, 5) for sampler in tried]
         least = min(rows, key=lambda r: r["frechet"])
@@ -277,7 +342,16 @@ class TestEvaluate:
         assert {k: best[k] for k in ("solver", "steps", "frechet")} == {
             k: least[k] for k in ("solver", "steps", "frechet")
         }
-        refused(2, "evaluate", "runs/tiny", "--steps", "2", "--evaluations", "2", says=["--steps", "--evaluations"])
+        refused(
+            2,
+            "evaluate",
+            "runs/tiny",
+            "--steps",
+            "2",
+            "--evaluations",
+            "2",
+            says=["--steps", "--evaluations"],
+        )
         refused(2, "evaluate", "runs/cd", "--evaluations", "2", says="--steps")
 
     def test_against_an_earlier_result(self, done, fewstep, runs):
@@ -286,7 +360,10 @@ class TestEvaluate:
         earlier = json.loads(Path("a.json").read_text())
         assert f"{earlier['frechet']:.2f}" in out
         assert len([line for line in out.splitlines() if line.startswith("cd ")]) == 2
-        for words, key in ((("--num", "41"), "num: 40 against 41"), (("--reference", "digits", "--num", "42"), "num")):
+        for words, key in (
+            (("--num", "41"), "num: 40 against 41"),
+            (("--reference", "digits", "--num", "42"), "num"),
+        ):
             ended = fewstep("evaluate", "runs/cd", *words, "--against", "a.json")
             assert ended.code == 2
             assert "cannot be compared" in ended.err
@@ -295,7 +372,9 @@ class TestEvaluate:
     def test_another_reference_is_not_compared(self, fewstep, done, runs, tmp_path):
         write_pair(tmp_path / "data", 60)
         done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
-        ended = fewstep("evaluate", "runs/cd", "--num", "40", "--reference", "data", "--against", "a.json")
+        ended = fewstep(
+            "evaluate", "runs/cd", "--num", "40", "--reference", "data", "--against", "a.json"
+        )
         assert ended.code == 2
         assert "reference:" in ended.err
 
@@ -312,7 +391,14 @@ class TestTrain:
     def test_what_a_run_leaves(self, runs):
         tiny = runs / "tiny"
         names = {path.name for path in tiny.iterdir()}
-        assert {"run.yaml", "log.jsonl", "status.json", "checkpoints", "student", "report.html"} <= names
+        assert {
+            "run.yaml",
+            "log.jsonl",
+            "status.json",
+            "checkpoints",
+            "student",
+            "report.html",
+        } <= names
         assert json.loads((tiny / "status.json").read_text()) == {
             "state": "finished",
             "step": 3,
@@ -321,21 +407,30 @@ class TestTrain:
         }
         assert [line["step"] for line in logged(tiny)] == [1, 2, 3]
         assert "<title>tiny</title>" in (tiny / "report.html").read_text()
-        assert sorted(p.name for p in (tiny / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
+        assert sorted(p.name for p in (tiny / "checkpoints").iterdir()) == [
+            "step-00000002",
+            "step-00000003",
+        ]
         card = load(tiny).card
         assert card["data"]["images"] == 64
         assert card["data"]["fingerprint"] == Digits(limit=64).dataset().fingerprint()
         assert (card["ema"], card["batches"]) == (0.5, 3)
 
     def test_a_finished_run_says_so(self, done, runs):
-        before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file() and path.name != ".lock"}
+        before = {
+            path: path.read_bytes()
+            for path in runs.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
         out = done(*TEACHER, "name=tiny")
         assert "finished already" in out
         assert "--restart" in out
         assert {path: path.read_bytes() for path in before} == before
 
     def test_free_options_may_change(self, done, runs):
-        assert "finished already" in done(*TEACHER, "name=tiny", "trainer.keep=5", "trainer.log_every=1")
+        assert "finished already" in done(
+            *TEACHER, "name=tiny", "trainer.keep=5", "trainer.log_every=1"
+        )
 
     def test_so_may_the_number_of_workers(self, done, runs):
         for i in range(20):
@@ -355,7 +450,10 @@ class TestTrain:
         assert json.loads((unfinished / "status.json").read_text())["state"] == "finished"
 
     def test_a_run_that_was_killed_before_its_student_was_saved(self, done, runs, unfinished):
-        shutil.copytree(runs / "tiny" / "checkpoints" / "step-00000003", unfinished / "checkpoints" / "step-00000003")
+        shutil.copytree(
+            runs / "tiny" / "checkpoints" / "step-00000003",
+            unfinished / "checkpoints" / "step-00000003",
+        )
         done(*TEACHER, "name=half")
         assert weights(unfinished) == weights(runs / "tiny")
 
@@ -378,7 +476,10 @@ class TestTrain:
         assert sorted(path.name for path in folder.iterdir()) == names
         for steps in (1, 3):
             done("sample", "runs/shown", "--out", "grid.png", "--num", "40", "--steps", str(steps))
-            assert Path("grid.png").read_bytes() == (folder / f"step-00000003-{steps}.png").read_bytes()
+            assert (
+                Path("grid.png").read_bytes()
+                == (folder / f"step-00000003-{steps}.png").read_bytes()
+            )
         assert (folder / names[0]).read_bytes() != (folder / names[2]).read_bytes()
         done(*words[:-2], "--restart")
         assert not folder.exists()
@@ -411,8 +512,12 @@ class TestTrain:
     def test_the_run_file_reproduces_the_run(self, done, runs):
         done("train", "runs/tiny/run.yaml", "name=again")
         for name in ("model.safetensors", "model-0.9995.safetensors", "model.json"):
-            assert (runs / "again" / "student" / name).read_bytes() == (runs / "tiny" / "student" / name).read_bytes()
-        assert (runs / "again" / "run.yaml").read_bytes() == (runs / "tiny" / "run.yaml").read_bytes()
+            assert (runs / "again" / "student" / name).read_bytes() == (
+                runs / "tiny" / "student" / name
+            ).read_bytes()
+        assert (runs / "again" / "run.yaml").read_bytes() == (
+            runs / "tiny" / "run.yaml"
+        ).read_bytes()
         assert "finished already" in done("train", "runs/tiny/run.yaml")
 
     def test_the_run_file_is_resolved(self, runs):
@@ -424,7 +529,9 @@ class TestTrain:
         assert run == configured("digits_cd", STUDENT[2:])[0]
 
     def test_the_average_of_a_teacher(self, done, runs):
-        """The student begins with the weights that it is told: teacher=runs/tiny teacher.ema=0.9995."""
+        """The student begins with the weights that it is told: teacher=runs/tiny
+        teacher.ema=0.9995.
+        """
         done(*STUDENT, "name=other", "teacher.ema=0.9995")
         assert weights(runs / "other") != weights(runs / "cd")
         done("train", "runs/cd/run.yaml", "name=third", "teacher.ema=0.9995")
@@ -461,8 +568,16 @@ class TestConfigured:
         assert run.dump() == digits_teacher.recipe().dump()
 
     def test_overrides(self):
-        words = ["name=mine", "trainer.optimizer.lr=2e-4", "trainer.ema=[0.9, 0.99]", "data.limit=7", "dropout=null"]
-        run, folder = configured("digits_cd", [*words, "trainer.schedule={kind: cosine, warmup: 3}"])
+        words = [
+            "name=mine",
+            "trainer.optimizer.lr=2e-4",
+            "trainer.ema=[0.9, 0.99]",
+            "data.limit=7",
+            "dropout=null",
+        ]
+        run, folder = configured(
+            "digits_cd", [*words, "trainer.schedule={kind: cosine, warmup: 3}"]
+        )
         assert folder == RUNS / "mine"
         assert run.trainer.optimizer.lr == 2e-4
         assert run.trainer.ema == (0.9, 0.99)
@@ -475,7 +590,9 @@ class TestConfigured:
         assert run.trainer.steps == 4
 
     def test_an_option_of_a_kind_that_was_named_before(self):
-        run, _ = configured("digits_cd", ["method=consistency_distillation", "method.bins=7", "method.solver=euler"])
+        run, _ = configured(
+            "digits_cd", ["method=consistency_distillation", "method.bins=7", "method.solver=euler"]
+        )
         assert run.method.bins == 7
         assert run.method.solver == Euler()
 
@@ -524,7 +641,9 @@ def test_help_and_version_do_not_wait_for_torch():
         "heavy = {'torch', 'diffusers', 'sklearn', 'matplotlib', 'numpy', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
     assert ended.stdout.splitlines()[-1] == "[]"
     assert f"fewstep {package.__version__}" in ended.stdout
     assert ended.stderr == ""

@@ -15,7 +15,9 @@ from pyarrow import parquet
 def made(count=12, classes=10, shape=(3, 32, 32), seed=0):
     """Images (n, channels, height, width) uint8 and labels (n,) that go through all classes."""
     generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) * 7 % classes
+    return generator.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(
+        count
+    ) * 7 % classes
 
 
 def encoded(pixels, form="PNG", **options):
@@ -39,12 +41,24 @@ def write_parquet(path, contents, column="img", packed=True, names=None, checksu
     """A Parquet file of encoded pictures with these columns of labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [{"bytes": content, "path": None} for content in contents] if packed else contents
-    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]) if packed else pyarrow.binary()
-    table = pyarrow.table({column: pyarrow.array(pictures, kind)} | {k: pyarrow.array(v) for k, v in labels.items()})
+    kind = (
+        pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+        if packed
+        else pyarrow.binary()
+    )
+    table = pyarrow.table(
+        {column: pyarrow.array(pictures, kind)} | {k: pyarrow.array(v) for k, v in labels.items()}
+    )
     if names:
-        features = {label: {"names": list(words), "_type": "ClassLabel"} for label, words in names.items()}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    parquet.write_table(table, path, write_page_checksum=checksum, compression="none", use_dictionary=False)
+        features = {
+            label: {"names": list(words), "_type": "ClassLabel"} for label, words in names.items()
+        }
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+    parquet.write_table(
+        table, path, write_page_checksum=checksum, compression="none", use_dictionary=False
+    )
     return path
 
 
@@ -55,19 +69,32 @@ def cifar_bytes(images, *labels):
 
 
 def _string(text):
-    return (b"U" + bytes([len(text)]) if len(text) < 256 else b"T" + struct.pack("<i", len(text))) + text
+    return (
+        b"U" + bytes([len(text)]) if len(text) < 256 else b"T" + struct.pack("<i", len(text))
+    ) + text
 
 
 def python2_pickle(images, **labels):
-    """The python version as Python 2 wrote it, opcode by opcode: nothing of today writes such files."""
+    """The python version as Python 2 wrote it, opcode by opcode: nothing of today writes such
+    files.
+    """
     dtype = b"cnumpy\ndtype\n" + _string(b"u1") + b"K\0K\1\x87R(K\3" + _string(b"|") + b"NNN"
     dtype += b"J\xff\xff\xff\xff" * 2 + b"K\0tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + _string(b"b") + b"\x87R"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + _string(b"b") + b"\x87R"
+    )
     array += b"(K\1M" + struct.pack("<H", len(images)) + b"M" + struct.pack("<H", 3072) + b"\x86"
     array += dtype + b"\x89" + _string(images.tobytes()) + b"tb"
-    lists = {name: b"](" + b"".join(b"K" + bytes([int(n)]) for n in numbers) + b"e" for name, numbers in labels.items()}
+    lists = {
+        name: b"](" + b"".join(b"K" + bytes([int(n)]) for n in numbers) + b"e"
+        for name, numbers in labels.items()
+    }
     items = {"data": array, "filenames": b"](" + _string(b"a.png") * len(images) + b"e"} | lists
-    return b"\x80\2}q\1" + b"".join(_string(name.encode()) + value + b"s" for name, value in items.items()) + b"."
+    return (
+        b"\x80\2}q\1"
+        + b"".join(_string(name.encode()) + value + b"s" for name, value in items.items())
+        + b"."
+    )
 
 
 def tar_bytes(members, packed=True, end=True):

@@ -1,4 +1,6 @@
-"""CIFAR: every version gives the same images; what is damaged or hostile is named, and nothing of it is run."""
+"""CIFAR: every version gives the same images; what is damaged or hostile is named, and nothing of
+it is run.
+"""
 
 import gzip
 import pickle
@@ -8,7 +10,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from tests.data.picture_files import cifar_bytes, encoded, made, python2_pickle, tar_bytes, write_parquet
+from tests.data.picture_files import (
+    cifar_bytes,
+    encoded,
+    made,
+    python2_pickle,
+    tar_bytes,
+    write_parquet,
+)
 
 from fewstep.data import cifar
 from fewstep.data.cifar import Cifar
@@ -22,7 +31,9 @@ def read(path, **options):
 
 def python3_pickle(protocol, key=str.encode, images=IMAGES, labels=None, order="C"):
     rows = np.asarray(images.reshape(len(images), -1), order=order)
-    return pickle.dumps({key("data"): rows, key("labels"): labels or LABELS.tolist()}, protocol=protocol)
+    return pickle.dumps(
+        {key("data"): rows, key("labels"): labels or LABELS.tolist()}, protocol=protocol
+    )
 
 
 def nested(depth):
@@ -44,7 +55,9 @@ VERSIONS = {
             "cifar-10-batches-py/test_batch": python2_pickle(IMAGES[:2], labels=LABELS[:2]),
         }
     ),
-    "cifar-10-binary.tar.gz": tar_bytes({"cifar-10-batches-bin/data_batch_1.bin": cifar_bytes(IMAGES, LABELS)}),
+    "cifar-10-binary.tar.gz": tar_bytes(
+        {"cifar-10-batches-bin/data_batch_1.bin": cifar_bytes(IMAGES, LABELS)}
+    ),
     "cifar10.tar": tar_bytes({"data_batch_1.bin": cifar_bytes(IMAGES, LABELS)}, packed=False),
     "cifar10.tgz": tar_bytes({"data_batch_1": python3_pickle(2)}),
     "test_batch": python3_pickle(4),
@@ -71,7 +84,9 @@ def test_every_version_gives_the_same(tmp_path, name, place):
 
 @pytest.mark.parametrize("column", ["img", "image"])
 def test_parquet_gives_the_same(tmp_path, column):
-    file = write_parquet(tmp_path / "plain_text" / "train-0.parquet", map(encoded, IMAGES), column, label=LABELS)
+    file = write_parquet(
+        tmp_path / "plain_text" / "train-0.parquet", map(encoded, IMAGES), column, label=LABELS
+    )
     check(read(tmp_path), classes=LABELS.max() + 1)
     check(read(file), classes=LABELS.max() + 1)
     assert read(tmp_path).notes["files"] == str(file)
@@ -120,13 +135,19 @@ def test_cifar_10_has_no_coarse_labels(tmp_path):
     with pytest.raises(ValueError, match=r"data_batch_1\.bin has no coarse_labels, only labels"):
         read(tmp_path, labels="coarse")
     write_parquet(tmp_path / "parquet" / "train.parquet", map(encoded, IMAGES), label=LABELS)
-    with pytest.raises(ValueError, match=r"train\.parquet.*no column coarse_label, only img, label"):
+    with pytest.raises(
+        ValueError, match=r"train\.parquet.*no column coarse_label, only img, label"
+    ):
         read(tmp_path / "parquet", labels="coarse")
 
 
 @pytest.mark.parametrize(
     ("training", "test"),
-    [("data_batch_1.bin", "test_batch.bin"), ("data_batch_3", "test_batch"), ("train-0.parquet", "test-0.parquet")],
+    [
+        ("data_batch_1.bin", "test_batch.bin"),
+        ("data_batch_3", "test_batch"),
+        ("train-0.parquet", "test-0.parquet"),
+    ],
 )
 def test_training_files_go_first_and_test_files_will_do(tmp_path, training, test):
     def write(name, images, labels):
@@ -139,22 +160,37 @@ def test_training_files_go_first_and_test_files_will_do(tmp_path, training, test
 
     write(test, IMAGES[:10], LABELS[:10])
     only = read(tmp_path)
-    assert (only.labels.tolist(), only.notes["files"]) == (LABELS[:10].tolist(), str(tmp_path / test))
+    assert (only.labels.tolist(), only.notes["files"]) == (
+        LABELS[:10].tolist(),
+        str(tmp_path / test),
+    )
     write(training, IMAGES[10:], LABELS[10:])
     both = read(tmp_path)
-    assert (both.labels.tolist(), both.notes["files"]) == (LABELS[10:].tolist(), str(tmp_path / training))
+    assert (both.labels.tolist(), both.notes["files"]) == (
+        LABELS[10:].tolist(),
+        str(tmp_path / training),
+    )
     assert read(tmp_path / test).labels.tolist() == LABELS[:10].tolist()
 
 
 def test_the_batches_are_read_in_their_order(tmp_path):
     for i in range(3):
-        (tmp_path / f"data_batch_{i + 1}.bin").write_bytes(cifar_bytes(IMAGES[4 * i :][:4], LABELS[4 * i :][:4]))
+        (tmp_path / f"data_batch_{i + 1}.bin").write_bytes(
+            cifar_bytes(IMAGES[4 * i :][:4], LABELS[4 * i :][:4])
+        )
     check(read(tmp_path))
 
 
 @pytest.mark.parametrize(
     "other",
-    ["data_batch_1", "cifar-10-python.tar.gz", "inner/data_batch_2.bin", "train.bin", "cifar-100.tar", "notes/train"],
+    [
+        "data_batch_1",
+        "cifar-10-python.tar.gz",
+        "inner/data_batch_2.bin",
+        "train.bin",
+        "cifar-100.tar",
+        "notes/train",
+    ],
 )
 def test_of_several_versions_the_largest_is_used_alone(tmp_path, other):
     """The same batches in two versions, or those of another data set, must not be mixed."""
@@ -183,7 +219,8 @@ class TestHostile:
 
     @pytest.mark.parametrize("packed", [False, True])
     @pytest.mark.parametrize(
-        "where", ["whole", "value", "before", "instance", "numpy", "shell", "stack", "inert", "object"]
+        "where",
+        ["whole", "value", "before", "instance", "numpy", "shell", "stack", "inert", "object"],
     )
     def test_no_code_of_a_pickle_is_run(self, tmp_path, where, packed):
         marker = tmp_path / "marker"
@@ -196,7 +233,10 @@ class TestHostile:
             "instance": b"(V" + code + b"\nibuiltins\nexec\n.",
             "numpy": b"\x80\2" + marking(marker, "numpy", "load") + b".",
             "shell": b"\x80\2" + marking(marker, "os", "system", "touch {}") + b".",
-            "stack": b"\x80\4\x8c\x08builtins\x8c\x04exec\x93\x8c" + bytes([len(code)]) + code + b"\x85R.",
+            "stack": b"\x80\4\x8c\x08builtins\x8c\x04exec\x93\x8c"
+            + bytes([len(code)])
+            + code
+            + b"\x85R.",
             "inert": b"\x80\2cnumpy\ndtype\n(V" + code + b"\ntR}U\x05stateV" + code + b"\nsb.",
             "object": b"\x80\2(cbuiltins\nexec\nV" + code + b"\no.",
         }[where]
@@ -206,7 +246,9 @@ class TestHostile:
         with pytest.raises(ValueError, match="data_batch_1 is damaged or no CIFAR") as error:
             read(tmp_path)
         assert not marker.exists()
-        named = {"numpy": "numpy.load", "shell": "os.system", "inert": "damaged"}.get(where, "builtins.exec")
+        named = {"numpy": "numpy.load", "shell": "os.system", "inert": "damaged"}.get(
+            where, "builtins.exec"
+        )
         assert named in str(error.value)
         assert str(tmp_path / name) in str(error.value)
 
@@ -219,7 +261,9 @@ class TestHostile:
             b"\x80\5\x96" + struct.pack("<Q", 2**33) + b"x.",  # BYTEARRAY8
             b"\x80\4\x95" + struct.pack("<Q", 2**40) + b"}.",  # FRAME
             b"\x80\2T" + struct.pack("<i", 2**31 - 1) + b"x.",
-            VERSIONS["data_batch_1"].replace(struct.pack("<H", 12) + b"M", struct.pack("<H", 65535) + b"M"),
+            VERSIONS["data_batch_1"].replace(
+                struct.pack("<H", 12) + b"M", struct.pack("<H", 65535) + b"M"
+            ),
             python3_pickle(2, labels=nested(9)),
         ],
         ids=["binput", "put", "bytes", "bytearray", "frame", "string", "shape", "nested"],
@@ -245,7 +289,9 @@ class TestHostile:
         monkeypatch.setattr(cifar, "MOST_BYTES", 1 << 20)
         file = tmp_path / "cifar-10-python.tar.gz"
         file.write_bytes(tar_bytes({"x": bytes(2 << 20)}))
-        with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz.*unpacks to more than 1 MB"):
+        with pytest.raises(
+            ValueError, match=r"cifar-10-python\.tar\.gz.*unpacks to more than 1 MB"
+        ):
             read(tmp_path)
 
     def test_nothing_is_written_and_links_are_passed_over(self, tmp_path):
@@ -261,7 +307,9 @@ class TestHostile:
         archive.write_bytes(tar_bytes({"1": link, "2": hard, "3": pipe}))
         with pytest.raises(ValueError, match=r"cifar\.tar\.gz holds no CIFAR"):
             read(archive)
-        archive.write_bytes(tar_bytes({"1": link, "../../data_batch_4.bin": VERSIONS["data_batch_1.bin"]}))
+        archive.write_bytes(
+            tar_bytes({"1": link, "../../data_batch_4.bin": VERSIONS["data_batch_1.bin"]})
+        )
         dataset = read(archive)
         check(dataset)
         assert dataset.notes["files"] == str(archive / "data_batch_4.bin")
@@ -278,7 +326,9 @@ class TestDamaged:
         whole = (VERSIONS | HUNDREDS)[name]
         (tmp_path / name).write_bytes(whole[:length])
         record = 3073 + (name == "train.bin")
-        with pytest.raises(ValueError, match=rf"{name} is cut off or empty: {len(whole[:length])} .* {record}"):
+        with pytest.raises(
+            ValueError, match=rf"{name} is cut off or empty: {len(whole[:length])} .* {record}"
+        ):
             read(tmp_path)
 
     @pytest.mark.parametrize("share", [0, 0.0001, 0.5, 0.999])
@@ -297,7 +347,9 @@ class TestDamaged:
     @pytest.mark.parametrize("packed", [False, True])
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
     def test_a_cut_archive(self, tmp_path, packed, share):
-        whole = tar_bytes({f"data_batch_{i}.bin": VERSIONS["data_batch_1.bin"] for i in range(3)}, packed)
+        whole = tar_bytes(
+            {f"data_batch_{i}.bin": VERSIONS["data_batch_1.bin"] for i in range(3)}, packed
+        )
         file = tmp_path / "cifar-10-binary.tar.gz"
         file.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=rf"{file} is damaged or cut off"):
@@ -306,17 +358,25 @@ class TestDamaged:
     def test_an_archive_that_ends_between_two_members(self, tmp_path):
         """Where every header and member is whole, only the end mark tells that some are missing."""
         members = {f"data_batch_{i}.bin": VERSIONS["data_batch_1.bin"] for i in range(3)}
-        whole, less = tar_bytes(members, packed=False), tar_bytes(dict(list(members.items())[:2]), False, end=False)
+        whole, less = (
+            tar_bytes(members, packed=False),
+            tar_bytes(dict(list(members.items())[:2]), False, end=False),
+        )
         assert whole.startswith(less)
         for packed in (False, True):
             (tmp_path / "cifar.tar").write_bytes(gzip.compress(less) if packed else less)
-            with pytest.raises(ValueError, match=r"cifar\.tar is damaged or cut off: its end is missing"):
+            with pytest.raises(
+                ValueError, match=r"cifar\.tar is damaged or cut off: its end is missing"
+            ):
                 read(tmp_path)
 
     @pytest.mark.parametrize("where", ["header", "checksum"])
     def test_a_flipped_bit_in_an_archive(self, tmp_path, where):
         plain = bytearray(
-            tar_bytes({f"data_batch_{i}.bin": VERSIONS["data_batch_1.bin"] for i in range(3)}, packed=False)
+            tar_bytes(
+                {f"data_batch_{i}.bin": VERSIONS["data_batch_1.bin"] for i in range(3)},
+                packed=False,
+            )
         )
         packed = bytearray(gzip.compress(plain, 1))
         size = -(-len(VERSIONS["data_batch_1.bin"]) // 512) * 512 + 512
@@ -327,8 +387,12 @@ class TestDamaged:
             read(tmp_path)
 
     def test_labels_out_of_range(self, tmp_path):
-        (tmp_path / "test_batch.bin").write_bytes(cifar_bytes(IMAGES, np.where(np.arange(12) == 7, 10, LABELS)))
-        with pytest.raises(ValueError, match=r"test_batch\.bin: 1 labels out of range 0 … 9.*10 of image 7"):
+        (tmp_path / "test_batch.bin").write_bytes(
+            cifar_bytes(IMAGES, np.where(np.arange(12) == 7, 10, LABELS))
+        )
+        with pytest.raises(
+            ValueError, match=r"test_batch\.bin: 1 labels out of range 0 … 9.*10 of image 7"
+        ):
             read(tmp_path)
 
     @pytest.mark.parametrize(
@@ -346,7 +410,10 @@ class TestDamaged:
     )
     def test_a_pickle_of_something_else(self, tmp_path, content):
         (tmp_path / "data_batch_1").write_bytes(content)
-        with pytest.raises(ValueError, match=r"data_batch_1 (is damaged or no CIFAR|is no CIFAR|has no fine_labels)"):
+        with pytest.raises(
+            ValueError,
+            match=r"data_batch_1 (is damaged or no CIFAR|is no CIFAR|has no fine_labels)",
+        ):
             read(tmp_path)
 
     def test_nothing_there(self, tmp_path):

@@ -16,7 +16,10 @@ def read(path, **options):
 
 def order(dataset):
     """Which of the four pictures are where."""
-    return "".join("ABCD"[[np.array_equal(image, one) for one in (A, B, C, D)].index(True)] for image in dataset.images)
+    return "".join(
+        "ABCD"[[np.array_equal(image, one) for one in (A, B, C, D)].index(True)]
+        for image in dataset.images
+    )
 
 
 def test_class_folders_count_in_the_order_of_their_names(tmp_path):
@@ -36,8 +39,12 @@ def test_prefixes_count_in_the_order_of_their_names(tmp_path):
 
 @pytest.mark.parametrize("between", ["_", "__"])
 def test_whole_numbers_are_classes_themselves(tmp_path, between):
-    """As `sample --out` names its pictures: a class of which there is none must not move the others."""
-    write_pictures(tmp_path, **{f"{n}{between}{i}": A for n, i in ((10, 0), (2, 1), (7, 2), (2, 3))})
+    """As `sample --out` names its pictures: a class of which there is none must not move the
+    others.
+    """
+    write_pictures(
+        tmp_path, **{f"{n}{between}{i}": A for n, i in ((10, 0), (2, 1), (7, 2), (2, 3))}
+    )
     dataset = read(tmp_path)
     assert dataset.labels.tolist() == [10, 2, 2, 7]
     assert (dataset.classes, dataset.notes["class names"]) == (11, "2, 7, 10")
@@ -111,7 +118,9 @@ def test_sizes_and_channels(tmp_path):
 
 
 def test_a_bad_file_keeps_labels_and_places_of_the_others(tmp_path):
-    write_pictures(tmp_path, **{f"{word}__{i:03d}": A for word in ("ant", "bee") for i in range(60)})
+    write_pictures(
+        tmp_path, **{f"{word}__{i:03d}": A for word in ("ant", "bee") for i in range(60)}
+    )
     whole = read(tmp_path)
     (tmp_path / "ant" / "007.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1 of 120 .*ant/007\.png: it is empty"):
@@ -138,7 +147,9 @@ def test_a_link_to_nothing_and_an_empty_folder(tmp_path):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_number_of_workers_changes_nothing(tmp_path, workers):
     images, labels = made(40, 4, (3, 9, 12))
-    write_pictures(tmp_path, **{f"{label}__{i}": image for i, (image, label) in enumerate(zip(images, labels))})
+    write_pictures(
+        tmp_path, **{f"{label}__{i}": image for i, (image, label) in enumerate(zip(images, labels))}
+    )
     alone, some = read(tmp_path, size=8), read(tmp_path, size=8, workers=workers)
     assert alone.fingerprint() == some.fingerprint()
     assert alone.notes == some.notes

@@ -112,7 +112,9 @@ def test_foreign_files_are_ignored(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "short").write_bytes(b"\0\0")
     (tmp_path / "noise.gz").write_bytes(b"\x1f\x8b" + bytes(range(40)))
-    (tmp_path / "floats-images-idx3").write_bytes(b"\0\0\x0d\x03" + struct.pack(">3I", 99, 2, 2) + bytes(99 * 16))
+    (tmp_path / "floats-images-idx3").write_bytes(
+        b"\0\0\x0d\x03" + struct.pack(">3I", 99, 2, 2) + bytes(99 * 16)
+    )
     (tmp_path / "sub").mkdir()
     assert np.array_equal(read(tmp_path).images[:, 0].numpy(), images)
 
@@ -177,10 +179,14 @@ def test_a_damaged_gzip(tmp_path):
         read(broken(tmp_path, bytes(packed)))
 
 
-@pytest.mark.parametrize("sizes", [(2**31 + 5, 8, 8), (2**31, 2**31, 4), (2**32 - 1, 2**32 - 1, 2**32 - 1)])
+@pytest.mark.parametrize(
+    "sizes", [(2**31 + 5, 8, 8), (2**31, 2**31, 4), (2**32 - 1, 2**32 - 1, 2**32 - 1)]
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_header_that_announces_more_than_memory(tmp_path, sizes, packed):
-    """A forged header must cost a message, not the memory; products beyond 64 bits must not wrap to a small number."""
+    """A forged header must cost a message, not the memory; products beyond 64 bits must not wrap to
+    a small number.
+    """
     content = b"\0\0\x08\x03" + struct.pack(">3I", *sizes) + bytes(8)
     with pytest.raises(ValueError, match=IMAGES):
         read(broken(tmp_path, gzip.compress(content) if packed else content))
@@ -214,7 +220,9 @@ def test_labels_out_of_range_name_the_first(tmp_path):
 
 
 def test_the_split_of_the_first_images_does_not_depend_on_their_number(tmp_path):
-    """The split is chosen by place, so a longer file of the same kind keeps the split of its beginning."""
+    """The split is chosen by place, so a longer file of the same kind keeps the split of its
+    beginning.
+    """
     write_pair(tmp_path / "short", 100)
     write_pair(tmp_path / "long", 200)
     short = Idx(path=str(tmp_path / "short")).dataset("test").ids.tolist()

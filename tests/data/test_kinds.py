@@ -1,4 +1,6 @@
-"""What a path holds is found out by what lies there, and the same images are the same in every format."""
+"""What a path holds is found out by what lies there, and the same images are the same in every
+format.
+"""
 
 import numpy as np
 import pytest
@@ -32,7 +34,10 @@ def write(folder, kind):
         )
     else:
         between = "__" if kind == "class folders" else "_"
-        names = {f"{label}{between}{i:02d}": image for i, (image, label) in enumerate(zip(IMAGES, LABELS))}
+        names = {
+            f"{label}{between}{i:02d}": image
+            for i, (image, label) in enumerate(zip(IMAGES, LABELS))
+        }
         write_pictures(folder, **names)
     return folder
 
@@ -60,7 +65,12 @@ def test_the_kind_is_found_and_the_images_are_the_same(tmp_path, kind, of_file):
 
 def test_the_fingerprint_is_of_the_images_not_of_their_format(tmp_path):
     kinds = [kind for kind in KINDS if KINDS[kind] != "folder"]
-    assert len({source_of(str(write(tmp_path / kind, kind))).dataset().fingerprint() for kind in kinds}) == 1
+    assert (
+        len(
+            {source_of(str(write(tmp_path / kind, kind))).dataset().fingerprint() for kind in kinds}
+        )
+        == 1
+    )
 
 
 def test_of_several_kinds_the_one_with_the_most_bytes(tmp_path):
@@ -70,12 +80,17 @@ def test_of_several_kinds_the_one_with_the_most_bytes(tmp_path):
     assert Source.kind_at(tmp_path / "data") == "cifar"
     assert kind_of(type(source_of(str(tmp_path / "data"), ["kind=folder"]))) == "folder"
     assert len(source_of(str(tmp_path / "data"), ["kind=idx"]).read()) == 3
-    write_pictures(tmp_path / "data", **{f"a{i}": made(1, shape=(3, 200, 200))[0][0] for i in range(2)})
+    write_pictures(
+        tmp_path / "data", **{f"a{i}": made(1, shape=(3, 200, 200))[0][0] for i in range(2)}
+    )
     assert Source.kind_at(tmp_path / "data") == "folder"
 
 
 def test_options_go_to_the_kind_that_was_found(tmp_path):
-    source = source_of(str(write(tmp_path / "data", "class folders")), ["size=4", "limit=3", "split=all", "flip=true"])
+    source = source_of(
+        str(write(tmp_path / "data", "class folders")),
+        ["size=4", "limit=3", "split=all", "flip=true"],
+    )
     dataset = source.dataset()
     assert (dataset.shape, len(dataset), dataset.flip) == ((3, 4, 4), 3, True)
 
@@ -93,7 +108,8 @@ def test_nothing_that_any_kind_reads(tmp_path):
     (tmp_path / "train").mkdir()
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(
-            ValueError, match=r"no data in .*notes\.txt.* for cifar, digits, folder, idx, imagenet_9, parquet"
+            ValueError,
+            match=r"no data in .*notes\.txt.* for cifar, digits, folder, idx, imagenet_9, parquet",
         ):
             source_of(str(path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -109,6 +125,8 @@ def test_only_training_flips(tmp_path, kind):
         "test": False,
     }
     assert not source_of(str(tmp_path / "data")).dataset().flip
-    same = [source_of(str(tmp_path / "data"), [f"flip={flip}"]).dataset() for flip in ("true", "false")]
+    same = [
+        source_of(str(tmp_path / "data"), [f"flip={flip}"]).dataset() for flip in ("true", "false")
+    ]
     assert torch.equal(same[0].floats(), same[1].floats())
     assert same[0].fingerprint() == same[1].fingerprint()

@@ -43,7 +43,9 @@ def test_grey_pictures_have_one_channel(tmp_path):
 
 def test_sizes(tmp_path):
     write_parquet(tmp_path / "x.parquet", [*CONTENTS, encoded(made(1, shape=(3, 8, 8))[0][0])])
-    with pytest.raises(ValueError, match=r"x\.parquet row 0 of 8×10 and .*x\.parquet row 12 of 8×8: size=N"):
+    with pytest.raises(
+        ValueError, match=r"x\.parquet row 0 of 8×10 and .*x\.parquet row 12 of 8×8: size=N"
+    ):
         read(tmp_path)
     assert np.array_equal(read(tmp_path, size=8).images[:12].numpy(), IMAGES[..., 1:9])
 
@@ -51,14 +53,18 @@ def test_sizes(tmp_path):
 def test_all_training_files_by_name_whatever_their_row_groups(tmp_path):
     for i in (1, 0, 2):
         rows = slice(4 * i, 4 * i + 4)
-        write_parquet(tmp_path / "data" / f"train-{i}-of-3.parquet", CONTENTS[rows], label=LABELS[rows])
+        write_parquet(
+            tmp_path / "data" / f"train-{i}-of-3.parquet", CONTENTS[rows], label=LABELS[rows]
+        )
     file = tmp_path / "data" / "train-1-of-3.parquet"
     parquet.write_table(parquet.read_table(file), file, row_group_size=1)
     write_parquet(tmp_path / "data" / "test-0-of-1.parquet", CONTENTS[:2], label=LABELS[:2])
     dataset = read(tmp_path)
     assert np.array_equal(dataset.images.numpy(), IMAGES)
     assert dataset.labels.tolist() == LABELS.tolist()
-    assert dataset.notes["files"] == ", ".join(str(tmp_path / "data" / f"train-{i}-of-3.parquet") for i in range(3))
+    assert dataset.notes["files"] == ", ".join(
+        str(tmp_path / "data" / f"train-{i}-of-3.parquet") for i in range(3)
+    )
 
 
 @pytest.mark.parametrize("name", ["test/0.parquet", "validation-0-of-1.parquet", "my_test.parquet"])
@@ -75,7 +81,9 @@ def test_the_column_of_labels(tmp_path):
     write_parquet(tmp_path / "x.parquet", CONTENTS, fine_label=LABELS, shape=other, word=["a"] * 12)
     assert read(tmp_path).labels.tolist() == LABELS.tolist()
     assert read(tmp_path, label="shape").labels.tolist() == other.tolist()
-    with pytest.raises(ValueError, match=r"x\.parquet .*no column colour, only img, fine_label, shape, word"):
+    with pytest.raises(
+        ValueError, match=r"x\.parquet .*no column colour, only img, fine_label, shape, word"
+    ):
         read(tmp_path, label="colour")
     with pytest.raises(ValueError, match=r"x\.parquet"):
         read(tmp_path, label="word")
@@ -87,7 +95,9 @@ def test_names_of_classes_tell_their_number(tmp_path):
     dataset = read(tmp_path)
     assert (dataset.classes, dataset.notes["class names"]) == (5, "ant, bee, cat, dog, eel")
     write_parquet(tmp_path / "x.parquet", CONTENTS, label=LABELS, names={"label": words[:2]})
-    with pytest.raises(ValueError, match=r"x\.parquet: 6 labels out of range 0 … 1, the first is 3 of image 1"):
+    with pytest.raises(
+        ValueError, match=r"x\.parquet: 6 labels out of range 0 … 1, the first is 3 of image 1"
+    ):
         read(tmp_path)
 
 
@@ -122,13 +132,17 @@ def test_a_bad_picture_is_named_with_its_row(tmp_path, content):
 
 
 def test_a_bad_picture_moves_no_other_to_another_split(tmp_path):
-    """Also the labels stay with their pictures: the place in the file, not that among the good ones, decides."""
+    """Also the labels stay with their pictures: the place in the file, not that among the good
+    ones, decides.
+    """
     contents, labels = CONTENTS * 10, np.tile(LABELS, 10)
     write_parquet(tmp_path / "whole.parquet", contents, label=labels)
     write_parquet(tmp_path / "bad.parquet", [b"", *contents[1:]], label=labels)
     for split in ("train", "test"):
         whole = Parquet(path=str(tmp_path / "whole.parquet")).dataset(split).ids.tolist()
-        less = Parquet(path=str(tmp_path / "bad.parquet"), on_bad="skip").dataset(split).ids.tolist()
+        less = (
+            Parquet(path=str(tmp_path / "bad.parquet"), on_bad="skip").dataset(split).ids.tolist()
+        )
         assert less == [i for i in whole if i != 0]
 
 

@@ -1,4 +1,6 @@
-"""Decoding: the pixels of each kind of picture, exactly; damage of any kind is an error and never a wrong picture."""
+"""Decoding: the pixels of each kind of picture, exactly; damage of any kind is an error and never a
+wrong picture.
+"""
 
 import io
 import struct
@@ -56,7 +58,9 @@ class TestKinds:
 
     def test_what_is_transparent_lies_on_white(self):
         alpha = np.arange(600, dtype=np.uint32).reshape(20, 30) % 256
-        image = Image.fromarray(np.concatenate([COLOUR, alpha[None].astype(np.uint8)]).transpose(1, 2, 0), "RGBA")
+        image = Image.fromarray(
+            np.concatenate([COLOUR, alpha[None].astype(np.uint8)]).transpose(1, 2, 0), "RGBA"
+        )
         found = pixels(saved(image)).astype(float)
         assert np.abs(found - (COLOUR * (alpha / 255) + 255 * (1 - alpha / 255))).max() <= 1
         assert np.array_equal(found[:, alpha == 255], COLOUR[:, alpha == 255])
@@ -78,7 +82,9 @@ class TestKinds:
 
     def test_sixteen_bits_become_eight(self):
         deep = np.array([[0, 128, 129, 257, 65535 - 129, 65535 - 128, 65535, 77 * 257]], np.uint16)
-        assert decode(saved(Image.fromarray(deep)))[..., 0].tolist() == [[0, 0, 1, 1, 254, 255, 255, 77]]
+        assert decode(saved(Image.fromarray(deep)))[..., 0].tolist() == [
+            [0, 0, 1, 1, 254, 255, 255, 77]
+        ]
 
     def test_one_bit(self):
         image = Image.fromarray(GREY[0] > 100)
@@ -97,7 +103,9 @@ class TestKinds:
 
 
 def lanczos(line, size):
-    """Along the first axis: each new pixel is the mean of the old ones below its window of three lobes."""
+    """Along the first axis: each new pixel is the mean of the old ones below its window of three
+    lobes.
+    """
     scale = len(line) / size
     wide = max(scale, 1)
     places = (np.arange(size)[:, None] + 0.5) * scale
@@ -107,12 +115,18 @@ def lanczos(line, size):
 
 
 class TestSize:
-    @pytest.mark.parametrize(("shape", "left", "top"), [((20, 30), 5, 0), ((30, 20), 0, 5), ((20, 33), 6, 0)])
+    @pytest.mark.parametrize(
+        ("shape", "left", "top"), [((20, 30), 5, 0), ((30, 20), 0, 5), ((20, 33), 6, 0)]
+    )
     def test_the_middle_is_cut_out_exactly(self, shape, left, top):
         picture = made(1, shape=(3, *shape))[0][0]
-        assert np.array_equal(pixels(encoded(picture), 20), picture[:, top : top + 20, left : left + 20])
+        assert np.array_equal(
+            pixels(encoded(picture), 20), picture[:, top : top + 20, left : left + 20]
+        )
 
-    @pytest.mark.parametrize(("shape", "size"), [((40, 40), 20), ((64, 64), 7), ((9, 9), 16), ((50, 80), 20)])
+    @pytest.mark.parametrize(
+        ("shape", "size"), [((40, 40), 20), ((64, 64), 7), ((9, 9), 16), ((50, 80), 20)]
+    )
     def test_resizing_is_lanczos_with_antialiasing(self, shape, size):
         smooth = np.random.default_rng(0).integers(60, 190, (1, *shape), dtype=np.uint8)
         high, wide = (round(side * size / min(shape)) for side in shape)
@@ -169,12 +183,20 @@ class TestDamage:
 
     @pytest.mark.parametrize("side", [8100, 9900, 60000])
     def test_a_bomb_is_refused_before_it_unpacks(self, side):
-        """8100² is above our limit, 9900² where Pillow warns, 60000² where it refuses; none shows a warning."""
+        """8100² is above our limit, 9900² where Pillow warns, 60000² where it refuses; none shows a
+        warning.
+        """
         head = struct.pack(">4sIIBBBBB", b"IHDR", side, side, 8, 2, 0, 0, 0)
         body = b"IDAT" + zlib.compress(bytes(1000))
-        chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (head, body, b"IEND")]
+        chunks = [
+            struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c))
+            for c in (head, body, b"IEND")
+        ]
         tracemalloc.start()
-        with warnings.catch_warnings(record=True) as seen, pytest.raises(ValueError, match=r"picture 0.*(pixels|bomb)"):
+        with (
+            warnings.catch_warnings(record=True) as seen,
+            pytest.raises(ValueError, match=r"picture 0.*(pixels|bomb)"),
+        ):
             everything([b"\x89PNG\r\n\x1a\n" + b"".join(chunks)])
         assert tracemalloc.get_traced_memory()[1] < 5e6
         tracemalloc.stop()
@@ -183,7 +205,9 @@ class TestDamage:
     def test_bad_pictures_are_left_out_counted_and_named(self):
         contents = [encoded(COLOUR)] * 300
         contents[7], contents[123], contents[299] = b"", b"x", encoded(COLOUR)[:100]
-        with pytest.raises(ValueError, match=r"3 of 300 .*on_bad=skip.* the first is picture 7: it is empty"):
+        with pytest.raises(
+            ValueError, match=r"3 of 300 .*on_bad=skip.* the first is picture 7: it is empty"
+        ):
             everything(contents)
         images, places, notes = everything(contents, on_bad="skip")
         assert notes == {"bad": "3 of 300: picture 7, picture 123, picture 299"}
@@ -202,7 +226,10 @@ class TestDamage:
 
     def test_of_many_bad_ones_five_are_named(self):
         notes = everything([encoded(GREY)] * 594 + [b""] * 6, on_bad="skip")[2]
-        assert notes["bad"] == "6 of 600: picture 594, picture 595, picture 596, picture 597, picture 598, …"
+        assert (
+            notes["bad"]
+            == "6 of 600: picture 594, picture 595, picture 596, picture 597, picture 598, …"
+        )
 
     def test_nothing_bad_is_not_mentioned(self):
         assert everything([encoded(GREY)], on_bad="skip")[2] == {}

@@ -55,7 +55,9 @@ def test_the_split_is_the_same_on_every_call_and_another_for_every_seed():
 
 
 def test_the_split_has_not_moved_since_the_classifier_was_trained():
-    """The shipped classifier carries the fingerprint of its training images; a new hash would leak test images."""
+    """The shipped classifier carries the fingerprint of its training images; a new hash would leak
+    test images.
+    """
     card = json.loads((shipped_folder("digits_classifier") / "model.json").read_text())["card"]
     dataset = Digits().dataset()
     assert dataset.fingerprint() == card["data"]["fingerprint"]
@@ -151,7 +153,9 @@ def test_the_fingerprint_does_not_depend_on_how_the_images_lie_in_memory():
 def test_labels_out_of_range_are_named():
     check_labels(torch.tensor([0, 9]), 10, "here")
     check_labels(torch.zeros(0, dtype=torch.long), 10, "here")
-    with pytest.raises(ValueError, match=r"here: 2 labels out of range 0 … 9, the first is -1 of image 1"):
+    with pytest.raises(
+        ValueError, match=r"here: 2 labels out of range 0 … 9, the first is -1 of image 1"
+    ):
         check_labels(torch.tensor([3, -1, 10]), 10, "here")
 
 

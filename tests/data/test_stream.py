@@ -51,7 +51,9 @@ def test_the_order_differs_by_epoch_and_by_seed(dataset):
 
 
 def test_any_batch_can_be_asked_for_first(dataset):
-    """Nothing is saved for a resumed run, so batch 40 is the same with and without the 39 before it."""
+    """Nothing is saved for a resumed run, so batch 40 is the same with and without the 39 before
+    it.
+    """
     used = stream_of(dataset)
     for number in range(40):
         used.ids(number, range(16))
@@ -60,14 +62,19 @@ def test_any_batch_can_be_asked_for_first(dataset):
 
 
 @pytest.mark.parametrize("number", [0, 2, 3, 9])
-@pytest.mark.parametrize("rows", [range(0, 16), range(5, 16), range(0, 1), range(15, 16), range(3, 11)])
+@pytest.mark.parametrize(
+    "rows", [range(0, 16), range(5, 16), range(0, 1), range(15, 16), range(3, 11)]
+)
 def test_rows_of_a_batch_equal_the_whole(dataset, number, rows):
     stream = stream_of(dataset)
     whole = stream(number, range(16), Draws(0, range(16)))
     part = stream(number, rows, Draws(0, rows))
     assert torch.equal(part.x0, whole.x0[rows.start : rows.stop])
     assert torch.equal(part.cond["label"], whole.cond["label"][rows.start : rows.stop])
-    assert stream.ids(number, rows).tolist() == stream.ids(number, range(16))[rows.start : rows.stop].tolist()
+    assert (
+        stream.ids(number, rows).tolist()
+        == stream.ids(number, range(16))[rows.start : rows.stop].tolist()
+    )
 
 
 def test_a_batch_holds_its_images_in_model_space(dataset):
@@ -119,7 +126,9 @@ class TestFlip:
         found = stream(number, rows, Draws(0, rows)).x0
         turned = (found == plain.flip(-1)).all((1, 2, 3))
         assert (turned | (found == plain).all((1, 2, 3))).all()
-        assert not (plain == plain.flip(-1)).all((1, 2, 3)).any()  # no picture is its own mirror image
+        assert (
+            not (plain == plain.flip(-1)).all((1, 2, 3)).any()
+        )  # no picture is its own mirror image
         return turned
 
     def test_half_of_the_rows(self, mirrored):
@@ -138,15 +147,22 @@ class TestFlip:
         assert torch.equal(part.x0, whole.x0[rows.start : rows.stop])
 
     def test_each_epoch_and_seed_mirrors_others(self, mirrored):
-        by_epoch = [self.flipped(stream_of(mirrored, batch=SIZE), k, range(SIZE)).tolist() for k in range(3)]
+        by_epoch = [
+            self.flipped(stream_of(mirrored, batch=SIZE), k, range(SIZE)).tolist() for k in range(3)
+        ]
         other = self.flipped(stream_of(mirrored, seed=1, batch=SIZE), 0, range(SIZE)).tolist()
         assert len({tuple(rows) for rows in (*by_epoch, other)}) == 4
 
     def test_order_labels_and_noise_stay(self, dataset, mirrored):
-        one, other = (stream_of(data)(4, range(16), Draws(0, range(16))) for data in (dataset, mirrored))
+        one, other = (
+            stream_of(data)(4, range(16), Draws(0, range(16))) for data in (dataset, mirrored)
+        )
         assert torch.equal(one.cond["label"], other.cond["label"])
         assert torch.equal(one.noise(), other.noise())
-        assert stream_of(dataset).ids(4, range(16)).tolist() == stream_of(mirrored).ids(4, range(16)).tolist()
+        assert (
+            stream_of(dataset).ids(4, range(16)).tolist()
+            == stream_of(mirrored).ids(4, range(16)).tolist()
+        )
 
     def test_the_images_of_the_dataset_stay(self, mirrored):
         before = mirrored.images.clone()
@@ -163,4 +179,6 @@ def test_held_out_images_are_never_mirrored():
     stream = stream_of(held)
     for number in range(10):
         index = stream.ids(number, range(16))
-        assert torch.equal(stream(number, range(16), Draws(0, range(16))).x0, held.floats(index) * 2 - 1)
+        assert torch.equal(
+            stream(number, range(16), Draws(0, range(16))).x0, held.floats(index) * 2 - 1
+        )

@@ -13,12 +13,23 @@ WNIDS = {  # the ends of the groups, one inside each, and neighbours that belong
     "fish": ("n02514041", "n02655020"),
     "crab": ("n01978287", "n01981276"),
     "insect": ("n02165105", "n02268443"),
-    "": ("n02114367", "n02119022", "n02125311", "n01632777", "n01675722", "n01871265", "n02268853", "n02504013"),
+    "": (
+        "n02114367",
+        "n02119022",
+        "n02125311",
+        "n01632777",
+        "n01675722",
+        "n01871265",
+        "n02268853",
+        "n02504013",
+    ),
 }
 
 
 def write_wnids(folder, each=2, side=(40, 52)):
-    """`each` pictures per folder; every picture has its own grey value. Returns {grey value: group}."""
+    """`each` pictures per folder; every picture has its own grey value. Returns {grey value:
+    group}.
+    """
     greys = {}
     for group, wnids in WNIDS.items():
         for wnid in wnids:

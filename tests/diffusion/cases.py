@@ -1,13 +1,16 @@
-"""What the tests of this folder share. New classes are found by their base, so they are tested without being named."""
+"""What the tests of this folder share. New classes are found by their base, so they are tested
+without being named.
+"""
 
 import pytest
 import torch
 
+from fewstep.diffusion.densities import Density
 from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.samplers import Sampler
 from fewstep.diffusion.solvers import Solver
-from fewstep.diffusion.times import Density, Times
+from fewstep.diffusion.times import Times
 
 PROCESSES = {kind: cls() for kind, cls in Process.kinds().items()}
 PARAMETERIZATIONS = {kind: cls() for kind, cls in Parameterization.kinds().items()}
@@ -31,7 +34,9 @@ def rows(value, n):
 
 
 def inner_times(process):
-    """Times inside the range; for a table of 1000 all lie between two indices, where its rates are smooth."""
+    """Times inside the range; for a table of 1000 all lie between two indices, where its rates are
+    smooth.
+    """
     shares = f64(0.0137, 0.1177, 0.3331, 0.5213, 0.7777, 0.9393)
     return process.t_min + (process.t_max - process.t_min) * shares
 

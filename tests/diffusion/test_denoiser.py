@@ -1,4 +1,6 @@
-"""The denoiser: one question for every process and prediction, its velocity, its features, guidance and conditions."""
+"""The denoiser: one question for every process and prediction, its velocity, its features, guidance
+and conditions.
+"""
 
 import pytest
 import torch
@@ -14,12 +16,16 @@ from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, SamplePredict
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
 
 VE = VarianceExploding()
-PAIRS = {f"{a}-from-{b}": (PROCESSES[a], PROCESSES[b]) for a in PROCESSES for b in PROCESSES if a != b}
+PAIRS = {
+    f"{a}-from-{b}": (PROCESSES[a], PROCESSES[b]) for a in PROCESSES for b in PROCESSES if a != b
+}
 ANGLES = torch.linspace(0.05, 1.45, 9, dtype=torch.float64)  # inside every process
 
 
 class Net(nn.Module):
-    """A smooth function of x, of the time and of the target time, in any dtype; it remembers what it was given."""
+    """A smooth function of x, of the time and of the target time, in any dtype; it remembers what
+    it was given.
+    """
 
     inputs = ("s",)
 
@@ -58,7 +64,11 @@ def test_x0_is_the_affine_map_of_the_parameterization(parameterization, process)
     x = torch.randn(len(t), 3, dtype=torch.float64)
     c = parameterization(process, t)
     f = torch.sin(2 * c.inp[:, None] * x) + torch.cos(t)[:, None]
-    close(Denoiser(net, process, parameterization)(x, t, Cond()), c.skip[:, None] * x + c.out[:, None] * f, rtol=1e-10)
+    close(
+        Denoiser(net, process, parameterization)(x, t, Cond()),
+        c.skip[:, None] * x + c.out[:, None] * f,
+        rtol=1e-10,
+    )
     assert torch.equal(net.t, t)
 
 
@@ -68,7 +78,9 @@ def test_another_process_sees_the_same_x0(parameterization, pair):
     process, own = pair
     net, t, own_t = Net(), inside(process), inside(own)
     x = torch.randn(len(t), 3, dtype=torch.float64)
-    scale = torch.hypot(own.alpha(own_t), own.sigma(own_t)) / torch.hypot(process.alpha(t), process.sigma(t))
+    scale = torch.hypot(own.alpha(own_t), own.sigma(own_t)) / torch.hypot(
+        process.alpha(t), process.sigma(t)
+    )
     denoiser = Denoiser(net, own, parameterization)
     expected = denoiser(scale[:, None] * x, own_t, Cond(), own_t.flip(0))
     narrow = process.within(own)
@@ -80,7 +92,9 @@ def test_another_process_sees_the_same_x0(parameterization, pair):
     close(net.t, own_t, rtol=1e-9)  # the network is asked in its own unit
     close(net.s, own_t.flip(0), rtol=1e-9)
     c, own_c = other.coefficients(t), denoiser.coefficients(own_t)
-    close(torch.stack(c), torch.stack([own_c.skip * scale, own_c.out, own_c.inp * scale]), rtol=1e-8)
+    close(
+        torch.stack(c), torch.stack([own_c.skip * scale, own_c.out, own_c.inp * scale]), rtol=1e-8
+    )
 
 
 def test_under_goes_back_and_keeps_autocast():
@@ -127,7 +141,9 @@ def test_the_velocity_is_made_of_x0_and_noise(parameterization, process):
     x = torch.randn(len(t), 3, dtype=torch.float64)
     denoiser = Denoiser(Net(), process, parameterization)
     x0 = denoiser(x, t, Cond())
-    alpha, sigma, alpha_rate, sigma_rate = (v[:, None] for v in (process.alpha(t), process.sigma(t), *process.rates(t)))
+    alpha, sigma, alpha_rate, sigma_rate = (
+        v[:, None] for v in (process.alpha(t), process.sigma(t), *process.rates(t))
+    )
     expected = alpha_rate * x0 + sigma_rate * (x - alpha * x0) / sigma
     close(denoiser.velocity(x, t, Cond()), expected, rtol=1e-8, atol=1e-8)
 
@@ -140,7 +156,9 @@ def test_the_velocity_of_an_exact_network_is_the_exact_one(process, own):
     t = inside(process)
     x = torch.randn(len(t), 3, dtype=torch.float64)
     close(denoiser(x, t, Cond()), Gaussian(process, 0.3)(x, t), rtol=1e-7, atol=1e-7)
-    close(denoiser.velocity(x, t, Cond()), Gaussian(process, 0.3).velocity(x, t), rtol=1e-7, atol=1e-7)
+    close(
+        denoiser.velocity(x, t, Cond()), Gaussian(process, 0.3).velocity(x, t), rtol=1e-7, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("parameterization", [Edm(), Epsilon(), Velocity(), Flow()])
@@ -166,7 +184,12 @@ def test_the_velocity_keeps_its_digits_near_the_data(process, parameterization):
 
 def test_velocity_prediction_of_rectified_flow_is_the_network_itself():
     net, x, t = Net(), torch.randn(4, 3), f64(0.001, 0.3, 0.8, 1.0)
-    close(Denoiser(net, RectifiedFlow(), Flow()).velocity(x, t, Cond()), net(x, t, Cond()), rtol=1e-6, atol=1e-6)
+    close(
+        Denoiser(net, RectifiedFlow(), Flow()).velocity(x, t, Cond()),
+        net(x, t, Cond()),
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 # Features
@@ -210,7 +233,9 @@ def test_features_are_the_outputs_of_the_named_layers():
     assert net.hooks() == 0
 
 
-@pytest.mark.parametrize(("layers", "reached"), [(["first"], "first"), (["middle", "first"], "middle")])
+@pytest.mark.parametrize(
+    ("layers", "reached"), [(["first"], "first"), (["middle", "first"], "middle")]
+)
 def test_features_stop_behind_the_last_layer_asked_for(layers, reached):
     net = Layers()
     denoiser, x, t = Denoiser(net, VE, Edm()), torch.randn(2, 3), f64(0.1, 5.0)
@@ -227,7 +252,9 @@ def test_features_stop_behind_the_last_layer_asked_for(layers, reached):
 def test_features_carry_gradients():
     net = Layers()
     x = torch.randn(2, 3, requires_grad=True)
-    Denoiser(net, VE, Edm()).features(x, f64(0.1, 5.0), Cond(), ["first"])[1]["first"].sum().backward()
+    Denoiser(net, VE, Edm()).features(x, f64(0.1, 5.0), Cond(), ["first"])[1][
+        "first"
+    ].sum().backward()
     assert x.grad.abs().min() > 0
     assert net.first.weight.grad is not None
     assert net.middle.weight.grad is None
@@ -294,7 +321,9 @@ class Labelled(nn.Module):
 
     def forward(self, x, t, cond, s=None):
         self.batches.append(len(x))
-        return torch.sin(x) + self.rows[cond["label"]].to(x) + (0 if s is None else s.to(x)[:, None])
+        return (
+            torch.sin(x) + self.rows[cond["label"]].to(x) + (0 if s is None else s.to(x)[:, None])
+        )
 
 
 class Told(nn.Module):
@@ -322,28 +351,46 @@ def test_guidance_is_linear_in_its_scale(process, g):
     denoiser, x = Denoiser(net, process, Velocity()), torch.randn(4, 2, dtype=torch.float64)
     with_label, without = sides(denoiser, x, t)
     net.batches.clear()
-    close(guided(denoiser, g)(x, t, COND), without + g * (with_label - without), rtol=1e-9, atol=1e-12)
+    close(
+        guided(denoiser, g)(x, t, COND), without + g * (with_label - without), rtol=1e-9, atol=1e-12
+    )
     assert net.batches == [8]  # one doubled batch
 
 
 def test_guidance_one_is_the_conditional_side():
-    denoiser, x, t = Denoiser(Labelled(), VE, Edm()), torch.randn(4, 2, dtype=torch.float64), f64(0.1, 1.0, 5.0, 80.0)
+    denoiser, x, t = (
+        Denoiser(Labelled(), VE, Edm()),
+        torch.randn(4, 2, dtype=torch.float64),
+        f64(0.1, 1.0, 5.0, 80.0),
+    )
     close(guided(denoiser, 1.0)(x, t, COND), denoiser(x, t, COND), rtol=1e-12)
     assert torch.equal(guided(denoiser, 0.0)(x, t, COND), denoiser(x, t, COND.unconditional()))
 
 
 def test_a_scale_per_sample_and_a_scale_of_the_time():
-    denoiser, x, t = Denoiser(Labelled(), VE, Edm()), torch.randn(4, 2, dtype=torch.float64), f64(0.1, 1.0, 5.0, 80.0)
+    denoiser, x, t = (
+        Denoiser(Labelled(), VE, Edm()),
+        torch.randn(4, 2, dtype=torch.float64),
+        f64(0.1, 1.0, 5.0, 80.0),
+    )
     with_label, without = sides(denoiser, x, t)
     scale = torch.tensor([0.5, 1.0, 2.0, 7.0])
-    close(guided(denoiser, scale)(x, t, COND), without + scale[:, None] * (with_label - without), rtol=1e-9)
+    close(
+        guided(denoiser, scale)(x, t, COND),
+        without + scale[:, None] * (with_label - without),
+        rtol=1e-9,
+    )
     early = guided(denoiser, lambda t: torch.where(t > 2, 4.0, 1.0).to(t))(x, t, COND)
     close(early[:2], with_label[:2], rtol=1e-9)
     close(early[2:], (without + 4 * (with_label - without))[2:], rtol=1e-9)
 
 
 def test_guidance_passes_the_target_time_on():
-    denoiser, x, t = Denoiser(Labelled(), VE, Edm()), torch.randn(4, 2, dtype=torch.float64), f64(0.1, 1.0, 5.0, 80.0)
+    denoiser, x, t = (
+        Denoiser(Labelled(), VE, Edm()),
+        torch.randn(4, 2, dtype=torch.float64),
+        f64(0.1, 1.0, 5.0, 80.0),
+    )
     s = t / 3
     with_label, without = denoiser(x, t, COND, s), denoiser(x, t, COND.unconditional(), s)
     close(guided(denoiser, 2.0)(x, t, COND, s), 2 * with_label - without, rtol=1e-9)
@@ -376,7 +423,9 @@ def test_guided_gaussians_of_one_width_are_a_gaussian_further_out(process):
 
     t = inner_times(process)[:3]
     x = torch.randn(3, 2, dtype=torch.float64)
-    cond = Cond({"label": torch.zeros(3, dtype=torch.long)}, {"label": torch.ones(3, dtype=torch.long)})
+    cond = Cond(
+        {"label": torch.zeros(3, dtype=torch.long)}, {"label": torch.ones(3, dtype=torch.long)}
+    )
     x0 = guided(Denoiser(Means(), process, SamplePrediction()), 4.0)(x, t, cond)
     close(x0, Gaussian(process, -0.1 + 4 * 0.3)(x, t), rtol=1e-10)
 
@@ -385,7 +434,11 @@ def test_guided_gaussians_of_one_width_are_a_gaussian_further_out(process):
 
 
 def conditions(n):
-    values = {"label": torch.arange(n), "text": torch.randn(n, 2, 3), "guidance": torch.arange(n) / n}
+    values = {
+        "label": torch.arange(n),
+        "text": torch.randn(n, 2, 3),
+        "guidance": torch.arange(n) / n,
+    }
     return Cond(values, {"label": torch.full((n,), -1), "text": torch.zeros(n, 2, 3)})
 
 
@@ -405,7 +458,9 @@ def test_a_share_of_the_rows_is_dropped(share):
     dropped = cond.dropped(share, Draws(0, range(n)))["label"]
     gone = dropped == -1
     assert torch.equal(dropped[~gone], torch.arange(n)[~gone])
-    assert gone.double().mean().item() == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)
+    assert gone.double().mean().item() == pytest.approx(
+        share, abs=4 * (share * (1 - share) / n) ** 0.5
+    )
 
 
 def test_a_row_is_dropped_in_all_its_values_and_whatever_its_batch():
@@ -461,4 +516,6 @@ def test_a_table_denoiser_under_ve_is_asked_for_whole_times_between():
     denoiser = Denoiser(net, table, Epsilon()).under(VE.within(table))
     denoiser(torch.randn(1, 2, dtype=torch.float64), f64(14.61464), Cond())
     assert net.t.item() == pytest.approx(999, abs=1e-3)
-    assert (denoiser.process.t_min, denoiser.process.t_max) == pytest.approx((0.02917, 14.61464), rel=1e-4)
+    assert (denoiser.process.t_min, denoiser.process.t_max) == pytest.approx(
+        (0.02917, 14.61464), rel=1e-4
+    )

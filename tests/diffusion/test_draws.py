@@ -1,4 +1,6 @@
-"""Random numbers keyed by sample: the same for every split of a batch, independent in everything else."""
+"""Random numbers keyed by sample: the same for every split of a batch, independent in everything
+else.
+"""
 
 import itertools
 import math
@@ -9,7 +11,11 @@ from tests.diffusion.cases import close
 
 from fewstep.diffusion.draws import BLOCK, Draws
 
-KINDS = {"normal": lambda d: d.normal(3), "uniform": lambda d: d.uniform(3), "integers": lambda d: d.integers(1000, 3)}
+KINDS = {
+    "normal": lambda d: d.normal(3),
+    "uniform": lambda d: d.uniform(3),
+    "integers": lambda d: d.integers(1000, 3),
+}
 each_kind = pytest.mark.parametrize("draw", KINDS.values(), ids=KINDS.keys())
 
 
@@ -173,7 +179,9 @@ def test_integers_are_uniform(high, bound):
     counts = torch.bincount(k.flatten(), minlength=high)
     assert len(counts) == high
     expected = k.numel() / high
-    assert ((counts - expected) ** 2 / expected).sum() < bound  # chi-square, high - 1 degrees of freedom, 0.1%
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < bound  # chi-square, high - 1 degrees of freedom, 0.1%
 
 
 def test_shapes():

@@ -1,4 +1,6 @@
-"""Predictions: x0 = skip·x_t + out·F(inp·x_t, t), against the definitions and the numbers of the papers."""
+"""Predictions: x0 = skip·x_t + out·F(inp·x_t, t), against the definitions and the numbers of the
+papers.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,12 @@ from fewstep.diffusion.parameterization import (
     SamplePrediction,
     Velocity,
 )
-from fewstep.diffusion.process import RectifiedFlow, Trig, VarianceExploding, VariancePreservingTable
+from fewstep.diffusion.process import (
+    RectifiedFlow,
+    Trig,
+    VarianceExploding,
+    VariancePreservingTable,
+)
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
 
@@ -27,7 +34,8 @@ TARGETS = {
     "sample_prediction": lambda x0, noise, a, s, da, ds: x0,
     # (x0 - skip·x_t)/out with the published coefficients at noise level u = s/a and x_t/a.
     "edm": lambda x0, noise, a, s, da, ds: (
-        (x0 - 0.25 / ((s / a) ** 2 + 0.25) * (x0 + s / a * noise)) / (s / a * 0.5 / torch.sqrt((s / a) ** 2 + 0.25))
+        (x0 - 0.25 / ((s / a) ** 2 + 0.25) * (x0 + s / a * noise))
+        / (s / a * 0.5 / torch.sqrt((s / a) ** 2 + 0.25))
     ),
 }
 
@@ -45,7 +53,12 @@ def test_the_exact_target_gives_x0(kind, process):
     x0, noise = torch.randn(2, len(t), 3, dtype=torch.float64)
     numbers = [v[:, None] for v in (process.alpha(t), process.sigma(t), *process.rates(t))]
     target = TARGETS[kind](x0, noise, *numbers)
-    close(answer(PARAMETERIZATIONS[kind], process, process.add_noise(x0, noise, t), t, target), x0, 1e-9, 1e-9)
+    close(
+        answer(PARAMETERIZATIONS[kind], process, process.add_noise(x0, noise, t), t, target),
+        x0,
+        1e-9,
+        1e-9,
+    )
 
 
 @every("process", PROCESSES)
@@ -81,7 +94,9 @@ def test_preconditioning_at_published_noise_levels(parameterization, t, skip, ou
     assert c.inp.item() == pytest.approx((t**2 + 0.25) ** -0.5, rel=1e-12)
 
 
-@pytest.mark.parametrize(("t", "skip"), [(0, 1.0), (1, 2.49377e-3), (19, 6.92516e-6), (999, 2.505e-9)])
+@pytest.mark.parametrize(
+    ("t", "skip"), [(0, 1.0), (1, 2.49377e-3), (19, 6.92516e-6), (999, 2.505e-9)]
+)
 def test_the_skip_of_latent_consistency_models(t, skip):
     # Of a network that predicts x0 the boundary's own two numbers are what is left.
     c = LcmBoundary(of=SamplePrediction())(TABLE, f64(t))
@@ -93,15 +108,22 @@ def test_the_skip_of_latent_consistency_models(t, skip):
 def test_the_lcm_boundary_is_that_of_diffusers(prediction):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.LCMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
     )
     scheduler.set_timesteps(4)
     assert scheduler.timesteps.tolist() == [999, 759, 499, 259]
-    of = {"epsilon": Epsilon(), "sample": SamplePrediction(), "v_prediction": Velocity()}[prediction]
+    of = {"epsilon": Epsilon(), "sample": SamplePrediction(), "v_prediction": Velocity()}[
+        prediction
+    ]
     x_t, f = torch.randn(2, 1, 3, 4, 4)
     for t in scheduler.timesteps:
         theirs = scheduler.step(f, t, x_t, generator=torch.Generator().manual_seed(0)).denoised
-        close(answer(LcmBoundary(of=of), TABLE, x_t, f64(float(t)), f), theirs, rtol=1e-4, atol=1e-5)
+        close(
+            answer(LcmBoundary(of=of), TABLE, x_t, f64(float(t)), f), theirs, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_consistency_boundary_of_openai_is_that_of_diffusers():
@@ -136,7 +158,8 @@ def test_the_weights_of_the_field(process):
     close(SamplePrediction()(process, t).out ** -2, torch.ones_like(t))
     # In VE units u: EDM's lambda = (u² + sigma_data²)/(u·sigma_data)² = SNR + 1/sigma_data².
     close(Edm(0.5)(process, t).out ** -2, snr + 4, rtol=1e-10)
-    # ||velocity error||² = (alpha' + sigma' d noise/d x0)²: x0 and noise move against each other at fixed x_t.
+    # ||velocity error||² = (alpha' + sigma' d noise/d x0)²: x0 and noise move against each other at
+    # fixed x_t.
     close(Flow()(process, t).out ** -2, (alpha_rate - sigma_rate * alpha / sigma) ** 2, rtol=1e-10)
 
 
@@ -145,7 +168,9 @@ def test_the_weights_of_the_field(process):
 def test_the_weight_turns_an_error_of_x0_into_one_of_the_network(parameterization, process):
     t = inner_times(process)
     x_t, f, other = torch.randn(3, len(t), 5, dtype=torch.float64)
-    error = answer(parameterization, process, x_t, t, f) - answer(parameterization, process, x_t, t, other)
+    error = answer(parameterization, process, x_t, t, f) - answer(
+        parameterization, process, x_t, t, other
+    )
     weighted = parameterization(process, t).out ** -2 * error.square().mean(1)
     close(weighted, (f - other).square().mean(1), rtol=1e-6)
 
@@ -173,7 +198,8 @@ def test_trigflow_is_edm_with_the_opposite_sign():
     # TrigFlow: x0 = cos(t) x - sin(t) sigma_data F(x/sigma_data).
     close(answer(Edm(sigma_data), trig, x, t, -f), cos * x - sin * sigma_data * f)
     close(Edm(sigma_data)(trig, t).inp, torch.full_like(t, 1 / sigma_data))
-    # The same point in VE: x/cos(t) at noise level sigma_data·tan(t), with skip cos², out sigma_data·sin.
+    # The same point in VE: x/cos(t) at noise level sigma_data·tan(t), with skip cos², out
+    # sigma_data·sin.
     level = sigma_data * torch.tan(t)
     c = Edm(sigma_data)(VE, level)
     close(c.skip, torch.cos(t) ** 2)
@@ -219,11 +245,17 @@ def test_the_general_boundary_is_a_step_to_t_min(parameterization, process):
     x, f = torch.randn(2, len(t), 3, dtype=torch.float64)
     x0 = answer(parameterization, process, x, t, f)
     stepped = process.step(x, x0, t, rows(process.t_min, len(t)))
-    close(answer(ConsistencyBoundary(of=parameterization), process, x, t, f), stepped, rtol=1e-9, atol=1e-9)
+    close(
+        answer(ConsistencyBoundary(of=parameterization), process, x, t, f),
+        stepped,
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 def test_the_published_boundary_in_another_process_is_the_same_function():
-    # Seen from rectified flow: u = t/(1 - t), x_VE = x/(1 - t); it ends at x_VE = x/(1 - t_min) of level t_min.
+    # Seen from rectified flow: u = t/(1 - t), x_VE = x/(1 - t); it ends at x_VE = x/(1 - t_min) of
+    # level t_min.
     flow = RectifiedFlow(t_min=0.01, t_max=0.9)
     ve = replaced(VE, t_min=0.01 / 0.99, t_max=9.0)
     t = inner_times(flow)
@@ -243,7 +275,9 @@ def test_a_boundary_is_defined_wherever_its_prediction_is(parameterization, proc
 
 def test_the_published_boundary_in_pure_noise():
     skip, out, inp = CmBoundary(0.4)(RectifiedFlow(t_min=0.01), f64(1.0))
-    close(torch.cat([skip, out, inp]), f64(0.0, 0.99 * 0.4, 1.0))  # u -> ∞: skip 0; out sigma_data, times alpha_min
+    close(
+        torch.cat([skip, out, inp]), f64(0.0, 0.99 * 0.4, 1.0)
+    )  # u -> ∞: skip 0; out sigma_data, times alpha_min
 
 
 def test_velocity_and_sample_are_defined_in_pure_noise():

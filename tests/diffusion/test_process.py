@@ -1,4 +1,6 @@
-"""Processes: published numbers, the laws that tie alpha, sigma, rates and times, and the Gaussian closed forms."""
+"""Processes: published numbers, the laws that tie alpha, sigma, rates and times, and the Gaussian
+closed forms.
+"""
 
 import math
 
@@ -77,7 +79,9 @@ def test_the_table_is_the_product_of_one_minus_beta(schedule):
 
 def test_the_table_agrees_with_diffusers():
     diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    theirs = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ).alphas_cumprod
     ours = VariancePreservingTable().alpha(torch.arange(1000, dtype=torch.float64)) ** 2
     assert (ours - theirs).abs().max() < 5e-7  # theirs is a float32 product
 
@@ -97,7 +101,10 @@ def test_the_continuous_vp_process_in_the_form_of_edm():
     process = VariancePreserving()
     ratio = torch.sqrt(torch.expm1(0.5 * 19.9 * t**2 + 0.1 * t))
     close(process.sigma(t) / process.alpha(t), ratio)
-    close(process.time_of(torch.atan(ratio)), (torch.sqrt(0.1**2 + 2 * 19.9 * torch.log1p(ratio**2)) - 0.1) / 19.9)
+    close(
+        process.time_of(torch.atan(ratio)),
+        (torch.sqrt(0.1**2 + 2 * 19.9 * torch.log1p(ratio**2)) - 0.1) / 19.9,
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,9 @@ def test_a_velocity_is_the_derivative_of_add_noise(process):
     t, h = inner_times(process), 1e-5 * (process.t_max - process.t_min)
     x0, noise = torch.randn(2, len(t), 3, dtype=torch.float64)
     alpha_rate, sigma_rate = process.rates(t)
-    numerical = (process.add_noise(x0, noise, t + h) - process.add_noise(x0, noise, t - h)) / (2 * h)
+    numerical = (process.add_noise(x0, noise, t + h) - process.add_noise(x0, noise, t - h)) / (
+        2 * h
+    )
     close(alpha_rate[:, None] * x0 + sigma_rate[:, None] * noise, numerical, rtol=1e-6, atol=1e-8)
 
 
@@ -212,7 +221,11 @@ def test_two_steps_with_one_x0_are_one(process):
     t = inner_times(process)[1:]
     middle, s = (t + process.t_min) / 2, rows(process.t_min, len(t))
     x_t, x0 = torch.randn(2, len(t), 3, dtype=torch.float64)
-    close(process.step(process.step(x_t, x0, t, middle), x0, middle, s), process.step(x_t, x0, t, s), rtol=1e-10)
+    close(
+        process.step(process.step(x_t, x0, t, middle), x0, middle, s),
+        process.step(x_t, x0, t, s),
+        rtol=1e-10,
+    )
 
 
 @every("process", PROCESSES)
@@ -238,7 +251,12 @@ def test_a_step_is_the_same_map_in_every_process(pair):
     t, s, other_t, other_s = (matched(p, a) for p in (one, other) for a in (angle, target))
     x_t, x0 = torch.randn(2, len(angle), 4, dtype=torch.float64)
     stepped = rescaled(one.step(x_t, x0, t, s), s, one, other_s, other)
-    close(other.step(rescaled(x_t, t, one, other_t, other), x0, other_t, other_s), stepped, rtol=1e-9, atol=1e-10)
+    close(
+        other.step(rescaled(x_t, t, one, other_t, other), x0, other_t, other_s),
+        stepped,
+        rtol=1e-9,
+        atol=1e-10,
+    )
 
 
 @every("pair", PAIRS)
@@ -255,12 +273,18 @@ def test_a_step_in_its_published_forms(process):
     s = torch.cat([f64(process.t_min), t[:-1]])
     x, x0 = torch.randn(2, len(t), 3, dtype=torch.float64)
     alpha_t, sigma_t, alpha_s, sigma_s, t_, s_ = (
-        v[:, None] for v in (process.alpha(t), process.sigma(t), process.alpha(s), process.sigma(s), t, s)
+        v[:, None]
+        for v in (process.alpha(t), process.sigma(t), process.alpha(s), process.sigma(s), t, s)
     )
     noise = (x - alpha_t * x0) / sigma_t
     stepped = process.step(x, x0, t, s)
     close(stepped, alpha_s * x0 + sigma_s * noise, rtol=1e-9, atol=1e-9)
-    close(stepped, alpha_s / alpha_t * x + (sigma_s - alpha_s * sigma_t / alpha_t) * noise, rtol=1e-9, atol=1e-9)
+    close(
+        stepped,
+        alpha_s / alpha_t * x + (sigma_s - alpha_s * sigma_t / alpha_t) * noise,
+        rtol=1e-9,
+        atol=1e-9,
+    )
     if isinstance(process, VarianceExploding | RectifiedFlow):
         close(stepped, x + (s_ - t_) * (x - x0) / t_, rtol=1e-9, atol=1e-9)  # Euler on the velocity
     if isinstance(process, Trig):
@@ -295,13 +319,19 @@ def test_within_without_a_common_range_is_refused():
 
 @every("process", PROCESSES)
 def test_the_velocity_integrates_to_the_exact_flow(process):
-    """RK4 along the exact velocity, whose only input from the process is alpha, sigma and their rates."""
+    """RK4 along the exact velocity, whose only input from the process is alpha, sigma and their
+    rates.
+    """
     process = narrowed(process)
     table = isinstance(process, VariancePreservingTable)
     if table:  # smooth only between indices, so the steps stop there: a part of the table is enough
         process = replaced(process, t_min=150.0, t_max=230.0)
     oracle = Gaussian(process, mean=0.3, std=0.5)
-    grid = torch.arange(230, 149, -1, dtype=torch.float64) if table else Uniform(end="t_min")(process, 120)
+    grid = (
+        torch.arange(230, 149, -1, dtype=torch.float64)
+        if table
+        else Uniform(end="t_min")(process, 120)
+    )
     x = start = torch.randn(2, 3, dtype=torch.float64)
     hair = 1e-10 * (process.t_max - process.t_min)  # a table's slope jumps at its indices
 
@@ -336,12 +366,15 @@ def test_one_step_of_the_exact_denoiser_has_a_known_gain(process):
 
 
 def test_the_gain_of_a_training_pair():
-    # x_r = x0 + r noise regressed on x_t = x0 + t noise: one step of the exact denoiser (s = 0.5, t = 2, r = 1.2).
+    # x_r = x0 + r noise regressed on x_t = x0 + t noise: one step of the exact denoiser (s = 0.5, t
+    # = 2, r = 1.2).
     gain = Gaussian(VarianceExploding()).step_gain(f64(2), f64(1.2))
     assert abs(gain.item() - 0.6235294) < 1e-7
 
 
-@pytest.mark.parametrize(("std", "gain", "exact"), [(1.0, 0.9729024, 1.0), (0.5, 0.4770347, 0.5015143)])
+@pytest.mark.parametrize(
+    ("std", "gain", "exact"), [(1.0, 0.9729024, 1.0), (0.5, 0.4770347, 0.5015143)]
+)
 def test_fifty_ddim_steps_on_the_table(std, gain, exact):
     oracle = Gaussian(VariancePreservingTable(), std=std)
     grid = f64(*range(999, 0, -20), 0)
@@ -351,7 +384,9 @@ def test_fifty_ddim_steps_on_the_table(std, gain, exact):
     assert abs((oracle.spread(grid[-1:]) / oracle.spread(grid[:1])).item() - exact) < 1e-7
     if std == 1:  # the four segments of iCD
         ends = [999, 779, 519, 259, 0]
-        parts = [gains[(grid[:-1] <= a) & (grid[:-1] > b)].prod().item() for a, b in zip(ends, ends[1:])]
+        parts = [
+            gains[(grid[:-1] <= a) & (grid[:-1] > b)].prod().item() for a, b in zip(ends, ends[1:])
+        ]
         close(f64(*parts), f64(0.99901845, 0.99615751, 0.99316433, 0.98434339), rtol=1e-8)
 
 
@@ -364,7 +399,15 @@ def test_euler_steps_of_rectified_flow_shrink_unit_data(steps, gain):
 
 @pytest.mark.parametrize(
     ("points", "ratio"),
-    [(2, 0.01025), (3, 0.1953), (11, 0.7528), (18, 0.8461), (40, 0.9297), (150, 0.9811), (1281, 0.9978)],
+    [
+        (2, 0.01025),
+        (3, 0.1953),
+        (11, 0.7528),
+        (18, 0.8461),
+        (40, 0.9297),
+        (150, 0.9811),
+        (1281, 0.9978),
+    ],
 )
 def test_euler_on_karras_grids_against_the_exact_gain(points, ratio):
     oracle = Gaussian(VarianceExploding())

@@ -1,10 +1,23 @@
-"""Samplers: evaluations, marginals and ends, with exact denoisers and exact flow maps in the place of networks."""
+"""Samplers: evaluations, marginals and ends, with exact denoisers and exact flow maps in the place
+of networks.
+"""
 
 import math
 
 import pytest
 import torch
-from tests.diffusion.cases import PROCESSES, SAMPLERS, SOLVERS, Watched, close, every, f64, inner_times, narrowed, rows
+from tests.diffusion.cases import (
+    PROCESSES,
+    SAMPLERS,
+    SOLVERS,
+    Watched,
+    close,
+    every,
+    f64,
+    inner_times,
+    narrowed,
+    rows,
+)
 from tests.oracles import FiniteData, Gaussian
 
 from fewstep.choice import replaced
@@ -24,9 +37,13 @@ ROWS, WIDTH = 512, 128
 
 
 def start(process):
-    """Noise whose prior is exactly the marginal of N(MEAN, STD²) at t_max, so that only the sampler is measured."""
+    """Noise whose prior is exactly the marginal of N(MEAN, STD²) at t_max, so that only the sampler
+    is measured.
+    """
     t = f64(process.t_max)
-    wanted = process.alpha(t) * MEAN + Gaussian(process, MEAN, STD).spread(t) * Draws(1, range(ROWS)).normal(WIDTH)
+    wanted = process.alpha(t) * MEAN + Gaussian(process, MEAN, STD).spread(t) * Draws(
+        1, range(ROWS)
+    ).normal(WIDTH)
     return wanted / process.prior(torch.ones(1, 1, dtype=torch.float64))
 
 
@@ -70,7 +87,11 @@ def test_evaluations_are_counted_calls(pair, n):
 def test_evaluations_of_every_solver(solver, end, n):
     sampler, watched = Ode(steps=n, times=Karras(end=end), solver=solver), Watched(Gaussian(VE))
     sampler(watched, VE, torch.randn(2, 3), Cond(), Draws(0, range(2)))
-    assert watched.calls == sampler.evaluations == n * solver.calls - (end == "t_data") * (solver.calls - 1)
+    assert (
+        watched.calls
+        == sampler.evaluations
+        == n * solver.calls - (end == "t_data") * (solver.calls - 1)
+    )
 
 
 @every("solver", SOLVERS)
@@ -99,7 +120,12 @@ def test_samples_do_not_depend_on_the_batch(sampler, process):
     noise = Draws(1, range(20)).normal(2).double()
     oracle = Gaussian(process, MEAN, STD)
     x = sampler(oracle, process, noise, Cond(), Draws(2, range(20)))
-    close(sampler(oracle, process, noise[5:9], Cond(), Draws(2, range(5, 9))), x[5:9], rtol=1e-9, atol=1e-12)
+    close(
+        sampler(oracle, process, noise[5:9], Cond(), Draws(2, range(5, 9))),
+        x[5:9],
+        rtol=1e-9,
+        atol=1e-12,
+    )
     again = sampler(oracle, process, noise, Cond(), Draws(2, range(20)))
     assert torch.equal(again, x)
 
@@ -107,7 +133,9 @@ def test_samples_do_not_depend_on_the_batch(sampler, process):
 @every("sampler", STOCHASTIC)
 def test_stochastic_samplers_depend_on_their_draws(sampler):
     noise = torch.randn(4, 2)
-    samples = [sampler.with_steps(3)(Gaussian(VE), VE, noise, Cond(), Draws(s, range(4))) for s in (0, 1)]
+    samples = [
+        sampler.with_steps(3)(Gaussian(VE), VE, noise, Cond(), Draws(s, range(4))) for s in (0, 1)
+    ]
     assert not torch.equal(*samples)
 
 
@@ -130,7 +158,9 @@ def test_float32_noise_gives_float32_samples(pair):
 
 
 def gain_error(sampler, process, end):
-    """How far a sampler's linear map of the deviation from the mean is from the exact one, relatively."""
+    """How far a sampler's linear map of the deviation from the mean is from the exact one,
+    relatively.
+    """
     noise = torch.randn(2, 3, dtype=torch.float64)
     centre = process.alpha(f64(end)) * MEAN
     exact = jump_to(process, end)(process.prior(noise), rows(process.t_max, 2), Cond()) - centre
@@ -152,7 +182,9 @@ def test_eighteen_steps_come_close(process):
     pure_noise = process.alpha(f64(process.t_max)).item() < 1e-12
     times = Uniform() if pure_noise else Karras()
     process = process if pure_noise else narrowed(process)
-    assert gain_error(Ode(times=times), process, process.t_data) < 0.0554  # 1.0553 is published for EDM
+    assert (
+        gain_error(Ode(times=times), process, process.t_data) < 0.0554
+    )  # 1.0553 is published for EDM
 
 
 @every("process", PROCESSES)
@@ -184,11 +216,14 @@ def test_without_churn_nothing_is_drawn(solver):
     draws, noise = Draws(0, range(4)), torch.randn(4, 2)
     x = Ode(steps=5, solver=solver)(Gaussian(VE), VE, noise, Cond(), draws)
     assert draws.count == 0
-    assert torch.equal(x, Ode(steps=5, solver=solver)(Gaussian(VE), VE, noise, Cond(), Draws(9, range(4))))
+    assert torch.equal(
+        x, Ode(steps=5, solver=solver)(Gaussian(VE), VE, noise, Cond(), Draws(9, range(4)))
+    )
 
 
 @pytest.mark.parametrize(
-    ("churn", "gamma"), [(1.0, 0.1), (4.0, 0.4), (5.0, math.sqrt(2) - 1), (1000.0, math.sqrt(2) - 1)]
+    ("churn", "gamma"),
+    [(1.0, 0.1), (4.0, 0.4), (5.0, math.sqrt(2) - 1), (1000.0, math.sqrt(2) - 1)],
 )
 def test_churn_raises_the_level_by_a_bounded_factor(churn, gamma):
     sampler = Ode(steps=10, solver=Euler(), churn=churn)
@@ -212,7 +247,9 @@ def test_churn_adds_the_missing_noise_times_its_factor():
     seen = []
     sampler = Ode(steps=10, solver=Euler(), churn=2.0, churn_noise=1.003)
     noise = torch.randn(4, 3)
-    sampler(lambda x_t, t, cond, s=None: seen.append(x_t) or x_t, VE, noise, Cond(), Draws(3, range(4)))
+    sampler(
+        lambda x_t, t, cond, s=None: seen.append(x_t) or x_t, VE, noise, Cond(), Draws(3, range(4))
+    )
     fresh = Draws(3, range(4)).normal(3)
     close(seen[0], 80 * noise + 80 * math.sqrt(1.2**2 - 1) * 1.003 * fresh, rtol=1e-5, atol=1e-3)
 
@@ -252,9 +289,14 @@ def test_renoising_keeps_the_variance_exactly(process):
     t = inner_times(process)
     s = torch.cat([f64(process.t_data), t[:-1]])
     oracle = Gaussian(process, MEAN, STD)
-    one, nothing = torch.ones(len(t), 1, dtype=torch.float64), torch.zeros(len(t), 1, dtype=torch.float64)
+    one, nothing = (
+        torch.ones(len(t), 1, dtype=torch.float64),
+        torch.zeros(len(t), 1, dtype=torch.float64),
+    )
     keep, missing = renoised(process, one, nothing, s, t), renoised(process, nothing, one, s, t)
-    close((keep[:, 0] * oracle.spread(s)) ** 2 + missing[:, 0] ** 2, oracle.spread(t) ** 2, rtol=1e-10)
+    close(
+        (keep[:, 0] * oracle.spread(s)) ** 2 + missing[:, 0] ** 2, oracle.spread(t) ** 2, rtol=1e-10
+    )
     close(keep[:, 0] * process.alpha(s), process.alpha(t), rtol=1e-10)
     assert torch.equal(renoised(process, one, 5 * one, t, t), one)
 
@@ -270,18 +312,26 @@ def test_multistep_consistency_sampling_keeps_the_marginals(process, end, n):
     assert draws.count == n - 1
 
 
-@pytest.mark.parametrize(("end", "added"), [("t_min", math.sqrt(0.8**2 - 0.002**2)), ("t_data", 0.8)])
+@pytest.mark.parametrize(
+    ("end", "added"), [("t_min", math.sqrt(0.8**2 - 0.002**2)), ("t_data", 0.8)]
+)
 def test_the_noise_between_two_jumps(end, added):
     # Samples at t_min get √(t² - t_min²), clean samples get t.
     noise, fresh, seen = torch.randn(4, 3, dtype=torch.float64), Draws(3, range(4)).normal(3), []
-    sampler, x0 = Renoise(steps=2, times=Explicit(between=((0.8,),), end=end)), torch.full_like(noise, 0.25)
-    sampler(lambda x_t, t, cond, s=None: seen.append(x_t) or x0, VE, noise, Cond(), Draws(3, range(4)))
+    sampler, x0 = (
+        Renoise(steps=2, times=Explicit(between=((0.8,),), end=end)),
+        torch.full_like(noise, 0.25),
+    )
+    sampler(
+        lambda x_t, t, cond, s=None: seen.append(x_t) or x0, VE, noise, Cond(), Draws(3, range(4))
+    )
     close(seen[0], 80 * noise)
     close(seen[1], 0.25 + added * fresh, rtol=1e-6)
 
 
 def test_one_jump_from_the_plain_prior():
-    # From N(0, T²) instead of N(mean, std² + T²): mean·(1 - g) and g·T, g the gain of the exact jump.
+    # From N(0, T²) instead of N(mean, std² + T²): mean·(1 - g) and g·T, g the gain of the exact
+    # jump.
     oracle, noise = Gaussian(VE, MEAN, STD), torch.randn(5, 3, dtype=torch.float64)
     g = math.sqrt((STD**2 + 0.002**2) / (STD**2 + 80**2))
     x = Renoise(steps=1)(jump_to(VE, VE.t_min), VE, noise, Cond(), Draws(0, range(5)))
@@ -307,15 +357,24 @@ def test_flow_map_sampling_keeps_the_marginals_for_any_gamma(process, gamma, end
 def test_flow_map_sampling_with_exact_jumps_is_the_exact_flow(process, n):
     noise = torch.randn(4, 3, dtype=torch.float64)
     x = FlowMap(steps=n, times=Uniform())(jump(process), process, noise, Cond(), Draws(0, range(4)))
-    exact = Gaussian(process, MEAN, STD).flow(process.prior(noise), rows(process.t_max, 4), rows(process.t_data, 4))
+    exact = Gaussian(process, MEAN, STD).flow(
+        process.prior(noise), rows(process.t_max, 4), rows(process.t_data, 4)
+    )
     close(x, exact, rtol=1e-9, atol=1e-9)
-    assert torch.equal(x, FlowMap(steps=n, times=Uniform())(jump(process), process, noise, Cond(), Draws(1, range(4))))
+    assert torch.equal(
+        x,
+        FlowMap(steps=n, times=Uniform())(
+            jump(process), process, noise, Cond(), Draws(1, range(4))
+        ),
+    )
 
 
 @every("process", PROCESSES)
 def test_gamma_one_is_multistep_consistency_sampling(process):
     noise = torch.randn(4, 3, dtype=torch.float64)
-    one = FlowMap(steps=3, times=Uniform(), gamma=1.0)(jump(process), process, noise, Cond(), Draws(2, range(4)))
+    one = FlowMap(steps=3, times=Uniform(), gamma=1.0)(
+        jump(process), process, noise, Cond(), Draws(2, range(4))
+    )
     end = jump_to(process, process.t_data)
     other = Renoise(steps=3, times=Uniform())(end, process, noise, Cond(), Draws(2, range(4)))
     close(one, other, rtol=1e-9, atol=1e-9)

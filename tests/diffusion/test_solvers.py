@@ -1,10 +1,23 @@
-"""Solvers: measured orders, closed forms, and the schedulers of diffusers driven with the same exact denoiser."""
+"""Solvers: measured orders, closed forms, and the schedulers of diffusers driven with the same
+exact denoiser.
+"""
 
 import math
 
 import pytest
 import torch
-from tests.diffusion.cases import PROCESSES, SOLVERS, Watched, close, constant, every, f64, inner_times, narrowed, rows
+from tests.diffusion.cases import (
+    PROCESSES,
+    SOLVERS,
+    Watched,
+    close,
+    constant,
+    every,
+    f64,
+    inner_times,
+    narrowed,
+    rows,
+)
 from tests.oracles import FiniteData, Gaussian
 
 from fewstep.diffusion.conditioning import Cond
@@ -33,7 +46,9 @@ def trajectory(solver, denoise, process, x, grid):
 
 @every("pair", PAIRS)
 def test_the_measured_order_is_the_declared_one(pair):
-    """Three points are no linear problem; along the exact flow the probability below x does not change."""
+    """Three points are no linear problem; along the exact flow the probability below x does not
+    change.
+    """
     solver, process = pair
 
     def below(x, t):
@@ -51,7 +66,8 @@ def test_the_measured_order_is_the_declared_one(pair):
 
 @every("pair", PAIRS)
 def test_the_whole_way_on_gaussian_data_has_at_least_the_declared_order(pair):
-    # At least: the leading error of the midpoint rule happens to vanish on this equation, which makes it third order.
+    # At least: the leading error of the midpoint rule happens to vanish on this equation, which
+    # makes it third order.
     solver, process = pair[0], narrowed(pair[1])
     oracle = Gaussian(process, mean=0.3)
     exact = None
@@ -88,7 +104,9 @@ def test_published_error_ratios(solver, steps, ratios, times):
         assert a / b == pytest.approx(ratio, abs=0.06 if ratio > 2 else 0.006)
 
 
-@pytest.mark.parametrize(("points", "ratio"), [(11, 1.1746), (18, 1.0553), (40, 1.0098), (150, 1.00064)])
+@pytest.mark.parametrize(
+    ("points", "ratio"), [(11, 1.1746), (18, 1.0553), (40, 1.0098), (150, 1.00064)]
+)
 def test_heun_on_karras_grids_against_the_exact_gain(points, ratio):
     oracle, grid, x = Gaussian(VE), Karras(end="t_min")(VE, points - 1), f64(1.0)[None]
     gain = trajectory(Heun(), oracle, VE, x, grid)[-1] / oracle.flow(x, grid[:1], grid[-1:])
@@ -109,7 +127,8 @@ def test_euler_is_one_step_towards_the_denoised_sample(process):
 
 @pytest.mark.parametrize(("t", "s"), [(80.0, 40.0), (2.0, 1.2), (0.1, 0.002)])
 def test_heun_in_the_form_of_edm(t, s):
-    # d = (x - D)/t; x_e = x + (s - t) d; d' = (x_e - D)/s; x_s = x + (s - t)(d + d')/2, here for N(0, 0.5²).
+    # d = (x - D)/t; x_e = x + (s - t) d; d' = (x_e - D)/s; x_s = x + (s - t)(d + d')/2, here for
+    # N(0, 0.5²).
     y = torch.randn(1, 3, dtype=torch.float64)
     y_e = y * (0.25 + t * s) / (0.25 + t**2)
     expected = y + 0.5 * (s - t) * (y * t / (0.25 + t**2) + y_e * s / (0.25 + s**2))
@@ -159,7 +178,8 @@ def test_a_constant_denoiser_is_where_every_solver_ends(pair, n):
     grid = Uniform()(process, n)
     points = trajectory(solver, constant(x0), process, noise, grid)
     close(points[-1], x0, rtol=0)
-    # All the way the points lie between the noise and x0: x = alpha x0 + (sigma/sigma_T)(x_T - alpha_T x0).
+    # All the way the points lie between the noise and x0: x = alpha x0 + (sigma/sigma_T)(x_T -
+    # alpha_T x0).
     start = noise - process.alpha(grid[0:1]) * x0
     for t, x in zip(grid, points):
         alpha, sigma = process.alpha(t[None]), process.sigma(t[None])
@@ -204,7 +224,12 @@ def test_each_row_takes_its_own_step(pair):
     together = solver(oracle, process, x, t, s, Cond(), [])
     for i in range(len(t)):
         row = slice(i, i + 1)
-        close(together[row], solver(oracle, process, x[row], t[row], s[row], Cond(), []), rtol=1e-9, atol=1e-12)
+        close(
+            together[row],
+            solver(oracle, process, x[row], t[row], s[row], Cond(), []),
+            rtol=1e-9,
+            atol=1e-12,
+        )
 
 
 @every("pair", PAIRS)
@@ -216,14 +241,24 @@ def test_a_row_that_ends_at_the_data_ignores_what_a_network_says_there(pair):
         return torch.where(t[:, None] > process.t_data, x0, math.nan)
 
     t, s = rows(process.t_max, 2), f64(process.t_data, process.t_min)
-    end = solver(undefined_at_the_data, process, torch.randn(2, 3, dtype=torch.float64), t, s, Cond(), [])
+    end = solver(
+        undefined_at_the_data, process, torch.randn(2, 3, dtype=torch.float64), t, s, Cond(), []
+    )
     close(end[0], x0[0], rtol=0)
     assert torch.isfinite(end).all()
 
 
-@every("pair", {name: pair for name, pair in PAIRS.items() if pair[1].alpha(f64(pair[1].t_max)).item() < 1e-12})
+@every(
+    "pair",
+    {
+        name: pair
+        for name, pair in PAIRS.items()
+        if pair[1].alpha(f64(pair[1].t_max)).item() < 1e-12
+    },
+)
 def test_the_first_step_from_pure_noise_is_one_of_first_order(pair):
-    # sigma/alpha is infinite there (in Trig up to the rounding of pi/2), so nothing may be extrapolated from it.
+    # sigma/alpha is infinite there (in Trig up to the rounding of pi/2), so nothing may be
+    # extrapolated from it.
     solver, process = pair
     oracle, x = Gaussian(process, mean=0.3), torch.randn(2, 3, dtype=torch.float64)
     t, s = rows(process.t_max, 2), process.time_of(f64(1.0, 1.4))
@@ -238,7 +273,9 @@ def test_orders_and_calls_of_the_known_solvers():
 
 # diffusers
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers
 
 
 @pytest.fixture
@@ -246,12 +283,16 @@ def diffusers():
     return pytest.importorskip("diffusers")
 
 
-POINTS_3D = torch.tensor([[-1.0, 0.5, 0.0], [0.2, -0.7, 0.4], [0.9, 0.9, -0.3]], dtype=torch.float64)
+POINTS_3D = torch.tensor(
+    [[-1.0, 0.5, 0.0], [0.2, -0.7, 0.4], [0.9, 0.9, -0.3]], dtype=torch.float64
+)
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def driven(scheduler, x, network):
-    """The trajectory of a scheduler of diffusers; network(x, sigma or index, place) answers what it asks for."""
+    """The trajectory of a scheduler of diffusers; network(x, sigma or index, place) answers what it
+    asks for.
+    """
     points = [x]
     for i, t in enumerate(scheduler.timesteps):
         scheduler.scale_model_input(x, t)  # sets its counter
@@ -267,7 +308,8 @@ def agree(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("name", "solver"), [("EDMEulerScheduler", Euler()), ("EDMDPMSolverMultistepScheduler", Dpmpp2m())]
+    ("name", "solver"),
+    [("EDMEulerScheduler", Euler()), ("EDMDPMSolverMultistepScheduler", Dpmpp2m())],
 )
 @pytest.mark.parametrize("n", [6, 18])
 def test_the_edm_schedulers_of_diffusers(diffusers, name, solver, n):
@@ -285,10 +327,14 @@ def test_the_edm_schedulers_of_diffusers(diffusers, name, solver, n):
         return ((oracle(x.double(), sigma.expand(len(x))) - c_skip * x.double()) / c_out).float()
 
     x = 80 * torch.randn(5, 3)
-    agree(trajectory(solver, oracle, VE, x.double(), Karras()(VE, n)), driven(scheduler, x, network))
+    agree(
+        trajectory(solver, oracle, VE, x.double(), Karras()(VE, n)), driven(scheduler, x, network)
+    )
 
 
-@pytest.mark.parametrize(("name", "solver"), [("EulerDiscreteScheduler", Euler()), ("HeunDiscreteScheduler", Heun())])
+@pytest.mark.parametrize(
+    ("name", "solver"), [("EulerDiscreteScheduler", Euler()), ("HeunDiscreteScheduler", Heun())]
+)
 @pytest.mark.parametrize("n", [5, 20])
 def test_the_sigma_schedulers_of_diffusers_on_the_table(diffusers, name, solver, n):
     # They walk in VE units x/alpha; ours is the table's own process.
@@ -303,7 +349,9 @@ def test_the_sigma_schedulers_of_diffusers_on_the_table(diffusers, name, solver,
     noise, grid = torch.randn(5, 3), Trailing()(TABLE, n)
     ours = trajectory(solver, FiniteData(TABLE, POINTS_3D), TABLE, noise.double(), grid)
     theirs = driven(scheduler, noise / TABLE.alpha(grid[:1]).float(), network)
-    theirs = theirs[:1] + theirs[2::2] + theirs[-1:] if isinstance(solver, Heun) else theirs  # Heun stops twice
+    theirs = (
+        theirs[:1] + theirs[2::2] + theirs[-1:] if isinstance(solver, Heun) else theirs
+    )  # Heun stops twice
     agree([x / TABLE.alpha(t[None]) for x, t in zip(ours, grid)], theirs)
 
 
@@ -317,8 +365,12 @@ def test_the_sigma_schedulers_of_diffusers_on_the_table(diffusers, name, solver,
     ],
 )
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_vp_schedulers_of_diffusers_on_the_table(diffusers, name, solver, n, options, prediction):
-    scheduler = getattr(diffusers, name)(**SD, timestep_spacing="trailing", prediction_type=prediction, **options)
+def test_the_vp_schedulers_of_diffusers_on_the_table(
+    diffusers, name, solver, n, options, prediction
+):
+    scheduler = getattr(diffusers, name)(
+        **SD, timestep_spacing="trailing", prediction_type=prediction, **options
+    )
     scheduler.set_timesteps(n)
     oracle = FiniteData(TABLE, POINTS_3D)
 
@@ -327,10 +379,15 @@ def test_the_vp_schedulers_of_diffusers_on_the_table(diffusers, name, solver, n,
         alpha, sigma, x = TABLE.alpha(time), TABLE.sigma(time), x.double()
         x0 = oracle(x, time.expand(len(x)))
         noise = (x - alpha * x0) / sigma
-        return {"epsilon": noise, "v_prediction": alpha * noise - sigma * x0, "sample": x0}[prediction].float()
+        return {"epsilon": noise, "v_prediction": alpha * noise - sigma * x0, "sample": x0}[
+            prediction
+        ].float()
 
     x = torch.randn(5, 3)
-    agree(trajectory(solver, oracle, TABLE, x.double(), Trailing()(TABLE, n)), driven(scheduler, x, network))
+    agree(
+        trajectory(solver, oracle, TABLE, x.double(), Trailing()(TABLE, n)),
+        driven(scheduler, x, network),
+    )
 
 
 class GeneratorDraws(Draws):
@@ -381,10 +438,13 @@ def test_a_solver_steps_rectified_flow_by_its_velocity():
 
 
 @pytest.mark.parametrize(
-    "method", ["consistency_distillation", "multi_boundary", "progressive", "consistency_trajectory"]
+    "method",
+    ["consistency_distillation", "multi_boundary", "progressive", "consistency_trajectory"],
 )
 def test_single_steps_are_taken_by_solvers_that_remember_nothing(method):
-    """A multistep solver without its history is Euler: a run file that asks for it would not get it."""
+    """A multistep solver without its history is Euler: a run file that asks for it would not get
+    it.
+    """
     from fewstep.learning.method import Method
 
     assert isinstance(Method.parse({"kind": method, "solver": "midpoint"}).solver, Midpoint)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.diffusion.cases import DENSITIES, PROCESSES, TIMES, close, every, f64, narrowed
 
+from fewstep.diffusion.densities import LogitNormal, LogNormal, LogStudent, UniformTime
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import (
     RectifiedFlow,
@@ -20,13 +21,9 @@ from fewstep.diffusion.times import (
     Explicit,
     Karras,
     Linspace,
-    LogitNormal,
-    LogNormal,
-    LogStudent,
     Strided,
     Trailing,
     Uniform,
-    UniformTime,
 )
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
@@ -99,14 +96,38 @@ def test_karras_at_published_places(points, index, level):
 
 
 def test_the_karras_grid_of_edm():
-    levels = f64(80, 57.58598, 40.78557, 28.37458, 19.35245, 12.91008, 8.40094, 5.31519, 3.25682, 1.92334, 1.08817)
+    levels = f64(
+        80,
+        57.58598,
+        40.78557,
+        28.37458,
+        19.35245,
+        12.91008,
+        8.40094,
+        5.31519,
+        3.25682,
+        1.92334,
+        1.08817,
+    )
     levels = torch.cat([levels, f64(0.58535, 0.29644, 0.13952, 0.05995, 0.02293, 0.00753, 0.002)])
     close(Karras()(VE, 18), torch.cat([levels, f64(0)]), rtol=1e-6, atol=5e-6)
     close(Karras(end="t_min")(VE, 17), levels, rtol=1e-6, atol=5e-6)
 
 
 def test_the_karras_grid_of_improved_consistency_training():
-    levels = f64(80, 45.31373, 24.40834, 12.38158, 5.83895, 2.51522, 0.96542, 0.31828, 0.08509, 0.01672, 0.002)
+    levels = f64(
+        80,
+        45.31373,
+        24.40834,
+        12.38158,
+        5.83895,
+        2.51522,
+        0.96542,
+        0.31828,
+        0.08509,
+        0.01672,
+        0.002,
+    )
     close(Karras(end="t_min")(VE, 10), levels, rtol=1e-6, atol=5e-6)
 
 
@@ -134,7 +155,12 @@ def test_karras_agrees_with_diffusers():
 
 @pytest.mark.parametrize(
     ("n", "expected"),
-    [(1, [999]), (2, [999, 499]), (4, [999, 759, 499, 259]), (8, [999, 879, 759, 639, 499, 379, 259, 139])],
+    [
+        (1, [999]),
+        (2, [999, 499]),
+        (4, [999, 759, 499, 259]),
+        (8, [999, 879, 759, 639, 499, 379, 259, 139]),
+    ],
 )
 def test_the_grids_of_latent_consistency_models(n, expected):
     assert whole(Strided(Trailing(), 50)(TABLE, n)) == [*expected, -1]
@@ -180,7 +206,9 @@ def test_the_linspace_grids_of_a_table(n, expected):
     assert whole(Linspace(end="t_min", whole=True)(TABLE, n)) == [*expected, 0]
 
 
-@pytest.mark.parametrize("times", [Trailing(), Linspace(end="t_min", whole=True)], ids=["trailing", "linspace"])
+@pytest.mark.parametrize(
+    "times", [Trailing(), Linspace(end="t_min", whole=True)], ids=["trailing", "linspace"]
+)
 def test_eight_steps_nest_in_sixteen(times):
     assert set(whole(times(TABLE, 8))) <= set(whole(times(TABLE, 16)))
 
@@ -226,7 +254,9 @@ def test_explicit_times_must_decrease(between):
         Explicit(between=(between,))
 
 
-@pytest.mark.parametrize("between", [(80.0,), (100.0,), (0.002,), (0.0,), (0.5, 0.001), (90.0, 0.5)])
+@pytest.mark.parametrize(
+    "between", [(80.0,), (100.0,), (0.002,), (0.0,), (0.5, 0.001), (90.0, 0.5)]
+)
 def test_explicit_times_must_lie_inside(between):
     with pytest.raises(ValueError, match=r"between 0\.002 and 80"):
         Explicit(between=(between,))(VE, len(between) + 1)
@@ -244,7 +274,9 @@ def normal_cdf(x):
 def far_from(times, cdf):
     """Kolmogorov-Smirnov: the largest distance of the empirical distribution, in units of 1/√n."""
     n = len(times)
-    return (cdf(times.sort().values) - (torch.arange(n) + 0.5) / n).abs().max().item() * math.sqrt(n)
+    return (cdf(times.sort().values) - (torch.arange(n) + 0.5) / n).abs().max().item() * math.sqrt(
+        n
+    )
 
 
 # 1.95 is passed with probability 0.999 by the true distribution.
@@ -271,7 +303,10 @@ def test_logit_normal_levels(process, mean, std):
     # A table ends at 0.028 and 0.936, where some draws may be cut off: compare inside.
     low, high = (normal_cdf((torch.logit(f64(e)) - mean) / std).item() for e in (0.05, 0.9))
     u = u[(u > 0.05) & (u < 0.9)]
-    assert far_from(u, lambda x: (normal_cdf((torch.logit(x) - mean) / std) - low) / (high - low)) < 1.95
+    assert (
+        far_from(u, lambda x: (normal_cdf((torch.logit(x) - mean) / std) - low) / (high - low))
+        < 1.95
+    )
 
 
 def test_logit_normal_is_the_sigmoid_of_a_normal_for_rectified_flow():
@@ -293,7 +328,9 @@ def test_uniform_whole_times_reach_every_index():
     counts = torch.bincount(times.long(), minlength=20)
     assert torch.equal(times, times.round())
     assert len(counts) == 20
-    assert ((counts - ROWS / 20) ** 2 / (ROWS / 20)).sum() < 44  # chi-square, 19 degrees of freedom, 0.1%
+    assert (
+        (counts - ROWS / 20) ** 2 / (ROWS / 20)
+    ).sum() < 44  # chi-square, 19 degrees of freedom, 0.1%
 
 
 @every("process", PROCESSES)
@@ -307,11 +344,17 @@ def test_a_density_gives_each_row_its_own_time(density, process):
     assert len(set(times.tolist())) > 90
     again = Draws(3, range(100), stream="loss", step=7)
     parts = [density(process, again.select(a, b)) for a, b in ((0, 33), (33, 70), (70, 100))]
-    close(torch.cat(parts), times, rtol=1e-14)  # vectors of other lengths may round the last bit otherwise
+    close(
+        torch.cat(parts), times, rtol=1e-14
+    )  # vectors of other lengths may round the last bit otherwise
 
 
-@pytest.mark.parametrize("wide", [LogNormal(-1.2, 4.0), LogitNormal(0.0, 5.0), UniformTime(), UniformTime(whole=True)])
-@pytest.mark.parametrize("table", [TABLE, VariancePreservingTable(t_min=19.0, t_max=979.0)], ids=["whole", "part"])
+@pytest.mark.parametrize(
+    "wide", [LogNormal(-1.2, 4.0), LogitNormal(0.0, 5.0), UniformTime(), UniformTime(whole=True)]
+)
+@pytest.mark.parametrize(
+    "table", [TABLE, VariancePreservingTable(t_min=19.0, t_max=979.0)], ids=["whole", "part"]
+)
 def test_times_of_a_table_stay_within_its_ends(wide, table):
     times = wide(table, Draws(0, range(ROWS)))
     assert times.min() >= table.t_min
@@ -350,7 +393,9 @@ def test_explicit_times_of_one_number_of_steps_are_given_once():
 @every("process", PROCESSES)
 @pytest.mark.parametrize(("df", "low"), [(0.01, 1.0), (0.01, 0.3), (3.0, 0.5), (1e4, 2.0)])
 def test_log_student_levels(process, df, low):
-    """Against scipy's distribution, cut off at both ends; a level above 1000 is taken for pure noise."""
+    """Against scipy's distribution, cut off at both ends; a level above 1000 is taken for pure
+    noise.
+    """
     from scipy.stats import t as student
 
     top = min(1e3, math.tan(process.angle(f64(process.t_max)).item()))
@@ -358,7 +403,12 @@ def test_log_student_levels(process, df, low):
     x = (torch.log(torch.tan(process.angle(times))) - 0.1) / 0.4
     ends = student.cdf([(math.log(level) - 0.1) / 0.4 for level in (low, top)], df)
     assert x.min() >= (math.log(low) - 0.1) / 0.4 - 1e-6
-    assert far_from(x, lambda y: torch.from_numpy((student.cdf(y, df) - ends[0]) / (ends[1] - ends[0]))) < 1.95
+    assert (
+        far_from(
+            x, lambda y: torch.from_numpy((student.cdf(y, df) - ends[0]) / (ends[1] - ends[0]))
+        )
+        < 1.95
+    )
 
 
 def test_log_student_needs_room():

@@ -16,7 +16,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("mnist", ["--steps", "3"]), ("imagenet9", ["--steps", "3", "--size", "16", "--channels", "32", "--batch", "4"])],
+    [
+        ("mnist", ["--steps", "3"]),
+        ("imagenet9", ["--steps", "3", "--size", "16", "--channels", "32", "--batch", "4"]),
+    ],
 )
 def test_an_example_trains_a_student(name, options, tmp_path, monkeypatch, capsys):
     write_idx(tmp_path) if name == "mnist" else write_wnids(tmp_path / "pictures")

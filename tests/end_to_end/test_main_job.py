@@ -1,4 +1,6 @@
-"""The main job through the command line, with few steps: student, samples, numbers, report, export."""
+"""The main job through the command line, with few steps: student, samples, numbers, report,
+export.
+"""
 
 import html.parser
 import json
@@ -12,14 +14,26 @@ import torch
 from fewstep.cli.main import main
 
 KEYS = {
-    *("model", "solver", "steps", "evaluations", "frechet", "confirmed", "diversity", "images_per_second", "protocol")
+    *(
+        "model",
+        "solver",
+        "steps",
+        "evaluations",
+        "frechet",
+        "confirmed",
+        "diversity",
+        "images_per_second",
+        "protocol",
+    )
 }
 
 
 def fewstep(*words):
     with pytest.raises(SystemExit) as ended:
         main([str(word) for word in words])
-    assert ended.value.code == 0, f"fewstep {' '.join(map(str, words))} ended with {ended.value.code}"
+    assert ended.value.code == 0, (
+        f"fewstep {' '.join(map(str, words))} ended with {ended.value.code}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +43,13 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fewstep(
-            "demo", "trainer.steps=4", "trainer.batch=16", "trainer.health_every=2", "trainer.log_every=1", "--num", 40
+            "demo",
+            "trainer.steps=4",
+            "trainer.batch=16",
+            "trainer.health_every=2",
+            "trainer.log_every=1",
+            "--num",
+            40,
         )
     return folder
 
@@ -42,7 +62,11 @@ def _there(home, monkeypatch):
 def test_results_have_every_row_and_key(home):
     results = json.loads((home / "runs/demo/results.json").read_text())
     rows = [(r["model"], r["evaluations"]) for r in results]
-    assert rows == [*(("teacher", n) for n in (1, 2, 4, 35)), *(("student", n) for n in (1, 2, 4)), ("data", 0)]
+    assert rows == [
+        *(("teacher", n) for n in (1, 2, 4, 35)),
+        *(("student", n) for n in (1, 2, 4)),
+        ("data", 0),
+    ]
     for r in results:
         assert set(r) == KEYS
         assert r["frechet"] > 0
@@ -51,7 +75,9 @@ def test_results_have_every_row_and_key(home):
         assert r["protocol"]["num"] == (40 if r["model"] != "data" else 382)
     by_key = {(r["model"], r["evaluations"]): r for r in results}
     assert by_key["teacher", 35]["solver"] in ("euler", "heun", "dpmpp_2m")
-    assert by_key["teacher", 35]["steps"] == (18 if by_key["teacher", 35]["solver"] == "heun" else 35)
+    assert by_key["teacher", 35]["steps"] == (
+        18 if by_key["teacher", 35]["solver"] == "heun" else 35
+    )
     assert by_key["teacher", 35]["frechet"] < by_key["teacher", 1]["frechet"]
     assert by_key["data", 0]["confirmed"] >= 0.97
 
@@ -59,7 +85,13 @@ def test_results_have_every_row_and_key(home):
 def test_the_same_seed_gives_the_same_quality(home, monkeypatch):
     first = json.loads((home / "runs/demo/results.json").read_text())
     fewstep(
-        *("demo", "trainer.steps=4", "trainer.batch=16", "trainer.health_every=2", "trainer.log_every=1"),
+        *(
+            "demo",
+            "trainer.steps=4",
+            "trainer.batch=16",
+            "trainer.health_every=2",
+            "trainer.log_every=1",
+        ),
         *("name=again", "--num", 40),
     )
     second = json.loads((home / "runs/again/results.json").read_text())
@@ -79,8 +111,14 @@ def test_the_report_stands_alone(home):
             self.open, self.addresses, self.headings = [], [], []
 
         def handle_starttag(self, tag, attributes):
-            self.addresses += [v for k, v in attributes if k in ("src", "href") and not v.startswith(("data:", "#"))]
-            if tag not in ("meta", "img", "br", "link") and not self.get_starttag_text().endswith("/>"):
+            self.addresses += [
+                v
+                for k, v in attributes
+                if k in ("src", "href") and not v.startswith(("data:", "#"))
+            ]
+            if tag not in ("meta", "img", "br", "link") and not self.get_starttag_text().endswith(
+                "/>"
+            ):
                 self.open.append(tag)
 
         def handle_startendtag(self, tag, attributes):
@@ -98,7 +136,14 @@ def test_the_report_stands_alone(home):
     assert tags.open == []
     assert tags.addresses == []
     assert tags.headings == [
-        *("Quality", "Samples of the same seeds", "Training", "Memorisation", "Protocol", "Run file")
+        *(
+            "Quality",
+            "Samples of the same seeds",
+            "Training",
+            "Memorisation",
+            "Protocol",
+            "Run file",
+        )
     ]
     assert "prefers-color-scheme: dark" in text
     assert "default-src 'none'" in text
@@ -113,23 +158,42 @@ def test_samples_of_the_student_and_of_the_shipped_teacher(home):
         assert arrays["arr_0"].shape == (30, 8, 8, 1)
         assert arrays["arr_0"].dtype == np.uint8
         assert arrays["arr_1"].tolist() == [i % 10 for i in range(30)]
-    fewstep("sample", "runs/demo", "--steps", 2, "--num", 12, "--seed", 1, "--out", "y.npz", "--batch", 5)
+    fewstep(
+        "sample",
+        "runs/demo",
+        "--steps",
+        2,
+        "--num",
+        12,
+        "--seed",
+        1,
+        "--out",
+        "y.npz",
+        "--batch",
+        5,
+    )
     difference = np.load("x.npz")["arr_0"][:12].astype(int) - np.load("y.npz")["arr_0"]
     assert np.abs(difference).max() <= 1
 
 
 def test_the_export_needs_no_fewstep(home):
-    """diffusers' own pipeline, in a process that cannot import fewstep, makes the student's images."""
+    """diffusers' own pipeline, in a process that cannot import fewstep,
+    makes the student's images.
+    """
     fewstep("export", "runs/demo", "--to", "diffusers", "--out", "exported")
     from fewstep import load
     from fewstep.diffusion.draws import Draws
 
     model = load("runs/demo")
-    noise = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))  # the pipeline's first draw
+    noise = torch.randn(
+        6, 1, 8, 8, generator=torch.Generator().manual_seed(3)
+    )  # the pipeline's first draw
     labels = torch.arange(6)
     cond = model.conditioner(labels)
     with torch.no_grad():
-        x0 = model.sampler.with_steps(1)(model.denoiser, model.denoiser.process, noise, cond, Draws(0, range(6)))
+        x0 = model.sampler.with_steps(1)(
+            model.denoiser, model.denoiser.process, noise, cond, Draws(0, range(6))
+        )
     np.save("expected.npy", model.codec.decode(x0).numpy())
     script = """
 import sys
@@ -139,10 +203,13 @@ from diffusers import ConsistencyModelPipeline, UNet2DModel
 pipeline = ConsistencyModelPipeline.from_pretrained("exported")
 assert type(pipeline.unet) is UNet2DModel
 draws = torch.Generator().manual_seed(3)
-images = pipeline(batch_size=6, class_labels=torch.arange(6), generator=draws, output_type="pt").images
+labels = torch.arange(6)
+images = pipeline(batch_size=6, class_labels=labels, generator=draws, output_type="pt").images
 print(float(np.abs(images.numpy() - np.load("expected.npy")).max()))
 """
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout.split()[-1]) <= 1e-4
 

@@ -71,7 +71,10 @@ def test_the_source_and_its_graph_stay_as_they_are():
 
 
 def test_lerp_moves_by_its_weight():
-    targets, sources = [torch.zeros(2), torch.ones(3)], [torch.full((2,), 4.0), torch.full((3,), 5.0)]
+    targets, sources = (
+        [torch.zeros(2), torch.ones(3)],
+        [torch.full((2,), 4.0), torch.full((3,), 5.0)],
+    )
     lerp(targets, sources, 0.25)
     assert targets[0].tolist() == [1.0, 1.0]
     assert targets[1].tolist() == [2.0, 2.0, 2.0]
@@ -114,7 +117,9 @@ def test_a_phase_begins_its_average_with_the_weights_of_its_border():
     border = states[8]  # the last of three phases begins at step 8 of 12
     for key, found in part(states[-1], "ema/student/0.9/").items():
         weights = [s[key.replace("ema/student/0.9", "net/student")].double() for s in states[8:]]
-        assert torch.equal(weights[0], border[key.replace("ema/student/0.9", "net/student")].double())
+        assert torch.equal(
+            weights[0], border[key.replace("ema/student/0.9", "net/student")].double()
+        )
         expected = 0.9**4 * weights[0] + sum(0.1 * 0.9 ** (4 - k) * weights[k] for k in range(1, 5))
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 

@@ -14,8 +14,12 @@ CPU = torch.device("cpu")
 
 
 def network():
-    """Two dropouts, the second behind weights: masks of different shapes, drawn one after the other."""
-    return nn.Sequential(nn.Linear(5, 40), nn.Dropout(0.5), nn.SiLU(), nn.Linear(40, 7), nn.Dropout(0.3))
+    """Two dropouts, the second behind weights: masks of different shapes, drawn one after the
+    other.
+    """
+    return nn.Sequential(
+        nn.Linear(5, 40), nn.Dropout(0.5), nn.SiLU(), nn.Linear(40, 7), nn.Dropout(0.3)
+    )
 
 
 def test_both_passes_get_the_same_masks():
@@ -105,7 +109,9 @@ def test_seeded_is_a_function_of_its_seed():
     torch.rand(3)
     assert all(torch.equal(a, b) for a, b in zip(first, drawn(7), strict=True))
     assert not torch.equal(first[0], drawn(8)[0])
-    assert torch.equal(drawn(2**63 - 1)[0], drawn(2**63 - 1)[0])  # the largest that the trainer gives
+    assert torch.equal(
+        drawn(2**63 - 1)[0], drawn(2**63 - 1)[0]
+    )  # the largest that the trainer gives
 
 
 def test_seeded_restores_the_state():
@@ -149,9 +155,14 @@ class Student(nn.Module):
 
 def looks(masks, student, target=None):
     """Both passes at one place, and the random state behind them."""
-    x, t = torch.randn(6, 5, generator=torch.Generator().manual_seed(3)), torch.ones(6, dtype=torch.float64)
+    x, t = (
+        torch.randn(6, 5, generator=torch.Generator().manual_seed(3)),
+        torch.ones(6, dtype=torch.float64),
+    )
     torch.manual_seed(1)
-    return *jump_and_goal(student, target or student, x, t, x, t, Cond(), masks), torch.get_rng_state()
+    return *jump_and_goal(
+        student, target or student, x, t, x, t, Cond(), masks
+    ), torch.get_rng_state()
 
 
 @pytest.mark.parametrize("slow", [False, True])

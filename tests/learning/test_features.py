@@ -1,4 +1,6 @@
-"""Distances in the features of a network: what the network is given, and what becomes of its answer."""
+"""Distances in the features of a network: what the network is given, and what becomes of its
+answer.
+"""
 
 import copy
 import pickle
@@ -58,10 +60,14 @@ def test_each_package_gets_its_own_range_and_options(packages, package, options,
     (network,) = Recorder.made
     assert network.options == options
     assert [x.shape for x in network.seen] == [(5, 3, 224, 224)] * 2
-    torch.testing.assert_close(network.seen[0][0], torch.full((3, 224, 224), low), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        network.seen[0][0], torch.full((3, 224, 224), low), rtol=0, atol=1e-6
+    )
     assert min(x.min().item() for x in network.seen) >= low - 1e-6
     assert max(x.max().item() for x in network.seen) == pytest.approx(1, abs=0.05)
-    torch.testing.assert_close(found, 2 * (network.seen[0] - network.seen[1]).square().mean((1, 2, 3)))
+    torch.testing.assert_close(
+        found, 2 * (network.seen[0] - network.seen[1]).square().mean((1, 2, 3))
+    )
 
 
 def test_small_images_are_resized_and_large_ones_are_not(packages):
@@ -73,7 +79,9 @@ def test_small_images_are_resized_and_large_ones_are_not(packages):
     ramp = torch.linspace(-1, 1, 8).expand(1, 3, 8, 8)
     Lpips("lpips")(ramp, ramp)
     wide = Recorder.made[-1].seen[0][0, 0, 0]
-    torch.testing.assert_close(wide[14:-14].diff(), torch.full((195,), 2 / 7 * 8 / 224))  # bilinear: straight lines
+    torch.testing.assert_close(
+        wide[14:-14].diff(), torch.full((195,), 2 / 7 * 8 / 224)
+    )  # bilinear: straight lines
 
 
 def test_grey_images_get_three_equal_channels(packages):
@@ -142,7 +150,9 @@ def test_the_distance_is_the_sum_over_the_stages():
 
 
 def test_images_of_a_class_are_closer_than_images_of_two():
-    """What the metric is for: at equal distance in pixels the classifier's features tell classes apart."""
+    """What the metric is for: at equal distance in pixels the classifier's features tell classes
+    apart.
+    """
     from fewstep.data.digits import Digits
 
     data = Digits().dataset("test")

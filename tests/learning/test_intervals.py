@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
-from fewstep.diffusion.times import Auto, Karras, LogNormal
+from fewstep.diffusion.times import Auto, Karras
 from fewstep.learning.consistency import adjacent
 
 PROCESS = VarianceExploding()
@@ -15,7 +16,19 @@ BINS = 10
 GRID = Karras(end="t_min")(PROCESS, BINS)
 # N = 11 points on the increasing grid .002 … 80: the first stage of improved consistency training.
 GOLDEN = [0.06263, 0.18174, 0.24550, 0.21349, 0.14245, 0.08060, 0.04108, 0.01958, 0.00894, 0.00398]
-POINTS = [0.002, 0.01672, 0.08509, 0.31828, 0.96542, 2.51522, 5.83895, 12.38158, 24.40834, 45.31373, 80.0]
+POINTS = [
+    0.002,
+    0.01672,
+    0.08509,
+    0.31828,
+    0.96542,
+    2.51522,
+    5.83895,
+    12.38158,
+    24.40834,
+    45.31373,
+    80.0,
+]
 
 
 class Even(Draws):
@@ -50,14 +63,18 @@ def test_without_a_density_all_intervals_are_alike():
     assert counts.sum() == rows
     expected = rows / BINS
     chi_square = ((counts - expected).square() / expected).sum()
-    assert chi_square < 27.9  # 9 degrees of freedom: exceeded once in 1000 seeds, and the seed is fixed
+    assert (
+        chi_square < 27.9
+    )  # 9 degrees of freedom: exceeded once in 1000 seeds, and the seed is fixed
 
 
 def test_with_a_density_the_shares_are_those_of_the_paper():
     t, _ = adjacent(GRID, Even(0, range(200_000)), PROCESS, LogNormal(-1.1, 2.0))
     found = shares(t, GRID).flip(0)
     assert found.sum() == pytest.approx(1.0)
-    assert found.tolist() == pytest.approx(GOLDEN, abs=1.5e-5)  # printed to 1e-5, counted to 1/200000
+    assert found.tolist() == pytest.approx(
+        GOLDEN, abs=1.5e-5
+    )  # printed to 1e-5, counted to 1/200000
 
 
 def test_with_a_density_the_random_counts_follow_the_shares():
@@ -78,10 +95,14 @@ def test_the_shares_are_differences_of_the_error_function(mean, std):
 
 
 def test_another_process_draws_the_same_noise_levels():
-    """The density is one of sigma/alpha: under a flow the same levels have other times and the same shares."""
+    """The density is one of sigma/alpha: under a flow the same levels have other times and the same
+    shares.
+    """
     flow = RectifiedFlow(t_min=0.002 / 1.002, t_max=80 / 81)
     levels = GRID[1:-1]
-    grid = torch.cat([torch.tensor([flow.t_max]), levels / (1 + levels), torch.tensor([flow.t_min])])
+    grid = torch.cat(
+        [torch.tensor([flow.t_max]), levels / (1 + levels), torch.tensor([flow.t_min])]
+    )
     t, s = adjacent(grid, Even(0, range(50_000)), flow, LogNormal(-1.1, 2.0))
     assert (t > s).all()
     assert shares(t, grid).flip(0).tolist() == pytest.approx(GOLDEN, abs=3e-5)
@@ -117,7 +138,9 @@ def test_a_table_has_no_more_intervals_than_indices(density):
     table = VariancePreservingTable()
     grid = Auto("t_min")(table, 1280)
     assert (grid.diff() == 0).any()
-    t, s = adjacent(grid, Even(0, range(100_000)) if density else Draws(0, range(100_000)), table, density)
+    t, s = adjacent(
+        grid, Even(0, range(100_000)) if density else Draws(0, range(100_000)), table, density
+    )
     assert torch.equal(t - s, torch.ones_like(t))
     if density is None:
         assert len(t.unique()) == 999

@@ -7,7 +7,15 @@ import torch
 
 from fewstep.learning.losses import Absolute, Huber, Metric, PseudoHuber, Squared
 
-METRICS = [Squared(), Absolute(), PseudoHuber(), PseudoHuber(0.0), PseudoHuber(2.0), Huber(), Huber(0.5)]
+METRICS = [
+    Squared(),
+    Absolute(),
+    PseudoHuber(),
+    PseudoHuber(0.0),
+    PseudoHuber(2.0),
+    Huber(),
+    Huber(0.5),
+]
 ROWS, SHAPE = 6, (2, 3, 4)
 SIZE = math.prod(SHAPE)
 
@@ -63,7 +71,9 @@ def test_squared_and_absolute_are_means_over_the_elements():
     assert Squared()(a, b).tolist() == [9.0, 4.0]
     assert Absolute()(a, b).tolist() == [3.0, 2.0]
     x, y = pair()
-    torch.testing.assert_close(Squared()(x, y), torch.stack([(x - y)[i].pow(2).mean() for i in range(ROWS)]))
+    torch.testing.assert_close(
+        Squared()(x, y), torch.stack([(x - y)[i].pow(2).mean() for i in range(ROWS)])
+    )
     torch.testing.assert_close(slopes(Squared(), x, y), 2 * (x - y).flatten(1) / SIZE)
     torch.testing.assert_close(slopes(Absolute(), x, y), (x - y).flatten(1).sign() / SIZE)
 
@@ -74,11 +84,15 @@ def test_pseudo_huber_at_its_default_is_the_papers():
     b = torch.full_like(a, 0.01)
     c = 0.00054 * math.sqrt(3072)
     assert c == pytest.approx(0.03, rel=0.01)
-    assert PseudoHuber()(a, b).item() == pytest.approx(math.sqrt(3072 * 1e-4 + c * c) - c, rel=1e-12)
+    assert PseudoHuber()(a, b).item() == pytest.approx(
+        math.sqrt(3072 * 1e-4 + c * c) - c, rel=1e-12
+    )
 
 
 def test_pseudo_huber_is_of_the_whole_sample_not_of_its_elements():
-    """Some code applies it to every element and averages; its gradient then ignores how wrong the sample is."""
+    """Some code applies it to every element and averages; its gradient then ignores how wrong the
+    sample is.
+    """
     a, b = pair()
     metric = PseudoHuber(0.1)
     c = 0.1 * math.sqrt(SIZE)
@@ -97,7 +111,9 @@ def test_scale_zero_is_the_norm_and_pulls_with_length_one(size):
     a, b = pair(size)
     metric = PseudoHuber(0.0)
     torch.testing.assert_close(metric(a, b), (a - b).flatten(1).norm(dim=1))
-    torch.testing.assert_close(slopes(metric, a, b).norm(dim=1), torch.ones(ROWS, dtype=torch.float64))
+    torch.testing.assert_close(
+        slopes(metric, a, b).norm(dim=1), torch.ones(ROWS, dtype=torch.float64)
+    )
 
 
 def test_small_scales_approach_the_norm():
@@ -119,12 +135,17 @@ def test_large_scales_approach_the_square():
         limit = Squared()(a, b) * math.sqrt(SIZE) / (2 * scale)
         torch.testing.assert_close(PseudoHuber(scale)(a, b), limit, rtol=1 / scale, atol=0)
         torch.testing.assert_close(
-            slopes(PseudoHuber(scale), a, b), (a - b).flatten(1) / (scale * math.sqrt(SIZE)), rtol=1 / scale, atol=0
+            slopes(PseudoHuber(scale), a, b),
+            (a - b).flatten(1) / (scale * math.sqrt(SIZE)),
+            rtol=1 / scale,
+            atol=0,
         )
 
 
 def test_a_scale_means_the_same_at_every_resolution():
-    """The same picture at twice the size: the distance grows with sqrt(d), its shape does not change."""
+    """The same picture at twice the size: the distance grows with sqrt(d), its shape does not
+    change.
+    """
     a, b = (torch.randn(ROWS, 1, 4, 4, dtype=torch.float64) for _ in range(2))
     big = [x.repeat_interleave(2, 2).repeat_interleave(2, 3) for x in (a, b)]
     torch.testing.assert_close(PseudoHuber(0.3)(*big), 2 * PseudoHuber(0.3)(a, b))
@@ -139,7 +160,9 @@ def test_points_without_an_image_shape_are_samples_too():
 
 
 def test_the_pseudo_huber_metric_of_a_small_error_keeps_its_digits():
-    """√(e² + c²) - c in float32 is 0 where e² is below the rounding of c²; it is e²/(2c) in truth."""
+    """√(e² + c²) - c in float32 is 0 where e² is below the rounding of c²; it is e²/(2c) in
+    truth.
+    """
     a = torch.zeros(1, 1, 2, 2)
     found = PseudoHuber(1.0)(a + 1e-6, a)
     c = 2.0
@@ -147,7 +170,9 @@ def test_the_pseudo_huber_metric_of_a_small_error_keeps_its_digits():
 
 
 def test_huber_takes_one_root_per_element():
-    """√(d² + c²) - c each, then the mean; the absolute error far above c, half the squared one over c far below."""
+    """√(d² + c²) - c each, then the mean; the absolute error far above c, half the squared one over
+    c far below.
+    """
     a, b = pair()
     d = (a - b).flatten(1)
     torch.testing.assert_close(Huber(0.3)(a, b), (torch.sqrt(d**2 + 0.09) - 0.3).mean(1))

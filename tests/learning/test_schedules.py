@@ -20,7 +20,9 @@ def at(schedule, step, steps=100):
 @pytest.mark.parametrize("kind", ALL)
 def test_the_warm_up_is_a_line_to_one(kind):
     schedule = kind(warmup=10)
-    assert [at(schedule, step) for step in range(11)] == pytest.approx([*(k / 10 for k in range(1, 11)), 1.0])
+    assert [at(schedule, step) for step in range(11)] == pytest.approx(
+        [*(k / 10 for k in range(1, 11)), 1.0]
+    )
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -51,7 +53,9 @@ def test_cosine():
     assert found == sorted(found, reverse=True)
 
 
-@pytest.mark.parametrize(("end", "last"), [(0.0, 1 / 80), (0.2, 0.2 + 0.8 / 80), (3.0, 3.0 - 2 / 80)])
+@pytest.mark.parametrize(
+    ("end", "last"), [(0.0, 1 / 80), (0.2, 0.2 + 0.8 / 80), (3.0, 3.0 - 2 / 80)]
+)
 def test_linear(end, last):
     schedule = Linear(warmup=20, end=end)
     assert at(schedule, 20) == 1.0
@@ -88,16 +92,22 @@ def test_the_trainer_applies_it_and_each_phase_starts_it_anew(tmp_path):
 
 
 def test_the_rate_of_each_network_is_its_own_times_the_factor():
-    chosen = config(schedule=Linear(warmup=0, end=0.0), optimizers={"fake": Sgd(lr=0.2)}, optimizer=Sgd(lr=0.1))
+    chosen = config(
+        schedule=Linear(warmup=0, end=0.0), optimizers={"fake": Sgd(lr=0.2)}, optimizer=Sgd(lr=0.1)
+    )
     one, rates = trainer(Phased(), None, chosen), []
 
     def watch(done, values):
         if values is None:
-            rates.append([one.state.optimizers[name].param_groups[0]["lr"] for name in ("student", "fake")])
+            rates.append(
+                [one.state.optimizers[name].param_groups[0]["lr"] for name in ("student", "fake")]
+            )
 
     one.fit(watch)
     factors = [1 - k / 4 for k in range(4)] * 3
-    assert [r for pair in rates for r in pair] == pytest.approx([lr * f for f in factors for lr in (0.1, 0.2)])
+    assert [r for pair in rates for r in pair] == pytest.approx(
+        [lr * f for f in factors for lr in (0.1, 0.2)]
+    )
 
 
 def test_the_clock_counts_phases():

@@ -1,4 +1,6 @@
-"""The derivative along a trajectory: forward mode against differences, in every process and on our networks."""
+"""The derivative along a trajectory: forward mode against differences, in every process and on our
+networks.
+"""
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogitNormal
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, Velocity
 from fewstep.diffusion.process import (
@@ -16,7 +19,6 @@ from fewstep.diffusion.process import (
     VariancePreserving,
     VariancePreservingTable,
 )
-from fewstep.diffusion.times import LogitNormal
 from fewstep.learning.method import Clock
 from fewstep.learning.tangent import (
     Difference,
@@ -37,9 +39,23 @@ from fewstep.models.dit import Dit
 from fewstep.models.network import Outside
 from fewstep.models.unet import UNet
 
-PROCESSES = [VarianceExploding(), VariancePreserving(), VariancePreservingTable(), RectifiedFlow(), Trig()]
+PROCESSES = [
+    VarianceExploding(),
+    VariancePreserving(),
+    VariancePreservingTable(),
+    RectifiedFlow(),
+    Trig(),
+]
 NETWORKS = [
-    UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, groups=4, extra=("s",)),
+    UNet(
+        channels=8,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(2,),
+        head_channels=8,
+        groups=4,
+        extra=("s",),
+    ),
     Dit(width=16, depth=2, heads=2, mlp_ratio=2, extra=("s",)),
 ]
 
@@ -92,7 +108,9 @@ def test_units_of_time(process):
         (per_rectified, lambda t: rectified(process, t)),
     ):
         h = 1e-6 * unit(process, t)
-        torch.testing.assert_close((clock(t + h) - clock(t - h)) / 2e-6, torch.ones_like(t), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            (clock(t + h) - clock(t - h)) / 2e-6, torch.ones_like(t), rtol=1e-6, atol=0
+        )
     flow = RectifiedFlow()
     torch.testing.assert_close(rectified(process, t), flow.time_of(process.angle(t)))
 
@@ -109,8 +127,15 @@ def test_units_of_time(process):
     ids=name_of,
 )
 def test_forward_mode_is_the_limit_of_differences_on_our_networks(spec, process, prediction):
-    """In float64 the central difference is off by step² alone, about (250 step)² of the largest frequency."""
-    spec = type(spec)(**{**vars(spec), "time_input": "log_sigma" if process == VarianceExploding() else "identity"})
+    """In float64 the central difference is off by step² alone, about (250 step)² of the largest
+    frequency.
+    """
+    spec = type(spec)(
+        **{
+            **vars(spec),
+            "time_input": "log_sigma" if process == VarianceExploding() else "identity",
+        }
+    )
     denoiser = Denoiser(network(spec, torch.float64), process, prediction)
     at = point(process)
     rate = along(process, at.x, 0.5 * at.x, at.t, per_log_ratio(process, at.t))
@@ -123,11 +148,15 @@ def test_forward_mode_is_the_limit_of_differences_on_our_networks(spec, process,
 
 @pytest.mark.parametrize("unit", [per_log_ratio, per_rectified])
 @pytest.mark.parametrize("spec", NETWORKS, ids=name_of)
-@pytest.mark.parametrize(("process", "kind"), [(VarianceExploding(), "log_sigma"), (RectifiedFlow(), "thousand")])
+@pytest.mark.parametrize(
+    ("process", "kind"), [(VarianceExploding(), "log_sigma"), (RectifiedFlow(), "thousand")]
+)
 def test_in_fp32_the_difference_follows_to_a_few_thousandths(process, kind, spec, unit):
-    """Rounding 6e-8·|F|/h and truncation (250 step)²/6, both below 1e-3, in every row: whatever unit τ has.
+    """Rounding 6e-8·|F|/h and truncation (250 step)²/6, both below 1e-3, in every row: whatever
+    unit τ has.
 
-    Per unit of rectified-flow time ln sigma of EDM moves by 1 at its slowest, by 80 at t = 80, and by 500 at t_min.
+    Per unit of rectified-flow time ln sigma of EDM moves by 1 at its slowest, by 80 at t = 80, and
+    by 500 at t_min.
     """
     spec = type(spec)(**{**vars(spec), "time_input": kind})
     denoiser = Denoiser(network(spec), process, Edm())
@@ -140,7 +169,9 @@ def test_in_fp32_the_difference_follows_to_a_few_thousandths(process, kind, spec
 
 
 def test_a_network_seen_from_another_process_is_asked_at_its_own_pace():
-    """A table's network, which embeds its index, on rectified flow's times: h is found in the indices."""
+    """A table's network, which embeds its index, on rectified flow's times: h is found in the
+    indices.
+    """
     table, flow = VariancePreservingTable(), RectifiedFlow()
     spec = type(NETWORKS[0])(**{**vars(NETWORKS[0]), "time_input": "identity"})
     denoiser = Denoiser(network(spec), table, Velocity()).under(flow.within(table))
@@ -153,7 +184,9 @@ def test_a_network_seen_from_another_process_is_asked_at_its_own_pace():
 
 @pytest.mark.parametrize("tangent", [Forward(), Difference()], ids=name_of)
 def test_only_the_network_itself_runs(tangent):
-    """Neither autocast, nor the compiled callable, nor activations that are kept; no gradient is left."""
+    """Neither autocast, nor the compiled callable, nor activations that are kept; no gradient is
+    left.
+    """
     process = VarianceExploding()
     denoiser = Denoiser(network(NETWORKS[0]).requires_grad_(True), process, Edm())
     at = point(process)
@@ -200,7 +233,9 @@ def test_the_tangent_has_the_masks_of_the_pass_that_learns(tangent, spec, autoca
     other = denoiser(at.x, at.t, COND, at.s)
     off, apart = (jump - seen).norm(), (jump - other).norm()
     assert jump.requires_grad
-    assert off < (1e-5 if autocast is None else 0.1) * apart  # bf16 rounds, 2^-8; other masks are far away
+    assert (
+        off < (1e-5 if autocast is None else 0.1) * apart
+    )  # bf16 rounds, 2^-8; other masks are far away
 
 
 def test_the_state_of_the_masks_advances_by_one_pass():
@@ -210,7 +245,9 @@ def test_the_state_of_the_masks_advances_by_one_pass():
     states = []
     for tangent in (Forward(), Difference(), None):
         torch.manual_seed(3)
-        jump_and_rate(tangent, denoiser, at, rate, COND) if tangent else denoiser(at.x, at.t, COND, at.s)
+        jump_and_rate(tangent, denoiser, at, rate, COND) if tangent else denoiser(
+            at.x, at.t, COND, at.s
+        )
         states.append(torch.get_rng_state())
     assert torch.equal(states[0], states[2])
     assert torch.equal(states[1], states[2])
@@ -219,7 +256,9 @@ def test_the_state_of_the_masks_advances_by_one_pass():
 @pytest.mark.parametrize("process", PROCESSES, ids=name_of)
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
 def test_the_flow_error_is_that_of_rectified_flow_in_every_process(process, share):
-    """The same student and point, seen from rectified flow, where it is v - u - share (t - s) du/dt literally."""
+    """The same student and point, seen from rectified flow, where it is v - u - share (t - s) du/dt
+    literally.
+    """
     flow = RectifiedFlow(1e-5, 1.0)
     at = point(process)
     late, early = rectified(process, at.t), rectified(process, at.s)
@@ -263,7 +302,10 @@ def test_the_flow_error_is_that_of_rectified_flow_in_every_process(process, shar
 
 def test_what_is_regressed_has_the_value_of_the_error_and_the_gradient_of_the_jump():
     jump = torch.randn(3, 4, requires_grad=True)
-    error, scale = torch.randn(3, 4, dtype=torch.float64), torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
+    error, scale = (
+        torch.randn(3, 4, dtype=torch.float64),
+        torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64),
+    )
     left = regressed(jump, error, scale)
     assert torch.equal(left, error.float())
     left.square().sum().backward()
@@ -273,7 +315,9 @@ def test_what_is_regressed_has_the_value_of_the_error_and_the_gradient_of_the_ju
 def test_normalised_and_warmed():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     torch.testing.assert_close(normalised(x, 0.1), torch.tensor([[3 / 5.1, 4 / 5.1], [0.0, 0.0]]))
-    assert [warmed(Clock(step, 100, 1), 0.1) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [warmed(Clock(step, 100, 1), 0.1) for step in (0, 4, 9, 50)] == pytest.approx(
+        [0.1, 0.5, 1, 1]
+    )
     assert warmed(Clock(0, 100, 1), 0.0) == 1
 
 
@@ -281,5 +325,6 @@ def test_ordered_times():
     process, draws = VarianceExploding(), Draws(0, range(4096))
     t, s = ordered(process, draws, LogitNormal(-0.6, 1.6), LogitNormal(-4.0, 1.6), 0.25)
     assert ((process.t_min <= s) & (s <= t) & (t <= process.t_max)).all()
-    # 5 % of the draws of s lie above t, so that s = t in 0.25 + 0.75·Φ(-3.4/√(2·1.6²)) = 0.30 of the rows.
+    # 5 % of the draws of s lie above t, so that s = t in 0.25 + 0.75·Φ(-3.4/√(2·1.6²)) = 0.30 of
+    # the rows.
     assert (s == t).double().mean().item() == pytest.approx(0.30, abs=0.02)

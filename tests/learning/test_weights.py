@@ -1,4 +1,6 @@
-"""Weights over time by their definitions: each turns a squared error in x0 into one of what it is named after."""
+"""Weights over time by their definitions: each turns a squared error in x0 into one of what it is
+named after.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,10 @@ GUESSES = 0.3, -0.9  # of two networks, at every input
 
 def denoisers(process, parameterization, own=None):
     """Two networks that differ by a constant everywhere."""
-    return [Denoiser(Output(lambda x, t, c=c: torch.full_like(x, c)), process, parameterization, own) for c in GUESSES]
+    return [
+        Denoiser(Output(lambda x, t, c=c: torch.full_like(x, c)), process, parameterization, own)
+        for c in GUESSES
+    ]
 
 
 def looks(process, parameterization, own=None):
@@ -44,7 +49,9 @@ def test_output_is_the_error_of_what_the_network_itself_says(process, parameteri
 @every("process", PROCESSES)
 @every("parameterization", PARAMETERIZATIONS)
 def test_the_others_do_not_depend_on_the_prediction(process, parameterization):
-    """The noise is (x_t - alpha x0)/sigma, v is (alpha noise - sigma x0)/rho, whatever the network says."""
+    """The noise is (x_t - alpha x0)/sigma, v is (alpha noise - sigma x0)/rho, whatever the network
+    says.
+    """
     t, x_t, one, other, denoiser = looks(process, parameterization)
     alpha, sigma = (per_sample(a, x_t) for a in (process.alpha(t), process.sigma(t)))
 
@@ -83,10 +90,15 @@ def test_a_network_seen_from_another_process_has_the_same_weights(parameterizati
 
 
 def test_the_published_numbers():
-    """EDM's lambda is 1/sigma² + 1/sigma_data²; at the last index of Stable Diffusion's table SNR is 0.0047."""
+    """EDM's lambda is 1/sigma² + 1/sigma_data²; at the last index of Stable Diffusion's table SNR
+    is 0.0047.
+    """
     t = f64(0.002, 0.5, 1, 80)
     close(weight("output", denoisers(VarianceExploding(), Edm(0.5))[0], t), 1 / t**2 + 4)
-    close(weight("truncated_snr", denoisers(VarianceExploding(), Edm(0.5))[0], t), f64(250000, 4, 1, 1))
+    close(
+        weight("truncated_snr", denoisers(VarianceExploding(), Edm(0.5))[0], t),
+        f64(250000, 4, 1, 1),
+    )
     table = VariancePreservingTable()
     (found,) = weight("snr", denoisers(table, Epsilon())[0], f64(999)).tolist()
     assert found == pytest.approx(0.0047, abs=5e-5)
@@ -105,7 +117,9 @@ def test_all_are_finite_at_both_ends(process):
 
 
 def test_karras_is_the_output_weight_of_edm_networks():
-    """So 1/c_out² of the published code, for the network that stands behind a consistency function's boundary."""
+    """So 1/c_out² of the published code, for the network that stands behind a consistency
+    function's boundary.
+    """
     process = VarianceExploding()
     t = inner_times(process)
     (denoiser, _) = denoisers(process, Edm(0.5))
@@ -121,14 +135,20 @@ def test_the_weights_of_an_interval(process):
     r_t, r_s = (process.sigma(u) / process.alpha(u) for u in (t, s))
     close(interval_weight("level_gap", process, t, s), 1 / (r_t - r_s), rtol=1e-9)
     if isinstance(process, VarianceExploding):
-        close(interval_weight("gap", process, t, s), interval_weight("level_gap", process, t, s), rtol=1e-9)
+        close(
+            interval_weight("gap", process, t, s),
+            interval_weight("level_gap", process, t, s),
+            rtol=1e-9,
+        )
     for kind in ("uniform", "snr", "snr_plus_one", "truncated_snr", "karras"):
         close(interval_weight(kind, process, t, s), weight(kind, denoisers(process, Edm())[0], t))
 
 
 @every("process", PROCESSES)
 def test_the_interval_that_begins_at_the_top_has_a_weight(process):
-    """A flow begins at pure noise, and its sampler too: sigma/alpha would give this interval no weight at all."""
+    """A flow begins at pure noise, and its sampler too: sigma/alpha would give this interval no
+    weight at all.
+    """
     t, s = f64(process.t_max), f64(0.9 * process.t_max)
     assert interval_weight("gap", process, t, s).item() == pytest.approx(1 / (0.1 * process.t_max))
 

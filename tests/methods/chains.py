@@ -1,4 +1,6 @@
-"""Students at zero loss of methods that learn jumps: affine, as the teacher's steps are on Gaussian data."""
+"""Students at zero loss of methods that learn jumps: affine, as the teacher's steps are on Gaussian
+data.
+"""
 
 import math
 
@@ -27,7 +29,8 @@ PROCESSES = {
 
 
 class Chain:
-    """x0 answers that land, from any time of the grid, where the teacher's own first-order steps land, up or down.
+    """x0 answers that land, from any time of the grid, where the teacher's own first-order steps
+    land, up or down.
 
     ends: a function of the time that names the landing; without it the student is told where.
     """
@@ -48,7 +51,9 @@ class Chain:
 
     def landed(self, x_t, t, s):
         alpha_t, alpha_s = (per_sample(self.data.process.alpha(u), x_t) for u in (t, s))
-        return alpha_s * self.data.mean + per_sample(self.gain(t, s), x_t) * (x_t - alpha_t * self.data.mean)
+        return alpha_s * self.data.mean + per_sample(self.gain(t, s), x_t) * (
+            x_t - alpha_t * self.data.mean
+        )
 
     def __call__(self, x_t, t, cond=None, s=None):
         end = s if self.ends is None else self.ends(t)
@@ -72,19 +77,25 @@ def net(process, function, inputs=()):
 
 
 class GainTable(torch.nn.Module):
-    """A student with one gain per (time, landing): x0 is what carries x_t to gain·x_t; ends as in `Chain`."""
+    """A student with one gain per (time, landing): x0 is what carries x_t to gain·x_t; ends as in
+    `Chain`.
+    """
 
     inputs = ()
 
     def __init__(self, process, grid, ends=None, start=0.5):
         super().__init__()
         self.process, self.grid, self.ends = process, grid, ends
-        self.gains = torch.nn.Parameter(torch.full((len(grid), len(grid)), start, dtype=torch.float64))
+        self.gains = torch.nn.Parameter(
+            torch.full((len(grid), len(grid)), start, dtype=torch.float64)
+        )
 
     def forward(self, x_t, t, cond=None, s=None):
         end = s if self.ends is None else self.ends(t)
         i, j = ((self.grid[None] - u[:, None]).abs().argmin(1) for u in (t, end))
-        end = torch.where(t == end, 0.5 * t, end)  # an answer that is thrown away must not bring NaN into the gradient
+        end = torch.where(
+            t == end, 0.5 * t, end
+        )  # an answer that is thrown away must not bring NaN into the gradient
         return self.process.x0_between(x_t, per_sample(self.gains[i, j], x_t) * x_t, t, end)
 
 

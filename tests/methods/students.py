@@ -1,4 +1,6 @@
-"""Students for methods in continuous time: any function of (x, t, s), and gains that are trained."""
+"""Students for methods in continuous time: any function of (x, t, s), and gains that are
+trained.
+"""
 
 import math
 from types import SimpleNamespace
@@ -16,7 +18,9 @@ from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.learning.method import Clock
 from fewstep.models.conditioner import Unconditional
 
-MEANS = torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64)  # of the data: class 0, class 1, without a label
+MEANS = torch.tensor(
+    [0.7, -0.4, 0.2], dtype=torch.float64
+)  # of the data: class 0, class 1, without a label
 
 
 class Answer(nn.Module):
@@ -38,7 +42,8 @@ def answering(process, function):
 
 
 def labelled(process, answer, scale=1.0):
-    """A real `Denoiser` whose x0 is answer(data, x_t, t, s) with the data N(m, 0.5²) of its label, guided by `scale`.
+    """A real `Denoiser` whose x0 is answer(data, x_t, t, s) with the data N(m, 0.5²) of its label,
+    guided by `scale`.
 
     The ideal x0 is affine in the mean: D_null + g (D - D_null) is that of m_null + g (m - m_null).
     """
@@ -95,13 +100,19 @@ class Gain(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.body = nn.Sequential(
-                nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+                nn.Linear(4, width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+                nn.SiLU(),
+                nn.Linear(width, 1),
             ).double()
 
     def forward(self, x, t, cond, s=None):
         angles = [self.process.angle(u) for u in (t, t if s is None else s)]
         levels = [torch.log(torch.tan(a)).clamp(max=4.5) / 4 for a in angles]
-        features = torch.stack([f for a, level in zip(angles, levels) for f in (torch.sin(a), level)], 1)
+        features = torch.stack(
+            [f for a, level in zip(angles, levels) for f in (torch.sin(a), level)], 1
+        )
         return self.body(features) * x
 
 
@@ -118,11 +129,15 @@ def descend(parameters, loss, steps, lr):
 
 def samples(n, seed=1, d=1):
     """N(0, 0.5²), float64."""
-    return 0.5 * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 0.5 * torch.randn(
+        n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def assert_reaches_the_exact_map(method, process, tolerance):
-    """Trains a gain for 400 steps; its jumps are those of the exact flow map, up to a share of the sample's size."""
+    """Trains a gain for 400 steps; its jumps are those of the exact flow map, up to a share of the
+    sample's size.
+    """
     data = Gaussian(process, 0.0, 0.5)
     network, steps = Gain(process), 400
     student = Denoiser(network, process, Edm())
@@ -130,7 +145,9 @@ def assert_reaches_the_exact_map(method, process, tolerance):
     (update,) = method.updates(Clock(0, steps, 256))
     descend(
         network.parameters(),
-        lambda k: sum(update.loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256)).terms.values()).mean(),
+        lambda k: sum(
+            update.loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256)).terms.values()
+        ).mean(),
         steps,
         1e-2,
     )

@@ -17,6 +17,7 @@ from tests.oracles import Exact, Gaussian, batch_of
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogitNormal
 from fewstep.diffusion.parameterization import Edm, Flow
 from fewstep.diffusion.process import (
     RectifiedFlow,
@@ -25,7 +26,6 @@ from fewstep.diffusion.process import (
     VariancePreserving,
     VariancePreservingTable,
 )
-from fewstep.diffusion.times import LogitNormal
 from fewstep.learning.losses import AdaptivePower
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import Forward, Point, flow_error
@@ -41,17 +41,26 @@ def kind(value):
 
 
 def test_the_tangent_of_align_your_flow_is_minus_the_error_of_mean_flow():
-    """e = u - [v - (t - s) du/dt] of mean flow's own algorithm against df/dt of flow maps (T-25)."""
+    """e = u - [v - (t - s) du/dt] of mean flow's own algorithm against df/dt of flow maps
+    (T-25).
+    """
     process = RectifiedFlow()
     data = Gaussian(process, 0.1, 0.4)
     student = Denoiser(Gain(process), process, Flow())
-    t, s = torch.tensor([0.3, 0.8, 0.999], dtype=torch.float64), torch.tensor([0.1, 0.8, 0.002], dtype=torch.float64)
+    t, s = (
+        torch.tensor([0.3, 0.8, 0.999], dtype=torch.float64),
+        torch.tensor([0.1, 0.8, 0.002], dtype=torch.float64),
+    )
     x = torch.tensor([[0.4], [-1.0], [2.0]], dtype=torch.float64)
     v = data.velocity(x, t)
-    u, bend = torch.func.jvp(lambda x, t: student.network(x, t, Cond(), s), (x, t), (v, torch.ones_like(t)))
+    u, bend = torch.func.jvp(
+        lambda x, t: student.network(x, t, Cond(), s), (x, t), (v, torch.ones_like(t))
+    )
     e = u - (v - (t - s)[:, None] * bend)
     _, motion = torch.func.jvp(
-        lambda x, t: x - (t - s)[:, None] * student.network(x, t, Cond(), s), (x, t), (v, torch.ones_like(t))
+        lambda x, t: x - (t - s)[:, None] * student.network(x, t, Cond(), s),
+        (x, t),
+        (v, torch.ones_like(t)),
     )
     _, error = flow_error(Forward(), student, Point(x, t, s), data(x, t), Cond())
     torch.testing.assert_close(error, -e)
@@ -63,7 +72,11 @@ def test_the_tangent_of_align_your_flow_is_minus_the_error_of_mean_flow():
     [
         (AlignYourFlow(warm_limit=1.0), VE, 0.03),
         (
-            AlignYourFlow(side="lagrangian", density=LogitNormal(1.0, 2.0), target_density=LogitNormal(-1.0, 2.0)),
+            AlignYourFlow(
+                side="lagrangian",
+                density=LogitNormal(1.0, 2.0),
+                target_density=LogitNormal(-1.0, 2.0),
+            ),
             RectifiedFlow(),
             0.04,
         ),
@@ -71,7 +84,9 @@ def test_the_tangent_of_align_your_flow_is_minus_the_error_of_mean_flow():
     ids=["eulerian", "lagrangian"],
 )
 def test_training_reaches_the_exact_map(method, process, tolerance):
-    """By value: 8 jumps and the one over the whole range, within a few hundredths of the sample's size."""
+    """By value: 8 jumps and the one over the whole range, within a few hundredths of the sample's
+    size.
+    """
     assert_reaches_the_exact_map(method, process, tolerance)
 
 
@@ -80,9 +95,15 @@ def test_the_lagrangian_student_that_is_exact_does_not_move():
         data = Gaussian(process, 0.3, 0.5)
         method = AlignYourFlow(side="lagrangian")
         parts = method.Nets(answering(process, data.jump), Exact(process, data))
-        assert method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max() < 1e-7
+        assert (
+            method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
+            < 1e-7
+        )
         parts.student = answering(process, lambda x, t, s, data=data: 1.01 * data.jump(x, t, s))
-        assert method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max() > 1e-3
+        assert (
+            method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
+            > 1e-3
+        )
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=kind)
@@ -90,11 +111,16 @@ def test_the_eulerian_student_that_is_exact_does_not_move(process):
     data = Gaussian(process, 0.3, 0.5)
     method = AlignYourFlow(warm_limit=1.0)
     parts = method.Nets(answering(process, data.jump), Exact(process, data))
-    assert method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max() < 1e-8
+    assert (
+        method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
+        < 1e-8
+    )
 
 
 def test_warm_up_of_align_your_flow_begins_with_the_teachers_velocity():
-    """share -> 0 leaves v - F: a student that answers as the teacher does not move, wherever s is."""
+    """share -> 0 leaves v - F: a student that answers as the teacher does
+    not move, wherever s is.
+    """
     data = Gaussian(VE, 0.3, 0.5)
     method = AlignYourFlow(warm_limit=0.0)
     parts = method.Nets(answering(VE, lambda x, t, s: data(x, t)), Exact(VE, data))
@@ -107,12 +133,16 @@ def test_warm_up_of_align_your_flow_begins_with_the_teachers_velocity():
 @pytest.mark.parametrize(("step", "warm"), [(0, 0.0099), (49, 0.495), (99, 0.99), (999, 0.99)])
 @pytest.mark.parametrize("side", ["eulerian", "lagrangian"])
 def test_the_tangent_and_the_gradient_at_every_clock(side, step, warm):
-    """v - F - warm (t - s) dF/dt, or v(f, s) + (t - s) dF/ds - F at all clocks; the gradient in F is -2 ĝ/d."""
+    """v - F - warm (t - s) dF/dt, or v(f, s) + (t - s) dF/ds - F at all clocks; the gradient in F
+    is -2 ĝ/d.
+    """
     process = RectifiedFlow()
     data, method, seen = Gaussian(process, 0.3, 0.4), AlignYourFlow(side=side, equal=0.1), {}
 
     def network(x, t, s):
-        out = torch.tanh(x * (1.5 + torch.sin(3 * t - 2 * s)[:, None]) + torch.cos(t + 4 * s)[:, None])
+        out = torch.tanh(
+            x * (1.5 + torch.sin(3 * t - 2 * s)[:, None]) + torch.cos(t + 4 * s)[:, None]
+        )
         if torch.is_grad_enabled():
             seen["out"] = out.requires_grad_()
             out.retain_grad()
@@ -137,7 +167,9 @@ def test_the_tangent_and_the_gradient_at_every_clock(side, step, warm):
             f, bend = torch.func.jvp(lambda s: network(x, t, s), (s,), (one,))
             g = data.velocity(x - gap * f, s) + gap * bend - f
     goal = g / (g.norm(dim=1, keepdim=True) + 0.1)
-    torch.testing.assert_close(losses.notes["tangent"].double(), g.norm(dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        losses.notes["tangent"].double(), g.norm(dim=1), rtol=1e-5, atol=1e-6
+    )
     torch.testing.assert_close(losses.terms["map"], goal.square().mean(1), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(seen["out"].grad, -2 * goal / 3, rtol=1e-6, atol=1e-9)
 
@@ -174,7 +206,8 @@ def test_targets_carry_no_gradient():
         network, method = Gain(VE), AlignYourFlow(side=side)
         parts = method.Nets(Denoiser(network, VE, Edm()), Exact(VE, lambda x, t: made(x)))
         loss = method.map_loss(parts, batch_of(samples(16)), CLOCK).terms["map"]
-        # ‖g/(‖g‖ + 0.1)‖²: its value is below 1 and says nothing of the size of g, its gradient is that of one jump.
+        # ‖g/(‖g‖ + 0.1)‖²: its value is below 1 and says nothing of the size of g, its gradient is
+        # that of one jump.
         assert loss.max() < 1
         loss.sum().backward()
         assert made.weight.grad is None

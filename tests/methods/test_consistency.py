@@ -1,4 +1,6 @@
-"""The consistency methods against closed forms: Gaussian data N(0, 0.5²), where every step of the teacher is linear."""
+"""The consistency methods against closed forms: Gaussian data N(0, 0.5²), where every step of the
+teacher is linear.
+"""
 
 import math
 from typing import ClassVar
@@ -10,10 +12,11 @@ from tests.oracles import Exact, Gains, Gaussian, batch_of
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.solvers import Euler, Heun, Solver
-from fewstep.diffusion.times import Karras, LogNormal
+from fewstep.diffusion.times import Karras
 from fewstep.learning.consistency import adjacent
 from fewstep.learning.losses import Absolute, PseudoHuber, Squared
 from fewstep.learning.method import Clock
@@ -33,7 +36,9 @@ def samples(n, seed=1):
 def step_gains(solver, grid):
     """What one teacher step over each interval multiplies x by."""
     x = torch.ones(1, 1, dtype=torch.float64)
-    return torch.stack([solver(DATA, VE, x, t[None], s[None], Cond())[0, 0] for t, s in zip(grid, grid[1:])])
+    return torch.stack(
+        [solver(DATA, VE, x, t[None], s[None], Cond())[0, 0] for t, s in zip(grid, grid[1:])]
+    )
 
 
 def composed(solver, grid):
@@ -67,7 +72,9 @@ class Dropping(torch.nn.Module):
 
 
 class ExactFlow(Solver):
-    """The exact solution of the ODE as a step. No dataclass: it would join the solvers that other tests find."""
+    """The exact solution of the ODE as a step. No dataclass: it would join the solvers that other
+    tests find.
+    """
 
     order: ClassVar[int] = 99
     calls: ClassVar[int] = 0
@@ -92,16 +99,26 @@ def test_the_chain_of_teacher_steps_has_exactly_zero_loss(solver, metric):
     assert loss.terms["consistency"].mean() > 1e-9
 
 
-@pytest.mark.parametrize("weighting", ["gap", "level_gap", "karras", "snr", "snr_plus_one", "truncated_snr"])
+@pytest.mark.parametrize(
+    "weighting", ["gap", "level_gap", "karras", "snr", "snr_plus_one", "truncated_snr"]
+)
 def test_a_weight_changes_the_loss_and_not_its_zero(weighting):
     """The official weights, at the time where the interval begins; uniform is 1."""
-    plain, weighted = ConsistencyDistillation(bins=12), ConsistencyDistillation(bins=12, weighting=weighting)
+    plain, weighted = (
+        ConsistencyDistillation(bins=12),
+        ConsistencyDistillation(bins=12, weighting=weighting),
+    )
     grid = plain.times(VE, 12)
     best, other = Gains(VE, grid, composed(Heun(), grid)), Gains(VE, grid)
-    loss = weighted.consistency_loss(distillation_nets(weighted, best), batch_of(samples(512)), CLOCK)
+    loss = weighted.consistency_loss(
+        distillation_nets(weighted, best), batch_of(samples(512)), CLOCK
+    )
     assert loss.notes["distance"].max() < 1e-24
     assert loss.terms["consistency"].max() < 1e-18
-    pair = [m.consistency_loss(distillation_nets(m, other), batch_of(samples(512)), CLOCK) for m in (plain, weighted)]
+    pair = [
+        m.consistency_loss(distillation_nets(m, other), batch_of(samples(512)), CLOCK)
+        for m in (plain, weighted)
+    ]
     assert torch.equal(pair[0].terms["consistency"], pair[0].notes["distance"])
     assert torch.equal(pair[1].notes["distance"], pair[0].notes["distance"])
     t, s = adjacent(grid, batch_of(samples(512)).draws, VE)
@@ -119,7 +136,9 @@ def test_a_weight_changes_the_loss_and_not_its_zero(weighting):
 
 
 def test_training_reaches_the_chain_of_teacher_steps():
-    """The closed-form optimum, by value: gradient descent on the method's own loss ends at the composed gains."""
+    """The closed-form optimum, by value: gradient descent on the method's own loss ends at the
+    composed gains.
+    """
     method = ConsistencyDistillation(bins=6, solver=Euler(), target_decay=0.0)
     grid = method.times(VE, 6)
     student = Gains(VE, grid, torch.full((6,), 0.3, dtype=torch.float64))
@@ -128,7 +147,11 @@ def test_training_reaches_the_chain_of_teacher_steps():
     for step in range(600):
         for group in optimizer.param_groups:
             group["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * step / 600))
-        loss = method.consistency_loss(nets, batch_of(samples(256, step), seed=step), CLOCK).terms["consistency"].mean()
+        loss = (
+            method.consistency_loss(nets, batch_of(samples(256, step), seed=step), CLOCK)
+            .terms["consistency"]
+            .mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -144,21 +167,32 @@ def test_the_exact_student_is_stationary_only_for_an_exact_solver():
 
 
 def test_the_loss_of_the_exact_student_falls_with_the_fourth_power_of_the_grid():
-    """Euler's error per interval is O(1/N²), the loss is its square; the values are those of the specification."""
+    """Euler's error per interval is O(1/N²), the loss is its square; the values are those of the
+    specification.
+    """
     exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
     found = []
     for points in (20, 40, 80):
         method = ConsistencyDistillation(bins=points - 1, solver=Euler())
         nets = method.Nets(exact, exact, Exact(VE, DATA))
-        loss = method.consistency_loss(nets, batch_of(samples(200_000)), CLOCK).terms["consistency"].mean().item()
+        loss = (
+            method.consistency_loss(nets, batch_of(samples(200_000)), CLOCK)
+            .terms["consistency"]
+            .mean()
+            .item()
+        )
         found.append(loss)
     assert found == pytest.approx([5.62e-5, 3.28e-6, 1.97e-7], rel=0.03)
 
 
 def slopes(method, nets, x0):
-    """Per sample: x_t, the place of t in the student's grid, and the derivative of the loss by the gain there."""
+    """Per sample: x_t, the place of t in the student's grid, and the derivative of the loss by the
+    gain there.
+    """
     calls = []
-    handle = nets.student.register_forward_hook(lambda module, args, out: calls.append((*args[:2], out)))
+    handle = nets.student.register_forward_hook(
+        lambda module, args, out: calls.append((*args[:2], out))
+    )
     losses = method.consistency_loss(nets, batch_of(x0), CLOCK).terms["consistency"]
     handle.remove()
     x_t, t, jump = calls[0]
@@ -174,13 +208,17 @@ def by_place(values, place):
 
 
 def test_consistency_training_has_the_gradient_of_euler_distillation_in_expectation():
-    """E[x_s | x_t] of one sample and one noise is the teacher's Euler step, so for a student linear in x and a squared
-    metric the two gradients agree; the losses differ by a floor that no student can change."""
+    """E[x_s | x_t] of one sample and one noise is the teacher's Euler step, so for a student linear
+    in x and a squared metric the two gradients agree; the losses differ by a floor that no student
+    can change.
+    """
     process = VarianceExploding(0.1, 80.0)  # at no time is the noise of x_s too small to be seen
     grid = Karras(end="t_min")(process, 8)
     gains = torch.linspace(0.02, 0.9, 8, dtype=torch.float64)
     distil = ConsistencyDistillation(bins=8, solver=Euler())
-    train = ConsistencyTraining(last=8, curriculum="fixed", density=None, metric=Squared(), weighting="uniform")
+    train = ConsistencyTraining(
+        last=8, curriculum="fixed", density=None, metric=Squared(), weighting="uniform"
+    )
     student, teacher = Gains(process, grid, gains), Exact(process, DATA)
     x0 = samples(40_000)
     x_t, place, by_teacher = slopes(distil, distil.Nets(student, student, teacher), x0)
@@ -194,11 +232,15 @@ def test_consistency_training_has_the_gradient_of_euler_distillation_in_expectat
 
 
 def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_teachers_step():
-    """Three different networks: jump = 0.5 x_t, goal = 1 + 0.25 x_s, x_s = step gain · x_t of the teacher's data."""
+    """Three different networks: jump = 0.5 x_t, goal = 1 + 0.25 x_s, x_s = step gain · x_t of the
+    teacher's data.
+    """
     method, seen = ConsistencyDistillation(bins=12, solver=Euler()), []
     student = Exact(VE, lambda x, t: seen.append((x, t)) or 0.5 * x)
     target = Exact(VE, lambda x, t: seen.append((x, t)) or 1 + 0.25 * x)
-    losses = method.consistency_loss(method.Nets(student, target, Exact(VE, DATA)), batch_of(samples(200)), CLOCK)
+    losses = method.consistency_loss(
+        method.Nets(student, target, Exact(VE, DATA)), batch_of(samples(200)), CLOCK
+    )
     (x_t, t), (x_s, s) = seen
     assert (t > s).all()
     close(x_s, DATA.step_gain(t, s)[:, None] * x_t)
@@ -208,7 +250,10 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_teachers_step():
 @pytest.mark.parametrize("method", [ConsistencyDistillation, EasyConsistency])
 def test_both_passes_have_the_same_masks(method):
     method = method(metric=Kept())
-    teacher, networks = Exact(VE, DATA), [Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2)]
+    teacher, networks = (
+        Exact(VE, DATA),
+        [Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2)],
+    )
     networks = networks if isinstance(method, ConsistencyDistillation) else networks[:1]
     method.consistency_loss(method.Nets(*networks, teacher), batch_of(torch.randn(200, 20)), CLOCK)
     assert torch.equal(method.metric.jump, method.metric.goal)
@@ -220,7 +265,9 @@ def test_the_target_and_the_teacher_carry_no_gradient():
     student, target, teacher = Gains(VE, grid), Gains(VE, grid), Gains(VE, grid)
     method = ConsistencyDistillation(bins=8)
     nets = method.Nets(student, target, teacher)
-    method.consistency_loss(nets, batch_of(samples(64)), CLOCK).terms["consistency"].sum().backward()
+    method.consistency_loss(nets, batch_of(samples(64)), CLOCK).terms[
+        "consistency"
+    ].sum().backward()
     assert student.gains.grad is not None
     assert target.gains.grad is None
     assert teacher.gains.grad is None
@@ -231,7 +278,8 @@ def test_the_curriculum_of_2023():
     method = ConsistencyTraining(first=2, last=150, curriculum="progressive")
     steps = 100_000
     points = [
-        method.bins(Clock(int(share * steps), steps, 1)) + 1 for share in (0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 1)
+        method.bins(Clock(int(share * steps), steps, 1)) + 1
+        for share in (0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 1)
     ]
     assert points == [2, 6, 16, 48, 76, 107, 131, 151]
 
@@ -256,7 +304,9 @@ def test_the_doubling_curriculum():
     ],
 )
 def test_the_lower_time_of_easy_consistency(stage, shares):
-    """r/t of the published schedule (q = 2, k = 8, b = 1), raised to t_min where it would be lower."""
+    """r/t of the published schedule (q = 2, k = 8, b = 1), raised to t_min where it would be
+    lower.
+    """
     method = EasyConsistency(stages=8)
     t = torch.tensor([0.1, 0.333, 1, 1.95, 5, 80], dtype=torch.float64)
     r = method.lower(VE, t, method.share(Clock(stage * 100, 800, 1)))
@@ -268,12 +318,16 @@ def test_the_lower_time_of_easy_consistency(stage, shares):
 def test_easy_consistency_with_an_exact_step_leaves_the_exact_student_alone():
     exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
     method = EasyConsistency(solver=ExactFlow())
-    losses = method.consistency_loss(method.Nets(exact, Exact(VE, DATA)), batch_of(samples(512)), CLOCK)
+    losses = method.consistency_loss(
+        method.Nets(exact, Exact(VE, DATA)), batch_of(samples(512)), CLOCK
+    )
     assert losses.notes["distance"].max() < 1e-12
 
 
 def test_easy_consistency_by_the_data_is_weighted_by_the_gap():
-    """With the plain norm the gradient with respect to the student's output has length 1/(t - r)."""
+    """With the plain norm the gradient with respect to the student's
+    output has length 1/(t - r).
+    """
     method = EasyConsistency(density=LogNormal(0.0, 0.5))
     batch = batch_of(samples(256).float())
     seen = {}
@@ -287,4 +341,6 @@ def test_easy_consistency_by_the_data_is_weighted_by_the_gap():
     method.consistency_loss(nets, batch, CLOCK).terms["consistency"].sum().backward()
     out, t = seen["first"]
     gap = t - method.lower(VE, t, method.share(CLOCK))
-    assert torch.allclose(out.grad.norm(dim=1).double() * gap, torch.ones(len(t), dtype=torch.float64), rtol=1e-4)
+    assert torch.allclose(
+        out.grad.norm(dim=1).double() * gap, torch.ones(len(t), dtype=torch.float64), rtol=1e-4
+    )

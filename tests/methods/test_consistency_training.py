@@ -1,4 +1,6 @@
-"""Consistency training against closed forms: data N(0, 0.5²), or a single point; both published forms."""
+"""Consistency training against closed forms: data N(0, 0.5²), or a single point; both published
+forms.
+"""
 
 import copy
 import math
@@ -14,10 +16,10 @@ from fewstep.data.digits import Digits
 from fewstep.data.stream import Stream
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.solvers import Euler
-from fewstep.diffusion.times import LogNormal
 from fewstep.learning.losses import Metric, PseudoHuber, Squared
 from fewstep.learning.method import Clock, Method
 from fewstep.methods.consistency_training import ConsistencyTraining
@@ -29,12 +31,20 @@ from fewstep.training.trainer import Trainer
 VE = VarianceExploding()
 DATA = Gaussian(VE, std=0.5)
 CLOCK = Clock(0, 100, 64)
-FIRST_PAPER = {"first": 2, "last": 150, "curriculum": "progressive", "density": None, "target": "adaptive"}
+FIRST_PAPER = {
+    "first": 2,
+    "last": 150,
+    "curriculum": "progressive",
+    "density": None,
+    "target": "adaptive",
+}
 EVEN = {"curriculum": "fixed", "density": None}
 
 
 def samples(n, seed=1):
-    return 0.5 * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 0.5 * torch.randn(
+        n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 class Look:
@@ -47,7 +57,11 @@ class Look:
             return Exact(process, lambda x, t: calls.append((x, t)) or f(x, t))
 
         method = ConsistencyTraining(metric=Kept(), **options)
-        nets = method.Nets(seen(function)) if slow is None else method.TargetNets(seen(function), seen(slow))
+        nets = (
+            method.Nets(seen(function))
+            if slow is None
+            else method.TargetNets(seen(function), seen(slow))
+        )
         self.losses = method.consistency_loss(nets, batch, clock)
         (self.x_t, self.t), (self.x_s, self.s) = calls
         self.jump, self.goal = method.metric.jump, method.metric.goal
@@ -84,14 +98,18 @@ def test_the_exact_student_of_a_single_point_is_stationary(process):
     """Where the data is one point, both looks end at the same x at t_min."""
     data = Gaussian(process, 0.3, 0.0)
     exact = lambda x, t: data.flow(x, t, torch.full_like(t, process.t_min))  # noqa: E731
-    look = Look(process, exact, batch_of(torch.full((200, 2), 0.3, dtype=torch.float64)), density=None)
+    look = Look(
+        process, exact, batch_of(torch.full((200, 2), 0.3, dtype=torch.float64)), density=None
+    )
     close(look.jump, look.goal, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("slow", [None, 0.15])
 def test_what_a_slow_target_does_to_a_single_point(slow):
-    """For f = (t_min/t) x + (1 - t_min/t) θ on data ξ the difference is -t_min (ξ - θ)(t - s)/(t s): divided by the
-    interval it tells of ξ at any grid. A target with θ' adds (1 - t_min/s)(θ - θ'), which does not shrink."""
+    """For f = (t_min/t) x + (1 - t_min/t) θ on data ξ the difference is -t_min (ξ - θ)(t - s)/(t
+    s): divided by the interval it tells of ξ at any grid. A target with θ' adds (1 - t_min/s)(θ -
+    θ'), which does not shrink.
+    """
     xi, theta, found = 0.7, 0.2, []
 
     def student(value):
@@ -100,11 +118,16 @@ def test_what_a_slow_target_does_to_a_single_point(slow):
     for bins in (100, 10_000):
         batch = batch_of(torch.full((4000, 1), xi, dtype=torch.float64))
         options = {"last": bins, "target": "student" if slow is None else "fixed"} | EVEN
-        look = Look(VE, student(theta), batch, slow=None if slow is None else student(slow), **options)
+        look = Look(
+            VE, student(theta), batch, slow=None if slow is None else student(slow), **options
+        )
         t, s, difference = look.t, look.s, (look.jump - look.goal)[:, 0]
         lag = 0 if slow is None else theta - slow
         close(
-            difference, -VE.t_min * (xi - theta) * (t - s) / (t * s) + (1 - VE.t_min / s) * lag, rtol=1e-6, atol=1e-12
+            difference,
+            -VE.t_min * (xi - theta) * (t - s) / (t * s) + (1 - VE.t_min / s) * lag,
+            rtol=1e-6,
+            atol=1e-12,
         )
         found.append((difference / (t - s))[t > 1].abs().mean().item())
     if slow is None:
@@ -124,7 +147,9 @@ def euler_chain(grid):
 
 
 class LogGains(torch.nn.Module):
-    """A student x0 = exp(log)·x, one log per time of the grid, 0 at its end: every gain has the same relative rate."""
+    """A student x0 = exp(log)·x, one log per time of the grid, 0 at its end: every gain has the
+    same relative rate.
+    """
 
     def __init__(self, grid, logs):
         super().__init__()
@@ -140,9 +165,11 @@ OPTIMA = [{}, {"target": "fixed", "target_decay": 0.5, "weighting": "karras", "m
 
 @pytest.mark.parametrize("options", OPTIMA)
 def test_training_reaches_the_chain_of_the_teachers_euler_steps(options):
-    """The data takes the teacher's place: E[x_s | x_t] is its Euler step. For Gaussian data the optimum is linear, and
-    the same for every metric that grows with |a - b| and every weight. Training starts from the exact flow, whose gains
-    are larger by the factors exp(0.45), four times, exp(0.23) and exp(0.005); the worst of four seeds ends at 0.052."""
+    """The data takes the teacher's place: E[x_s | x_t] is its Euler step. For Gaussian data the
+    optimum is linear, and the same for every metric that grows with |a - b| and every weight.
+    Training starts from the exact flow, whose gains are larger by the factors exp(0.45), four
+    times, exp(0.23) and exp(0.005); the worst of four seeds ends at 0.052.
+    """
     method = ConsistencyTraining(last=6, **EVEN, **options)
     grid = method.times(VE, 6)
     chain, spread = euler_chain(grid).log(), DATA.spread(grid)
@@ -166,14 +193,20 @@ def test_training_reaches_the_chain_of_the_teachers_euler_steps(options):
 
 @pytest.mark.parametrize("options", OPTIMA)
 def test_the_chain_alone_is_stationary(options):
-    """Every gain by itself: within four standard errors the gradient is zero at the chain, and beyond them it leads
-    back where the ratios of neighbouring gains are off by 2 to 38 %, up and down in turn."""
+    """Every gain by itself: within four standard errors the gradient is zero at the chain, and
+    beyond them it leads back where the ratios of neighbouring gains are off by 2 to 38 %, up and
+    down in turn.
+    """
     method = ConsistencyTraining(last=6, **EVEN, **options)
     grid, x0 = method.times(VE, 6), samples(20_000)
 
     def found(gains):
         student = Gains(VE, grid, gains)
-        nets = method.Nets(student) if method.target == "student" else method.TargetNets(student, student)
+        nets = (
+            method.Nets(student)
+            if method.target == "student"
+            else method.TargetNets(student, student)
+        )
         _, place, slope = slopes(method, nets, x0)
         mean, error = by_place(slope, place)
         return mean / error
@@ -192,10 +225,16 @@ def test_a_slow_target_of_decay_zero_is_the_student_itself():
     for target in ("student", "fixed"):
         method = ConsistencyTraining(last=8, target=target, target_decay=0.0, **EVEN)
         student = Gains(VE, method.times(VE, 8))
-        nets = method.Nets(student) if target == "student" else method.TargetNets(student, copy.deepcopy(student))
+        nets = (
+            method.Nets(student)
+            if target == "student"
+            else method.TargetNets(student, copy.deepcopy(student))
+        )
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
         for step in range(5):
-            loss = method.consistency_loss(nets, batch_of(samples(64, step), seed=step), CLOCK).terms["consistency"]
+            loss = method.consistency_loss(
+                nets, batch_of(samples(64, step), seed=step), CLOCK
+            ).terms["consistency"]
             optimizer.zero_grad()
             loss.mean().backward()
             optimizer.step()
@@ -221,14 +260,29 @@ def test_the_masks_of_the_targets_pass(target, masks):
 
 
 def test_the_adaptive_decay_of_the_official_code():
-    """μ(k) = exp(s0 ln μ0/N') at shares of the run; the paper's N' + 1 would give 0.9 at the first step."""
+    """μ(k) = exp(s0 ln μ0/N') at shares of the run; the paper's N' + 1 would give 0.9 at the first
+    step.
+    """
     method = ConsistencyTraining(**FIRST_PAPER, target_decay=0.9)
-    found = [method.decay(Clock(int(share * 100_000), 100_000, 1)) for share in (0, 0.001, 0.01, 0.1, 0.5, 1)]
-    assert found == pytest.approx([0.81, 0.958732, 0.986050, 0.995527, 0.998014, 0.998596], abs=5e-7)
+    found = [
+        method.decay(Clock(int(share * 100_000), 100_000, 1))
+        for share in (0, 0.001, 0.01, 0.1, 0.5, 1)
+    ]
+    assert found == pytest.approx(
+        [0.81, 0.958732, 0.986050, 0.995527, 0.998014, 0.998596], abs=5e-7
+    )
     method = ConsistencyTraining(**FIRST_PAPER | {"last": 200}, target_decay=0.95)
-    found = [method.decay(Clock(int(share * 100_000), 100_000, 1)) for share in (0, 0.001, 0.01, 0.1, 0.5, 1)]
-    assert found == pytest.approx([0.9025, 0.983048, 0.994884, 0.998373, 0.999278, 0.999487], abs=5e-7)
-    points = [method.bins(Clock(int(share * 100_000), 100_000, 1)) + 1 for share in (0, 0.001, 0.01, 0.1, 0.5, 1)]
+    found = [
+        method.decay(Clock(int(share * 100_000), 100_000, 1))
+        for share in (0, 0.001, 0.01, 0.1, 0.5, 1)
+    ]
+    assert found == pytest.approx(
+        [0.9025, 0.983048, 0.994884, 0.998373, 0.999278, 0.999487], abs=5e-7
+    )
+    points = [
+        method.bins(Clock(int(share * 100_000), 100_000, 1)) + 1
+        for share in (0, 0.001, 0.01, 0.1, 0.5, 1)
+    ]
     assert points == [2, 7, 21, 64, 143, 201]
     assert ConsistencyTraining(target="fixed", target_decay=0.95).decay(CLOCK) == 0.95
 
@@ -239,7 +293,9 @@ def trainer_of(**options):
     model, method = teacher_of(digits), ConsistencyTraining(**options)
     nets = method.build_nets(model, FullCopy(model.denoiser))
     stream = Stream(digits, model.codec, model.conditioner, 0, 16)
-    return Trainer(method, nets, stream, TrainerConfig(steps=3, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,)))
+    return Trainer(
+        method, nets, stream, TrainerConfig(steps=3, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,))
+    )
 
 
 @pytest.mark.parametrize("target", ["fixed", "adaptive"])
@@ -247,7 +303,9 @@ def test_the_trainer_carries_a_slow_target(target):
     """It starts as the student, moves by each step's own decay, is saved, and gets no gradient."""
     trainer = trainer_of(**FIRST_PAPER | {"target": target}, target_decay=0.7)
     assert trainer.method.moves == ("target",)
-    student, slow = (dict(trainer.state.modules[name].named_parameters()) for name in ("student", "target"))
+    student, slow = (
+        dict(trainer.state.modules[name].named_parameters()) for name in ("student", "target")
+    )
     expected = {k: v.detach().double() for k, v in slow.items()}
     assert all(torch.equal(v, student[k]) for k, v in slow.items())
     decays = []
@@ -278,15 +336,29 @@ def test_without_a_slow_target_there_is_no_second_network():
 
 def test_the_curricula():
     doubling = ConsistencyTraining()
-    assert [doubling.bins(Clock(step, 800, 1)) for step in range(0, 800, 100)] == [10 * 2**k for k in range(8)]
+    assert [doubling.bins(Clock(step, 800, 1)) for step in range(0, 800, 100)] == [
+        10 * 2**k for k in range(8)
+    ]
     assert [doubling.bins(Clock(step, 3, 1)) for step in range(3)] == [10, 20, 40]
-    capped = ConsistencyTraining(first=10, last=1000)  # 10 … 640 and, in the last of eight parts, 1000
-    assert [capped.bins(Clock(step, 800, 1)) for step in (0, 699, 700, 799)] == [10, 640, 1000, 1000]
-    assert {ConsistencyTraining(last=7, curriculum="fixed").bins(Clock(step, 9, 1)) for step in range(9)} == {7}
+    capped = ConsistencyTraining(
+        first=10, last=1000
+    )  # 10 … 640 and, in the last of eight parts, 1000
+    assert [capped.bins(Clock(step, 800, 1)) for step in (0, 699, 700, 799)] == [
+        10,
+        640,
+        1000,
+        1000,
+    ]
+    assert {
+        ConsistencyTraining(last=7, curriculum="fixed").bins(Clock(step, 9, 1)) for step in range(9)
+    } == {7}
     for method in (doubling, capped, ConsistencyTraining(**FIRST_PAPER)):
         found = [method.bins(Clock(step, 1000, 1)) for step in range(1000)]
         assert found == sorted(found)
-        assert (found[0], found[-1]) == (method.first, method.last) or method.curriculum == "progressive"
+        assert (found[0], found[-1]) == (
+            method.first,
+            method.last,
+        ) or method.curriculum == "progressive"
 
 
 def test_the_weight_is_the_interval_the_note_is_the_distance():
@@ -319,7 +391,12 @@ def test_options_are_checked():
     with pytest.raises(ValueError, match="more than"):
         ConsistencyTraining(first=20, last=10)
     ConsistencyTraining(first=20, last=10, curriculum="fixed")  # where `first` has no part
-    for wrong in ({"target": "ema"}, {"target_decay": 1.0}, {"weighting": "output"}, {"target_masks": "some"}):
+    for wrong in (
+        {"target": "ema"},
+        {"target_decay": 1.0},
+        {"weighting": "output"},
+        {"target_masks": "some"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Method.parse({"kind": "consistency_training"} | wrong)
     paper = Method.parse({"kind": "consistency_training", "metric": "lpips"} | FIRST_PAPER)

@@ -1,4 +1,6 @@
-"""Consistency trajectory models: the map from any time to any earlier one, compared where both have come to its end."""
+"""Consistency trajectory models: the map from any time to any earlier one, compared where both have
+come to its end.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ PLAIN = {"denoising": 0.0}
 
 
 class ExactFlow(Solver):
-    """The exact flow map as the teacher's step. No dataclass: it would join the solvers that other tests find."""
+    """The exact flow map as the teacher's step. No dataclass: it would join the solvers that other
+    tests find.
+    """
 
     order, calls = 99, 0
 
@@ -54,7 +58,11 @@ def test_the_exact_map_is_stationary_under_an_exact_teacher(process):
     for seed in range(4):
         nets = method.Nets(student, student, net(process, data))
         assert loss(method, nets, samples(256, data), seed).abs().max() < 1e-15
-    off = method.Nets(net(process, lambda x, t, cond, s: student(x, t, cond, s) + 0.01), student, net(process, data))
+    off = method.Nets(
+        net(process, lambda x, t, cond, s: student(x, t, cond, s) + 0.01),
+        student,
+        net(process, data),
+    )
     assert loss(method, off, samples(256, data)).mean() > 1e-7
 
 
@@ -71,10 +79,15 @@ def test_the_chain_has_zero_loss_under_euler_steps(process):
 
 @every("process", PROCESSES)
 def test_the_inner_network_between_its_limits(process):
-    """G(G(x, t, u), u, s) = G(x, t, s), G(x, t, t) = x, and g tends to the denoiser as s goes to t."""
+    """G(G(x, t, u), u, s) = G(x, t, s), G(x, t, t) = x, and g tends to the denoiser as s goes
+    to t.
+    """
     data = Gaussian(process, 0.3, 0.5)
     g, x = exact(data), torch.randn(8, 2).double()
-    t, u, s = (rows(process.t_min + share * (process.t_max - process.t_min), 8) for share in (0.9, 0.5, 0.2))
+    t, u, s = (
+        rows(process.t_min + share * (process.t_max - process.t_min), 8)
+        for share in (0.9, 0.5, 0.2)
+    )
     two = landing(g, process, s)(landing(g, process, u)(x, t, Cond()), u, Cond())
     close(two, landing(g, process, s)(x, t, Cond()), rtol=1e-9, atol=1e-12)
     assert torch.equal(landing(g, process, t)(x, t, Cond()), x)
@@ -86,10 +99,12 @@ def test_the_inner_network_between_its_limits(process):
 
 
 def test_training_reaches_the_chain():
-    """Gains for all pairs of times of two intervals; the outer map is the student of the step before.
+    """Gains for all pairs of times of two intervals; the outer map is the student of the step
+    before.
 
-    A gradient that reaches the student through the target's map is scaled by that map's gain, so rows are weighted
-    differently, but each row vanishes at the same optimum, where the loss is zero.
+    A gradient that reaches the student through the target's map is scaled by that map's gain, so
+    rows are weighted differently, but each row vanishes at the same optimum, where the loss is
+    zero.
     """
     data = Gaussian(VE, 0.0, 0.5)
     method = ConsistencyTrajectory(bins=2, longest=2, solver=Euler(), **PLAIN)
@@ -108,7 +123,9 @@ def test_training_reaches_the_chain():
 
 
 def test_with_the_end_for_s_it_is_the_consistency_loss():
-    """Those rows compare the student's jump to t_min with its jump from the teacher's point; the outer map is idle."""
+    """Those rows compare the student's jump to t_min with its jump from the teacher's point; the
+    outer map is idle.
+    """
     data, method = Gaussian(VE, 0.3, 0.5), ConsistencyTrajectory(longest=1, **PLAIN)
     student = net(VE, lambda x, t, cond, s: torch.tanh(x) + 0.1 * torch.log(t)[:, None])
     nets = method.Nets(student, net(VE, lambda x, *_: x * torch.nan), net(VE, data))
@@ -127,9 +144,13 @@ def test_with_the_end_for_s_it_is_the_consistency_loss():
 
 
 def test_both_sides_are_carried_to_the_end_by_the_slow_copy():
-    """With answers a of the student and b of the target a jump is x' = a + s/t (x - a), and then b + end/s (x' - b)."""
+    """With answers a of the student and b of the target a jump is x' = a + s/t (x - a), and then b
+    + end/s (x' - b).
+    """
     data, method = Gaussian(VE, 0.3, 0.5), ConsistencyTrajectory(longest=1, solver=Euler(), **PLAIN)
-    nets = method.Nets(net(VE, lambda x, *_: torch.tanh(x)), net(VE, lambda x, *_: 0.3 * x + 0.1), net(VE, data))
+    nets = method.Nets(
+        net(VE, lambda x, *_: torch.tanh(x)), net(VE, lambda x, *_: 0.3 * x + 0.1), net(VE, data)
+    )
     x0 = samples(512, data)
     found, batch, grid = loss(method, nets, x0), batch_of(x0), method.times(VE, 18)
     batch.draws.choice(1)
@@ -140,7 +161,10 @@ def test_both_sides_are_carried_to_the_end_by_the_slow_copy():
     t, u = t[:, None], u[:, None]
     jump = torch.tanh(x_t) + s / t * (x_t - torch.tanh(x_t))
     goal = torch.where(s == u, x_u, torch.tanh(x_u) + s / u * (x_u - torch.tanh(x_u)))
-    jump, goal = (torch.where(s == end, x, (0.3 * x + 0.1) * (1 - end / s) + end / s * x) for x in (jump, goal))
+    jump, goal = (
+        torch.where(s == end, x, (0.3 * x + 0.1) * (1 - end / s) + end / s * x)
+        for x in (jump, goal)
+    )
     close(found, (jump - goal).square()[:, 0], rtol=1e-9, atol=1e-14)
     assert (s > end).sum() > 300
 
@@ -168,7 +192,9 @@ def test_longer_ways_are_taken_in_proportion_to_their_length(monkeypatch):
     idle, found = net(VE, lambda x, *_: x), []
     for one in range(10):
         calls.clear()
-        monkeypatch.setattr(Draws, "choice", lambda self, high, one=one: one if high == 10 else None)
+        monkeypatch.setattr(
+            Draws, "choice", lambda self, high, one=one: one if high == 10 else None
+        )
         loss(method, method.Nets(idle, idle, teacher), torch.ones(1, 1).double())
         found.append(len(calls))
     assert found == [1, 2, 2, 3, 3, 3, 4, 4, 4, 4]
@@ -187,13 +213,20 @@ def test_the_gradient_goes_through_the_target_and_into_the_student_alone():
     for sign in (1, -1):
         # The slope by differences, the goal's student held fixed: what the stop-gradient means.
         first = [goal + sign * h, goal]
-        nets[0] = net(VE, lambda x, t, cond, s, first=first: (first[0] if torch.is_grad_enabled() else first[1]) * x)
+        nets[0] = net(
+            VE,
+            lambda x, t, cond, s, first=first: (
+                (first[0] if torch.is_grad_enabled() else first[1]) * x
+            ),
+        )
         values.append(loss(method, method.Nets(*nets), x0).mean().item())
     assert weights[0].grad.item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5)
 
 
 def test_the_denoising_term_is_that_of_a_teachers_training():
-    """g(x, t, t) and the weight 1/out²: with its draws, the loss of `Diffusion`, times its share."""
+    """g(x, t, t) and the weight 1/out²: with its draws, the loss of
+    `Diffusion`, times its share.
+    """
     data, seen = Gaussian(VE), []
 
     def answer(x, t, cond, s):
@@ -205,6 +238,8 @@ def test_the_denoising_term_is_that_of_a_teachers_training():
     found = loss(method, method.Nets(student, student, net(VE, data)), x0, term="denoising")
     assert torch.equal(*seen[-1])
     theirs = Diffusion(label_dropout=0.0)
-    other = theirs.denoising_loss(theirs.Nets(net(VE, lambda x, *_: 0.3 * x)), batch_of(x0), CLOCK).terms["denoising"]
+    other = theirs.denoising_loss(
+        theirs.Nets(net(VE, lambda x, *_: 0.3 * x)), batch_of(x0), CLOCK
+    ).terms["denoising"]
     # Other draws of the same law; the error grows as t², so medians are compared.
     assert found.median().item() == pytest.approx(2 * other.median().item(), rel=0.03)

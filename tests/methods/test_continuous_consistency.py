@@ -1,4 +1,6 @@
-"""Continuous-time consistency against closed forms: N(mean, std²), every process, the published TrigFlow form."""
+"""Continuous-time consistency against closed forms: N(mean, std²), every process, the published
+TrigFlow form.
+"""
 
 import math
 
@@ -22,7 +24,15 @@ from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, Parameterization, SamplePrediction, Velocity
+from fewstep.diffusion.densities import LogNormal
+from fewstep.diffusion.parameterization import (
+    Edm,
+    Epsilon,
+    Flow,
+    Parameterization,
+    SamplePrediction,
+    Velocity,
+)
 from fewstep.diffusion.process import (
     RectifiedFlow,
     Trig,
@@ -30,10 +40,16 @@ from fewstep.diffusion.process import (
     VariancePreserving,
     VariancePreservingTable,
 )
-from fewstep.diffusion.times import LogNormal
 from fewstep.learning.consistency import jump_and_goal
 from fewstep.learning.method import Clock, Method
-from fewstep.learning.tangent import Difference, Point, along, jump_and_rate, normalised, per_log_ratio
+from fewstep.learning.tangent import (
+    Difference,
+    Point,
+    along,
+    jump_and_rate,
+    normalised,
+    per_log_ratio,
+)
 from fewstep.methods.continuous_consistency import ContinuousConsistency
 from fewstep.models.adapters import FullCopy
 from fewstep.models.heads import Uncertainty
@@ -65,10 +81,14 @@ def test_the_exact_student_does_not_move(process, mean):
     method = ContinuousConsistency(adaptive=False, density=LogNormal(0.0, 1.5))
     data = Gaussian(process, mean, 0.5)
     student, teacher = answering(process, exact(process, mean)), Exact(process, data)
-    losses = method.consistency_loss(nets(method, student, teacher), batch_of(mean + samples(256, d=3)), LATE)
+    losses = method.consistency_loss(
+        nets(method, student, teacher), batch_of(mean + samples(256, d=3)), LATE
+    )
     assert losses.notes["tangent"].max() < 1e-9
     assert losses.terms["consistency"].max() < 1e-15
-    scaled = answering(process, lambda x, t, s: exact(process, mean)(x, t) * (1 + 0.01 * process.angle(t))[:, None])
+    scaled = answering(
+        process, lambda x, t, s: exact(process, mean)(x, t) * (1 + 0.01 * process.angle(t))[:, None]
+    )
     off = method.consistency_loss(nets(method, scaled, teacher), batch_of(samples(64)), LATE)
     assert off.notes["tangent"].max() > 1e-3
 
@@ -76,7 +96,9 @@ def test_the_exact_student_does_not_move(process, mean):
 @pytest.mark.parametrize("warm", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("process", [VE, Trig(), RectifiedFlow()], ids=kind)
 def test_the_tangent_is_the_published_one(process, warm):
-    """-cos² (sigma_data F - v) - warm (cos sin x + sigma_data cos sin dF/dt), F of TrigFlow = -F of EDM."""
+    """-cos² (sigma_data F - v) - warm (cos sin x + sigma_data cos sin dF/dt), F of TrigFlow = -F of
+    EDM.
+    """
     sigma_data, data = 0.5, Gaussian(process, 0.3, 0.4)
 
     def network(x, t):
@@ -98,16 +120,24 @@ def test_the_tangent_is_the_published_one(process, warm):
     v = Gaussian(trig, 0.3, 0.4).velocity(x, angle)
 
     def flipped(x, angle):
-        return -torch.tanh(x / sigma_data * (1.5 + torch.sin(angle)[:, None]) + torch.cos(angle)[:, None])
+        return -torch.tanh(
+            x / sigma_data * (1.5 + torch.sin(angle)[:, None]) + torch.cos(angle)[:, None]
+        )
 
     f, bend = torch.func.jvp(flipped, (x, angle), (cos * sin * v, (cos * sin)[:, 0]))
     g = -(cos**2) * (sigma_data * f - v) - warm * (cos * sin * x + sigma_data * bend)
-    torch.testing.assert_close(losses.notes["tangent"].double(), g.norm(dim=1), rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(losses.terms["consistency"], normalised(g, 0.1).square().mean(1), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(
+        losses.notes["tangent"].double(), g.norm(dim=1), rtol=1e-5, atol=2e-6
+    )
+    torch.testing.assert_close(
+        losses.terms["consistency"], normalised(g, 0.1).square().mean(1), rtol=1e-4, atol=1e-9
+    )
 
 
 def test_at_the_beginning_the_student_learns_what_the_teacher_says():
-    """warm -> 0: g = cos² (f - D)/sin, so that F is drawn to v/sigma_data; its sign is that of descent."""
+    """warm -> 0: g = cos² (f - D)/sin, so that F is drawn to v/sigma_data; its sign is that of
+    descent.
+    """
     data = Gaussian(VE, 0.0, 0.5)
     method = ContinuousConsistency(adaptive=False, warmup=1.0, density=LogNormal(0.0, 1.0))
     student = Gain(VE)
@@ -116,7 +146,9 @@ def test_at_the_beginning_the_student_learns_what_the_teacher_says():
     descend(
         student.parameters(),
         lambda k: (
-            method.consistency_loss(nets(method, made, Exact(VE, data)), batch_of(samples(256, k), k), clock)
+            method.consistency_loss(
+                nets(method, made, Exact(VE, data)), batch_of(samples(256, k), k), clock
+            )
             .terms["consistency"]
             .mean()
         ),
@@ -130,7 +162,9 @@ def test_at_the_beginning_the_student_learns_what_the_teacher_says():
 
 @pytest.mark.parametrize("velocity", ["teacher", "data"])
 def test_training_reaches_the_exact_consistency_function(velocity):
-    """By value: std/√(std² + t²) for t over two decades. The teacher's answer, D = std²/(std² + t²), is far from it."""
+    """By value: std/√(std² + t²) for t over two decades. The teacher's answer, D = std²/(std² +
+    t²), is far from it.
+    """
     data = Gaussian(VE, 0.0, 0.5)
     method = ContinuousConsistency(velocity=velocity, density=LogNormal(-0.5, 1.5))
     network, uncertainty = Gain(VE), Uncertainty().double()
@@ -155,12 +189,21 @@ def test_training_reaches_the_exact_consistency_function(velocity):
 
 
 def test_a_short_discrete_step_has_the_same_direction():
-    """(f(x_t) - f(x_s))/(ln t - ln s) of consistency distillation's two looks tends to the derivative (T-23)."""
-    data, student = Gaussian(VE, 0.2, 0.4), answering(VE, lambda x, t, s: torch.tanh(x / (1 + t[:, None])))
+    """(f(x_t) - f(x_s))/(ln t - ln s) of consistency distillation's two looks tends to the
+    derivative (T-23).
+    """
+    data, student = (
+        Gaussian(VE, 0.2, 0.4),
+        answering(VE, lambda x, t, s: torch.tanh(x / (1 + t[:, None]))),
+    )
     t = torch.tensor([0.05, 0.7, 3.0], dtype=torch.float64)
     x = torch.tensor([[0.4], [-1.0], [2.5]], dtype=torch.float64)
     _, _, rate = jump_and_rate(
-        ContinuousConsistency().tangent, student, Point(x, t), along(VE, x, data(x, t), t, per_log_ratio(VE, t)), Cond()
+        ContinuousConsistency().tangent,
+        student,
+        Point(x, t),
+        along(VE, x, data(x, t), t, per_log_ratio(VE, t)),
+        Cond(),
     )
     errors = []
     for h in (1e-2, 1e-3):
@@ -198,9 +241,11 @@ def test_only_the_jump_carries_a_gradient_and_it_is_the_published_one():
 
 
 def test_the_uncertainty_learns_the_logarithm_of_the_loss():
-    """The method's loss, over u alone, is smallest at u(t) = ln ℓ(t); there all noise levels weigh the same.
+    """The method's loss, over u alone, is smallest at u(t) = ln ℓ(t); there all noise levels weigh
+    the same.
 
-    The student is the exact one and 0.02 t: g = 0.02 t/sin t at every sample, so that ℓ is a function of t.
+    The student is the exact one and 0.02 t: g = 0.02 t/sin t at every sample, so that ℓ is a
+    function of t.
     """
     head = Uncertainty().double()
     assert torch.equal(head(torch.tensor([0.1, 1.5])), torch.zeros(2))
@@ -211,7 +256,9 @@ def test_the_uncertainty_learns_the_logarithm_of_the_loss():
 
     def loss():
         optimizer.zero_grad()
-        value = method.consistency_loss(parts, batch_of(samples(256)), LATE).terms["consistency"].mean()
+        value = (
+            method.consistency_loss(parts, batch_of(samples(256)), LATE).terms["consistency"].mean()
+        )
         value.backward()
         return value
 
@@ -233,7 +280,9 @@ def test_the_exact_student_of_a_guided_teacher_does_not_move(scale):
     def end(data, x, t, s):
         return data.flow(x, t, torch.full_like(t, VE.t_data))
 
-    method = ContinuousConsistency(adaptive=False, teacher_guidance=scale, density=LogNormal(0.0, 1.5))
+    method = ContinuousConsistency(
+        adaptive=False, teacher_guidance=scale, density=LogNormal(0.0, 1.5)
+    )
     batch = batch_of(samples(128, d=3), cond=labels(128))
     parts = nets(method, labelled(VE, end, scale), labelled(VE, ideal))
     assert method.consistency_loss(parts, batch, LATE).notes["tangent"].max() < 1e-9
@@ -242,7 +291,9 @@ def test_the_exact_student_of_a_guided_teacher_does_not_move(scale):
 
 
 def test_both_passes_of_the_student_are_told_the_label():
-    """The pass that carries the gradient and the one that is differentiated: in a batch of classes 0 and 1."""
+    """The pass that carries the gradient and the one that is differentiated: in a batch of classes
+    0 and 1.
+    """
     asked = []
 
     def answer(data, x, t, s):
@@ -258,7 +309,9 @@ def test_both_passes_of_the_student_are_told_the_label():
 
 
 def test_guidance_needs_a_teacher_that_knows_no_label():
-    assert_guides_only_what_knows_no_label(ContinuousConsistency(), ContinuousConsistency(teacher_guidance=2.0))
+    assert_guides_only_what_knows_no_label(
+        ContinuousConsistency(), ContinuousConsistency(teacher_guidance=2.0)
+    )
 
 
 def test_times_stay_in_the_range_of_the_process():
@@ -271,7 +324,9 @@ def test_times_stay_in_the_range_of_the_process():
 
     method = ContinuousConsistency(density=LogNormal(0.0, 1.5))
     teacher = Exact(process, Gaussian(process, 0.0, 0.5))
-    method.consistency_loss(nets(method, answering(process, answer), teacher), batch_of(samples(256)), LATE)
+    method.consistency_loss(
+        nets(method, answering(process, answer), teacher), batch_of(samples(256)), LATE
+    )
     drawn = torch.exp(1.5 * batch_of(samples(256)).draws.normal().double())
     inside = (drawn > 0.5) & (drawn < 2)
     assert 0.2 < inside.double().mean() < 0.5
@@ -281,15 +336,22 @@ def test_times_stay_in_the_range_of_the_process():
 
 
 def test_processes_that_meet_agree():
-    """The same network and draws seen from VE, VP, rectified flow and TrigFlow: the same tangents."""
+    """The same network and draws seen from VE, VP, rectified flow and TrigFlow: the same
+    tangents.
+    """
     narrow = VarianceExploding(0.01, 60.0)
     found = []
-    for process in (narrow, *(p.within(narrow) for p in (VariancePreserving(), RectifiedFlow(), Trig(t_min=1e-4)))):
+    for process in (
+        narrow,
+        *(p.within(narrow) for p in (VariancePreserving(), RectifiedFlow(), Trig(t_min=1e-4))),
+    ):
         network = Answer(lambda x, t, s: torch.tanh(x + 0.1 * torch.log(t)[:, None]))
         student = Denoiser(network, narrow, Edm()).under(process)
         method = ContinuousConsistency(adaptive=False, density=LogNormal(-0.5, 1.0))
         losses = method.consistency_loss(
-            nets(method, student, Exact(process, Gaussian(process, 0.1, 0.4))), batch_of(samples(64)), LATE
+            nets(method, student, Exact(process, Gaussian(process, 0.1, 0.4))),
+            batch_of(samples(64)),
+            LATE,
         )
         found.append(losses.notes["tangent"])
     for other in found[1:]:
@@ -302,24 +364,36 @@ def test_differences_can_take_the_place_of_forward_mode():
     for options in ({}, {"tangent": Difference(1e-5)}):
         method = ContinuousConsistency(adaptive=False, density=LogNormal(0.0, 1.0), **options)
         student = Denoiser(Gain(VE), VE, Edm())
-        losses = method.consistency_loss(nets(method, student, Exact(VE, data)), batch_of(samples(64)), LATE)
+        losses = method.consistency_loss(
+            nets(method, student, Exact(VE, data)), batch_of(samples(64)), LATE
+        )
         found.append(losses.notes["tangent"])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", [Edm(), Flow(), Velocity(), Epsilon()], ids=kind)
-@pytest.mark.parametrize("process", [VE, VariancePreservingTable(), RectifiedFlow(), Trig()], ids=kind)
+@pytest.mark.parametrize(
+    "process", [VE, VariancePreservingTable(), RectifiedFlow(), Trig()], ids=kind
+)
 def test_every_prediction_of_noise_is_the_identity_at_the_data(prediction, process):
-    """skip = 1 and out = 0 where sigma is 0: the boundary of f needs no parameterization of its own (T-07)."""
+    """skip = 1 and out = 0 where sigma is 0: the boundary of f needs no parameterization of its own
+    (T-07).
+    """
     c = prediction(process, torch.tensor([process.t_data], dtype=torch.float64))
     assert (c.skip.item(), c.out.item()) == pytest.approx((1, 0))
 
 
-@pytest.mark.parametrize("prediction", Parameterization.kinds().values(), ids=Parameterization.kinds())
-@pytest.mark.parametrize("process", [VE, VariancePreserving(), VariancePreservingTable(), RectifiedFlow()], ids=kind)
+@pytest.mark.parametrize(
+    "prediction", Parameterization.kinds().values(), ids=Parameterization.kinds()
+)
+@pytest.mark.parametrize(
+    "process", [VE, VariancePreserving(), VariancePreservingTable(), RectifiedFlow()], ids=kind
+)
 def test_a_network_that_says_x0_itself_is_refused(prediction, process):
     """Nothing ties it to the data: every constant has df/dt = 0."""
-    model = Fresh(network=TINY, process=process, parameterization=prediction()).load((1, 8, 8), 0, 0)
+    model = Fresh(network=TINY, process=process, parameterization=prediction()).load(
+        (1, 8, 8), 0, 0
+    )
     if prediction is SamplePrediction:
         with pytest.raises(ValueError, match="sample_prediction is not the identity at the data"):
             ContinuousConsistency().build_nets(model, FullCopy(model.denoiser))
@@ -328,12 +402,16 @@ def test_a_network_that_says_x0_itself_is_refused(prediction, process):
 
 
 def test_golden_times():
-    """The middle time of two steps is at sigma/alpha = 1 up to the end of the range: 1.1 of TrigFlow is 0.98."""
+    """The middle time of two steps is at sigma/alpha = 1 up to the end of the range: 1.1 of
+    TrigFlow is 0.98.
+    """
     grid = ContinuousConsistency().sampler(LATE).times(VE, 2)
     assert grid.tolist() == pytest.approx([80, 0.9876, 0], abs=1e-3)
     assert math.atan(80 / 0.5) == pytest.approx(1.564546, abs=1e-6)
     assert 0.5 * math.tan(1.1) == pytest.approx(0.98238, abs=1e-5)
-    assert per_log_ratio(Trig(), torch.tensor([0.3])).item() == pytest.approx(math.sin(0.3) * math.cos(0.3))
+    assert per_log_ratio(Trig(), torch.tensor([0.3])).item() == pytest.approx(
+        math.sin(0.3) * math.cos(0.3)
+    )
 
 
 def test_options():

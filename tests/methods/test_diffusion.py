@@ -16,10 +16,14 @@ CLOCK = Clock(0, 100, 64)
 
 
 def test_a_silent_edm_network_has_loss_one_on_data_of_its_own_spread():
-    """With F = 0 and data N(0, sigma_data²) the expected weighted loss is 1 at every noise level (EDM, table 1)."""
+    """With F = 0 and data N(0, sigma_data²) the expected weighted loss is 1 at every noise level
+    (EDM, table 1).
+    """
     denoiser = Denoiser(Output(lambda x, t: torch.zeros_like(x)), VarianceExploding(), Edm(0.5))
     x0 = 0.5 * torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
-    loss = Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
+    loss = (
+        Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
+    )
     assert loss.mean().item() == pytest.approx(1.0, abs=0.01)
 
 
@@ -27,12 +31,18 @@ def test_a_silent_edm_network_has_loss_one_on_data_of_its_own_spread():
     ("parameterization", "process", "target"),
     [
         (Epsilon(), VariancePreserving(), lambda p, t, x0, e: e),
-        (Velocity(), VariancePreserving(), lambda p, t, x0, e: p.alpha(t)[:, None] * e - p.sigma(t)[:, None] * x0),
+        (
+            Velocity(),
+            VariancePreserving(),
+            lambda p, t, x0, e: p.alpha(t)[:, None] * e - p.sigma(t)[:, None] * x0,
+        ),
         (Flow(), RectifiedFlow(), lambda p, t, x0, e: e - x0),
         (SamplePrediction(), RectifiedFlow(), lambda p, t, x0, e: x0),
     ],
 )
-def test_the_loss_is_the_squared_error_of_what_the_network_predicts(parameterization, process, target):
+def test_the_loss_is_the_squared_error_of_what_the_network_predicts(
+    parameterization, process, target
+):
     """One weight, 1/out², is the plain regression of noise, v, flow and sample alike."""
     x0 = torch.randn(256, 4, dtype=torch.float64)
     batch, again = batch_of(x0), batch_of(x0)
@@ -46,22 +56,34 @@ def test_the_loss_is_the_squared_error_of_what_the_network_predicts(parameteriza
 
 
 def test_the_ideal_denoiser_is_stationary():
-    """The gradient with respect to a scale of the exact denoiser vanishes in expectation, and not for a wrong one."""
+    """The gradient with respect to a scale of the exact denoiser vanishes in expectation, and not
+    for a wrong one.
+    """
     process = VarianceExploding()
     ideal = Gaussian(process, std=0.5)
     x0 = 0.5 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0)).double()
     gradients = {}
     for start in (1.0, 1.1):
         scale = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-        denoiser = Denoiser(Output(lambda x, t, a=scale: a * ideal(x, t)), process, SamplePrediction())
-        loss = Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
+        denoiser = Denoiser(
+            Output(lambda x, t, a=scale: a * ideal(x, t)), process, SamplePrediction()
+        )
+        loss = (
+            Diffusion()
+            .denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK)
+            .terms["denoising"]
+        )
         (gradients[start],) = torch.autograd.grad(loss.mean(), scale)
     assert abs(gradients[1.0]) < 0.02 * abs(gradients[1.1])
 
 
-@pytest.mark.parametrize("process", [cls() for cls in Process.kinds().values()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [cls() for cls in Process.kinds().values()], ids=lambda p: type(p).__name__
+)
 def test_the_sampler_of_a_trained_teacher_serves_every_process(process):
-    """With the ideal denoiser of N(mean, std²) its samples have that mean and spread, whatever the process."""
+    """With the ideal denoiser of N(mean, std²) its samples have that mean and spread, whatever the
+    process.
+    """
     noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sampler = Diffusion().sampler(CLOCK).with_steps(100)
     x0 = sampler(Gaussian(process, 0.3, 0.5), process, noise, Cond(), Draws(0, range(4000)))

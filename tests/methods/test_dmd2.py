@@ -12,12 +12,18 @@ from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Along
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import Guidance
-from fewstep.diffusion.parameterization import CmBoundary, ConsistencyBoundary, Edm, SamplePrediction
+from fewstep.diffusion.parameterization import (
+    CmBoundary,
+    ConsistencyBoundary,
+    Edm,
+    SamplePrediction,
+)
 from fewstep.diffusion.process import VarianceExploding, VariancePreserving, VariancePreservingTable
 from fewstep.diffusion.samplers import Renoise
-from fewstep.diffusion.times import Along, Karras
+from fewstep.diffusion.times import Karras
 from fewstep.learning.batch import Batch
 from fewstep.learning.method import Clock
 from fewstep.methods.dmd2 import DMD2
@@ -47,29 +53,41 @@ class Seen:
 
 def functions(student, fake, teacher, process=VE):
     """Networks of the method that are any functions of (x_t, t)."""
-    return DMD2.Nets(Exact(process, student), denoising(process, fake), nn.Identity(), denoising(process, teacher))
+    return DMD2.Nets(
+        Exact(process, student),
+        denoising(process, fake),
+        nn.Identity(),
+        denoising(process, teacher),
+    )
 
 
 # The matching loss
 
 
 def matched(leaf, fake, teacher, method=None, **options):
-    """The mean matching loss of samples that are a leaf of the graph; their gradient stands in leaf.grad."""
+    """The mean matching loss of samples that are a leaf of the graph; their gradient stands in
+    leaf.grad.
+    """
     nets = functions(lambda x, t: leaf * 1, fake, teacher)
-    losses = (method or DMD2(**MATCHING)).student_loss(nets, batch(len(leaf), tuple(leaf.shape[1:])), CLOCK)
+    losses = (method or DMD2(**MATCHING)).student_loss(
+        nets, batch(len(leaf), tuple(leaf.shape[1:])), CLOCK
+    )
     assert list(losses.terms) == ["matching"]
     losses.terms["matching"].mean().backward()
     return losses.terms["matching"].detach()
 
 
 def leaf_of(rows=16, pixels=4, dtype=torch.float64):
-    return torch.randn(rows, pixels, generator=torch.Generator().manual_seed(4), dtype=dtype).requires_grad_()
+    return torch.randn(
+        rows, pixels, generator=torch.Generator().manual_seed(4), dtype=dtype
+    ).requires_grad_()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_networks_that_agree_move_nothing(dropout):
-    """Bit by bit, in single precision and through real networks: at the start fake is the teacher (invariant 1),
-    whatever the dropout of its training."""
+    """Bit by bit, in single precision and through real networks: at the start fake is the teacher
+    (invariant 1), whatever the dropout of its training.
+    """
     one = real(DMD2(**MATCHING), of=model(dropout=dropout))
     assert one.nets.fake.training
     losses = one.nets, one.data(0, range(8), Draws(0, range(8))), CLOCK
@@ -80,7 +98,9 @@ def test_networks_that_agree_move_nothing(dropout):
 
 
 def test_the_gradient_in_the_samples_is_the_difference_of_the_two_looks():
-    """g = (x^_fake - x^_real)/mean|x - x^_real| per sample, over the number of all elements (invariant 2)."""
+    """g = (x^_fake - x^_real)/mean|x - x^_real| per sample, over the number of all elements
+    (invariant 2).
+    """
     leaf = leaf_of()
     teacher, fake = Seen(lambda x, t: torch.tanh(x)), Seen(lambda x, t: 0.3 * x + 0.1)
     loss = matched(leaf, fake, teacher)
@@ -99,7 +119,9 @@ def test_in_single_precision_the_gradient_is_kept_to_its_sixth_digit():
     matched(leaf, lambda x, t: 0.3 * x + 0.1, teacher)
     x_t, x = teacher.asked[0][0].double(), leaf.detach().double()
     g = (0.3 * x_t + 0.1 - torch.tanh(x_t)) / (x - torch.tanh(x_t)).abs().mean(1, keepdim=True)
-    assert (leaf.grad - g / g.numel()).abs().max() < 1e-6 * g.abs().max() / g.numel() + 1e-7 / g.numel()
+    assert (
+        leaf.grad - g / g.numel()
+    ).abs().max() < 1e-6 * g.abs().max() / g.numel() + 1e-7 / g.numel()
 
 
 def test_the_gradient_does_not_depend_on_the_scale_of_the_looks():
@@ -108,7 +130,11 @@ def test_the_gradient_does_not_depend_on_the_scale_of_the_looks():
     for c in (1e-3, 1, 1e3):
         leaf = leaf_of()
         x = leaf.detach()
-        matched(leaf, lambda _, t, c=c, x=x: x - c * torch.cos(3 * x), lambda _, t, c=c, x=x: x - c * torch.sin(x))
+        matched(
+            leaf,
+            lambda _, t, c=c, x=x: x - c * torch.cos(3 * x),
+            lambda _, t, c=c, x=x: x - c * torch.sin(x),
+        )
         seen.append(leaf.grad)
     assert seen[0].abs().max() > 1e-3
     close(seen[1], seen[0], rtol=1e-8, atol=1e-12)
@@ -127,7 +153,9 @@ def test_a_sample_that_the_teacher_leaves_alone_gives_no_nan():
 
 
 def test_only_the_teacher_is_guided_and_the_normaliser_sees_it_guided():
-    """x^_real = null + g (cond - null), in the loss and in mean|x - x^_real|; fake answers at scale 1."""
+    """x^_real = null + g (cond - null), in the loss and in mean|x - x^_real|; fake answers at scale
+    1.
+    """
     leaf = leaf_of()
 
     class Told(nn.Module):
@@ -145,7 +173,9 @@ def test_only_the_teacher_is_guided_and_the_normaliser_sees_it_guided():
     fake, teacher = (Denoiser(Told(factor), VE, SamplePrediction()) for factor in (0.5, 0.25))
     nets = DMD2.Nets(Exact(VE, lambda x, t: leaf * 1), fake, nn.Identity(), teacher)
     told = Batch(cond, Draws(0, range(16)), (4,))
-    DMD2(**MATCHING, teacher_guidance=3.0).student_loss(nets, told, CLOCK).terms["matching"].mean().backward()
+    DMD2(**MATCHING, teacher_guidance=3.0).student_loss(nets, told, CLOCK).terms[
+        "matching"
+    ].mean().backward()
     label = labels.double()[:, None].expand(16, 4)
     guided = 25 + 3 * (0.25 * label - 25)
     g = (0.5 * label - guided) / (leaf.detach() - guided).abs().mean(1, keepdim=True)
@@ -166,7 +196,9 @@ def test_guidance_by_a_teacher_without_an_unconditional_side_is_refused():
 
 
 class Toy:
-    """DMD2 on samples a z + b whose denoiser is kept exact; 16 pixels, so that the normaliser's mean is finite."""
+    """DMD2 on samples a z + b whose denoiser is kept exact; 16 pixels, so that the normaliser's
+    mean is finite.
+    """
 
     def __init__(self, a, b, process=VE, mean=0.3, std=0.5, **options):
         self.a, self.b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (a, b))
@@ -181,7 +213,11 @@ class Toy:
         )
 
     def loss(self, rows=64, seed=0):
-        return self.method.student_loss(self.nets, batch(rows, (16,), seed), CLOCK).terms["matching"].mean()
+        return (
+            self.method.student_loss(self.nets, batch(rows, (16,), seed), CLOCK)
+            .terms["matching"]
+            .mean()
+        )
 
     def gradient(self, rows):
         return torch.stack(torch.autograd.grad(self.loss(rows), (self.a, self.b)))
@@ -227,7 +263,9 @@ def test_descent_on_the_toy_reaches_the_data():
 
 
 def test_a_silent_fake_has_loss_one_on_samples_of_its_own_spread():
-    """EDM's weight, at every noise level: what the student makes is denoised as data is in teacher training."""
+    """EDM's weight, at every noise level: what the student makes is denoised as data is in teacher
+    training.
+    """
     student = denoising(VE, lambda x, t: 0.5 * x / 80)
     fake = Denoiser(Output(lambda x, t: torch.zeros_like(x)), VE, Edm(0.5))
     nets = DMD2.Nets(student, fake, nn.Identity(), fake)
@@ -237,7 +275,9 @@ def test_a_silent_fake_has_loss_one_on_samples_of_its_own_spread():
 
 
 def test_the_exact_denoiser_of_the_students_samples_is_stationary():
-    """Samples N(0.1, 0.8²): the gradient in a scale of their ideal denoiser vanishes, and not for the data's."""
+    """Samples N(0.1, 0.8²): the gradient in a scale of their ideal denoiser vanishes, and not for
+    the data's.
+    """
     gradients = {}
     for std, start in ((0.8, 1.0), (0.8, 1.05), (0.5, 1.0)):
         scale = torch.tensor(start, dtype=torch.float64, requires_grad=True)
@@ -251,7 +291,9 @@ def test_the_exact_denoiser_of_the_students_samples_is_stationary():
 
 
 def test_the_times_of_the_two_losses():
-    """Denoising at all 1000 levels of the grid, matching at those from index 20 to 980 of the clean end."""
+    """Denoising at all 1000 levels of the grid, matching at those from index 20 to 980 of the clean
+    end.
+    """
     rising = Karras(end="t_min")(VE, 999).flip(0)
     fake, teacher = Seen(lambda x, t: 0.5 * x), Seen(lambda x, t: 0.4 * x)
     nets = functions(lambda x, t: x / 80, fake, teacher)
@@ -326,7 +368,11 @@ class Judge(nn.Module):
 
     def __init__(self, k=0.0, bias=0.0):
         super().__init__()
-        self.k, self.bias, self.seen = nn.Parameter(torch.tensor(k)), nn.Parameter(torch.tensor(bias)), []
+        self.k, self.bias, self.seen = (
+            nn.Parameter(torch.tensor(k)),
+            nn.Parameter(torch.tensor(bias)),
+            [],
+        )
 
     def forward(self, features):
         self.seen.append(features.detach())
@@ -343,13 +389,21 @@ def test_an_undecided_discriminator_costs_ln_2_a_look():
     method = DMD2(gan=0.3, gan_fake=0.7)
     made = batch(16, (4,), x0=torch.randn(16, 4))
     nets = adversaries(Judge())
-    close(method.fake_loss(nets, made, CLOCK).terms["discriminator"], torch.full((16,), 0.7 * 2 * math.log(2)))
+    close(
+        method.fake_loss(nets, made, CLOCK).terms["discriminator"],
+        torch.full((16,), 0.7 * 2 * math.log(2)),
+    )
     made = batch(16, (4,), x0=torch.randn(16, 4))
-    close(method.student_loss(nets, made, CLOCK).terms["adversarial"], torch.full((16,), 0.3 * math.log(2)), rtol=1e-6)
+    close(
+        method.student_loss(nets, made, CLOCK).terms["adversarial"],
+        torch.full((16,), 0.3 * math.log(2)),
+        rtol=1e-6,
+    )
 
 
 def test_the_adversarial_terms_by_value():
-    """softplus(D(made)) + softplus(-D(real)) for fake and head, softplus(-D(made)) for the student, on noised images.
+    """softplus(D(made)) + softplus(-D(real)) for fake and head, softplus(-D(made)) for the student,
+    on noised images.
 
     The two looks of a row are at one time of all 1000, and each has its own noise.
     """
@@ -359,16 +413,27 @@ def test_the_adversarial_terms_by_value():
     losses = method.fake_loss(nets, batch(4000, (16,), x0=x0), CLOCK)
     real_seen, made_seen = judge.seen
     logits = [0.6 * seen.mean(1) - 0.2 for seen in (real_seen, made_seen)]
-    close(losses.terms["discriminator"], 0.7 * (F.softplus(logits[1]) + F.softplus(-logits[0])), rtol=1e-5)
-    ratio = ((real_seen - 0.75).std(1) / (made_seen + 0.75).std(1)).log()  # of one time: 16 pixels each
+    close(
+        losses.terms["discriminator"],
+        0.7 * (F.softplus(logits[1]) + F.softplus(-logits[0])),
+        rtol=1e-5,
+    )
+    ratio = (
+        (real_seen - 0.75).std(1) / (made_seen + 0.75).std(1)
+    ).log()  # of one time: 16 pixels each
     assert ratio.abs().max() < 2.5
-    assert abs(torch.corrcoef(torch.stack([(real_seen - 0.75)[:, 0], (made_seen + 0.75)[:, 0]]))[0, 1]) < 0.1
+    assert (
+        abs(torch.corrcoef(torch.stack([(real_seen - 0.75)[:, 0], (made_seen + 0.75)[:, 0]]))[0, 1])
+        < 0.1
+    )
     assert (real_seen - 0.75).std(1).min() < 0.003
     assert (real_seen - 0.75).std(1).max() > 60
     judge.seen.clear()
     losses = method.student_loss(nets, batch(4000, (16,), x0=x0), CLOCK)
     (made_seen,) = judge.seen
-    close(losses.terms["adversarial"], 0.3 * F.softplus(-(0.6 * made_seen.mean(1) - 0.2)), rtol=1e-5)
+    close(
+        losses.terms["adversarial"], 0.3 * F.softplus(-(0.6 * made_seen.mean(1) - 0.2)), rtol=1e-5
+    )
 
 
 class Witness(Looker):
@@ -386,8 +451,9 @@ class Witness(Looker):
 
 
 def test_when_and_with_which_condition_the_networks_are_asked():
-    """Each with the labels of the batch, also in backward simulation; the fake's and all adversarial looks are at its
-    own density, of which one time is left here."""
+    """Each with the labels of the batch, also in backward simulation; the fake's and all
+    adversarial looks are at its own density, of which one time is left here.
+    """
     method = DMD2(steps=3, density=Along(low=0.5, high=0.5), fake_density=Along(low=0.9, high=0.9))
     nets = DMD2.Nets(
         *(Denoiser(Witness(), VE, SamplePrediction()) for _ in range(2)),
@@ -409,7 +475,9 @@ def test_when_and_with_which_condition_the_networks_are_asked():
         update(nets, Batch(cond, Draws(seed, range(16)), (4,), torch.randn(16, 4)), CLOCK)
         for net, times in ((nets.student, simulated), (nets.fake, fake), (nets.teacher, teacher)):
             assert [t[0].item() for t, _ in net.network.asked] == pytest.approx(times, rel=1e-9)
-            assert all(t.eq(t[0]).all() and torch.equal(label, labels) for t, label in net.network.asked)
+            assert all(
+                t.eq(t[0]).all() and torch.equal(label, labels) for t, label in net.network.asked
+            )
 
 
 def test_the_student_is_pushed_to_where_logits_rise_and_the_head_apart():
@@ -430,7 +498,9 @@ def test_the_student_is_pushed_to_where_logits_rise_and_the_head_apart():
 @pytest.mark.parametrize("loss", ["fake_loss", "student_loss"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_without_adversarial_terms_no_image_is_read(loss, steps):
-    nets = functions(lambda x, t: x / (1 + t[:, None]).to(x), lambda x, t: 0.5 * x, lambda x, t: 0.4 * x)
+    nets = functions(
+        lambda x, t: x / (1 + t[:, None]).to(x), lambda x, t: 0.5 * x, lambda x, t: 0.4 * x
+    )
     method = DMD2(**MATCHING, steps=steps)
     found = [
         getattr(method, loss)(nets, batch(16, (4,), x0=x0), CLOCK).terms
@@ -443,9 +513,13 @@ def test_without_adversarial_terms_no_image_is_read(loss, steps):
         DMD2().fake_loss(adversaries(Judge()), batch(16, (4,)), CLOCK)
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 12, 6), (1, 6, 1, 1)], ids=["map", "tokens", "one place"])
+@pytest.mark.parametrize(
+    "shape", [(2, 6, 4, 5), (2, 12, 6), (1, 6, 1, 1)], ids=["map", "tokens", "one place"]
+)
 def test_the_head_by_its_definition(shape):
-    """Convolution of each place with its neighbours, norm over groups, SiLU, one number a place, their mean."""
+    """Convolution of each place with its neighbours, norm over groups, SiLU, one number a place,
+    their mean.
+    """
     torch.manual_seed(3)
     channels = shape[2] if len(shape) == 3 else shape[1]
     head, features = Head(channels, width=16, groups=4), torch.randn(shape)
@@ -455,7 +529,9 @@ def test_the_head_by_its_definition(shape):
     conv, norm, _, last = head.body
     rows, columns = maps.shape[2:]
     padded = F.pad(maps, (1, 1, 1, 1))
-    hidden = torch.zeros(len(maps), 16, rows, columns, dtype=torch.float64) + conv.bias.view(1, -1, 1, 1)
+    hidden = torch.zeros(len(maps), 16, rows, columns, dtype=torch.float64) + conv.bias.view(
+        1, -1, 1, 1
+    )
     for i in range(3):
         for j in range(3):
             shifted = padded[:, :, i : i + rows, j : j + columns]
@@ -499,7 +575,9 @@ def test_one_step_is_pure_noise_at_the_last_time(process):
 
 @every("process", PROCESSES)
 def test_the_student_learns_at_what_its_own_sampler_shows_it(process):
-    """At time k, what `Renoise` with the same noise asks the student at its evaluation k (invariant 10)."""
+    """At time k, what `Renoise` with the same noise asks the student at its evaluation k (invariant
+    10).
+    """
     process = narrowed(process)
     method = DMD2(**MATCHING, steps=3)
     student = Seen(lambda x, t: torch.tanh(x) + 0.01 * t[:, None].to(x))
@@ -532,21 +610,31 @@ def test_the_first_of_several_steps_is_the_only_one_of_one():
     assert len(seeds) >= 3
     for seed in seeds:
         one, three = (
-            DMD2(**MATCHING, steps=n).student_loss(nets, batch(16, (4,), seed), CLOCK).terms["matching"] for n in (1, 3)
+            DMD2(**MATCHING, steps=n)
+            .student_loss(nets, batch(16, (4,), seed), CLOCK)
+            .terms["matching"]
+            for n in (1, 3)
         )
         assert torch.equal(one, three)
 
 
 def test_all_rows_and_micro_batches_share_the_time():
     """Whole, in halves, and as two processes would see it: one k, the same samples."""
-    method, student = DMD2(**MATCHING, steps=3), Seen(lambda x, t: torch.tanh(x) / (1 + t[:, None]).to(x))
+    method, student = (
+        DMD2(**MATCHING, steps=3),
+        Seen(lambda x, t: torch.tanh(x) / (1 + t[:, None]).to(x)),
+    )
     net = denoising(VE, student)
     counts = []
     for seed in range(30):
         parts = []
         for rows in (range(32), range(20), range(20, 32)):
             student.asked.clear()
-            parts.append(method.made(net, Batch(Cond(), Draws(seed, rows, stream="loss", step=3, update=1), (4,))))
+            parts.append(
+                method.made(
+                    net, Batch(Cond(), Draws(seed, rows, stream="loss", step=3, update=1), (4,))
+                )
+            )
             assert all(len(t.unique()) == 1 for _, t in student.asked)
             counts.append(len(student.asked))
         assert counts[-1] == counts[-2] == counts[-3]
@@ -560,7 +648,9 @@ def test_each_update_of_a_step_draws_its_own_time():
     counts = []
     for update in range(12):
         student.asked.clear()
-        method.made(denoising(VE, student), Batch(Cond(), Draws(0, range(4), step=2, update=update), (4,)))
+        method.made(
+            denoising(VE, student), Batch(Cond(), Draws(0, range(4), step=2, update=update), (4,))
+        )
         counts.append(len(student.asked))
     assert len(set(counts)) == 3
 
@@ -569,9 +659,13 @@ def test_each_update_of_a_step_draws_its_own_time():
     "process", [VE, VariancePreserving(), VariancePreservingTable()], ids=lambda p: type(p).__name__
 )
 def test_what_is_noised_again_has_the_variance_of_its_time(process):
-    """alpha² + sigma² for samples of unit variance: 1 for the variance-preserving (invariant 10)."""
+    """alpha² + sigma² for samples of unit variance: 1 for the variance-preserving (invariant
+    10).
+    """
     end = f64(process.t_min)
-    spread = torch.hypot(process.alpha(end), process.sigma(end)).item()  # of unit data, at the end of a jump
+    spread = torch.hypot(
+        process.alpha(end), process.sigma(end)
+    ).item()  # of unit data, at the end of a jump
     generator = torch.Generator().manual_seed(0)
     student = Seen(lambda x, t: spread * torch.randn(x.shape, generator=generator))
     net = denoising(process, student)
@@ -587,7 +681,9 @@ def test_what_is_noised_again_has_the_variance_of_its_time(process):
 
 
 def test_only_the_last_evaluation_carries_a_gradient():
-    """Backward simulation is input, not part of the loss: d made / d weight is that of one evaluation."""
+    """Backward simulation is input, not part of the loss: d made / d weight is that of one
+    evaluation.
+    """
     weight = torch.tensor(0.7, requires_grad=True)
     student = Seen(lambda x, t: weight * torch.tanh(x))
     net = denoising(VE, student)
@@ -610,11 +706,17 @@ def grads(one):
 
 @pytest.mark.parametrize("gan", [0.0, 0.1])
 def test_who_gets_a_gradient_in_which_update(gan, monkeypatch):
-    """Teacher never; the student none when fake learns, fake and head none when the student does (invariant 4)."""
+    """Teacher never; the student none when fake learns, fake and head none when the student does
+    (invariant 4).
+    """
     one = real(DMD2(fake_steps=2, gan=gan, gan_fake=gan), None, config(steps=2))
     found = []
     forget = one.state.forget_gradients
-    monkeypatch.setattr(one.state, "forget_gradients", lambda names: (found.append((names, grads(one))), forget(names)))
+    monkeypatch.setattr(
+        one.state,
+        "forget_gradients",
+        lambda names: (found.append((names, grads(one))), forget(names)),
+    )
     one.fit()
     nobody = dict.fromkeys(("student", "fake", "head", "teacher"), False)
     learns = ("fake", "head"), {**nobody, "fake": True, "head": gan > 0}
@@ -634,17 +736,25 @@ def test_the_student_is_updated_once_per_so_many_of_the_fakes(fake_steps):
     assert one.batches == 4 * (fake_steps + 1)
     assert_same(part(after, "net/teacher"), part(before, "net/teacher"))
     for name in counts:
-        assert all((after[key] != before[key]).any() for key in part(before, f"net/{name}") if "weight" in key), name
+        assert all(
+            (after[key] != before[key]).any()
+            for key in part(before, f"net/{name}")
+            if "weight" in key
+        ), name
 
 
 def test_fake_learns_before_the_student_moves():
-    """The first update of the student sees a fake that has learnt `fake_steps` times, on as many batches."""
+    """The first update of the student sees a fake that has learnt `fake_steps` times, on as many
+    batches.
+    """
     updates = DMD2(fake_steps=3).updates(CLOCK)
     assert [update.trains for update in updates] == [("fake", "head")] * 3 + [("student",)]
 
 
 def test_the_student_keeps_the_identity_at_t_min_through_training():
-    """A boundary is made of whatever it starts from, and one that is there already stays (invariant 11)."""
+    """A boundary is made of whatever it starts from, and one that is there already stays (invariant
+    11).
+    """
     starts = {
         Edm(): CmBoundary(0.5),
         SamplePrediction(): ConsistencyBoundary(SamplePrediction()),
@@ -668,7 +778,9 @@ def test_fake_begins_as_the_teacher_and_the_student_as_its_start():
     assert_same(dict(nets.fake.state_dict()), dict(of.denoiser.state_dict()))
     assert_same(dict(nets.student.state_dict()), dict(start.state_dict()))
     assert nets.teacher is of.denoiser
-    storages = [{p.data_ptr() for p in net.parameters()} for net in (nets.student, nets.fake, nets.teacher)]
+    storages = [
+        {p.data_ptr() for p in net.parameters()} for net in (nets.student, nets.fake, nets.teacher)
+    ]
     assert not storages[0] & storages[1]
     assert not storages[1] & storages[2]
 

@@ -1,4 +1,6 @@
-"""Easy consistency tuning against closed forms: data N(0, 0.5²), the published table of r/t, its limits."""
+"""Easy consistency tuning against closed forms: data N(0, 0.5²), the published table of r/t, its
+limits.
+"""
 
 import math
 
@@ -9,10 +11,10 @@ from tests.oracles import Exact, Gaussian, batch_of, denoising
 from torch import nn
 
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.parameterization import Edm
 from fewstep.diffusion.process import VarianceExploding, VariancePreserving
 from fewstep.diffusion.solvers import Euler
-from fewstep.diffusion.times import LogNormal
 from fewstep.learning.losses import PseudoHuber, Squared
 from fewstep.learning.method import Clock, Method
 from fewstep.methods.easy_consistency import EasyConsistency
@@ -23,7 +25,9 @@ STAGES = [Clock(stage * 100, 800, 64) for stage in range(8)]
 
 
 def samples(n, seed=1):
-    return 0.5 * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 0.5 * torch.randn(
+        n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 class Look:
@@ -54,7 +58,9 @@ def ratio(method, t, clock):
 
 
 def test_the_published_thresholds():
-    """q = 2: r leaves 0 at t = ln 7 in the first stage, at ln(5/3) in the second, from the third on it is above 0."""
+    """q = 2: r leaves 0 at t = ln 7 in the first stage, at ln(5/3) in the second, from the third on
+    it is above 0.
+    """
     method = EasyConsistency()
     for clock, threshold in ((STAGES[0], math.log(7)), (STAGES[1], math.log(5 / 3))):
         below, above = ratio(method, f64(threshold - 1e-6, threshold + 1e-6), clock).tolist()
@@ -71,7 +77,9 @@ def test_r_comes_closer_with_each_stage_up_to_the_limit():
     assert (found.diff(dim=0) >= 0).all()
     assert (found < 1).all()
     n = 1 + 8 * torch.sigmoid(-t)
-    close(found[-1], 1 - (1 - 0.999) * n, rtol=1e-9)  # not 1 - 2^-40: there nothing is left of the difference
+    close(
+        found[-1], 1 - (1 - 0.999) * n, rtol=1e-9
+    )  # not 1 - 2^-40: there nothing is left of the difference
     free = EasyConsistency(stages=40, limit=1 - 1e-9)
     close(ratio(free, t, Clock(20, 40, 1)), 1 - 2.0**-21 * n, rtol=1e-9)
 
@@ -108,9 +116,13 @@ def test_two_processes_that_meet_have_one_loss():
     found = []
     for process in (ve, vp):
         student = Denoiser(nn.Identity(), VE, Edm()).under(process)
-        student.network.forward = lambda x, t, cond, s: torch.tanh(0.7 * x + 0.1 * torch.log(t)[:, None].to(x))
+        student.network.forward = lambda x, t, cond, s: torch.tanh(
+            0.7 * x + 0.1 * torch.log(t)[:, None].to(x)
+        )
         batch = batch_of(samples(300))
-        losses = EasyConsistency().consistency_loss(EasyConsistency.Nets(student, student), batch, STAGES[3])
+        losses = EasyConsistency().consistency_loss(
+            EasyConsistency.Nets(student, student), batch, STAGES[3]
+        )
         found.append(losses.terms["consistency"])
     assert found[0].min() > 0
     close(found[1], found[0], rtol=1e-6, atol=1e-9)
@@ -121,7 +133,9 @@ def test_two_processes_that_meet_have_one_loss():
 
 @every("process", PROCESSES)
 def test_the_first_stage_is_diffusion_training(process):
-    """Where r is t_min the goal is x at t_min itself, bit by bit: the student regresses on the nearly clean sample."""
+    """Where r is t_min the goal is x at t_min itself, bit by bit: the student regresses on the
+    nearly clean sample.
+    """
     student = denoising(process, lambda x, t: torch.tanh(x))
     student.parameterization = student.parameterization.boundary()
     seen = []
@@ -151,22 +165,30 @@ def test_by_the_teacher_the_goal_is_one_of_its_steps(process, clock):
     data = Gaussian(process, std=0.5)
     close(look.x_r[:, 0], data.step_gain(look.t, look.r) * look.x_t[:, 0], rtol=1e-6, atol=1e-9)
     look = Look(process, lambda x, t: x, clock=clock, rows=300)
-    noise = (look.x_t - process.alpha(look.t)[:, None] * samples(300)) / process.sigma(look.t)[:, None]
+    noise = (look.x_t - process.alpha(look.t)[:, None] * samples(300)) / process.sigma(look.t)[
+        :, None
+    ]
     close(look.x_r, process.add_noise(samples(300), noise, look.r), rtol=1e-6, atol=1e-7)
 
 
 def test_changing_the_stage_does_not_jump():
-    """T-36: for the exact student the loss falls slowly, to each sample's own s|noise|/√(s² + t²)."""
+    """T-36: for the exact student the loss falls slowly, to each sample's own s|noise|/√(s² +
+    t²).
+    """
     found = []
     for clock in STAGES[:6]:
         losses = Look(VE, exact(VE), rows=100_000, clock=clock).losses
         found.append(losses.terms["consistency"].mean().item())
-    assert found == pytest.approx([0.55, 0.53, 0.49, 0.48, 0.47, 0.46], abs=0.008)  # printed to 0.005, drawn to 0.002
+    assert found == pytest.approx(
+        [0.55, 0.53, 0.49, 0.48, 0.47, 0.46], abs=0.008
+    )  # printed to 0.005, drawn to 0.002
 
 
 def test_the_weights_by_name():
     gap = Look(VE, lambda x, t: 0.5 * x, clock=STAGES[3])
-    close(gap.losses.terms["consistency"], gap.losses.notes["distance"] / (gap.t - gap.r), rtol=1e-7)
+    close(
+        gap.losses.terms["consistency"], gap.losses.notes["distance"] / (gap.t - gap.r), rtol=1e-7
+    )
     output = Look(VE, lambda x, t: 0.5 * x, clock=STAGES[3], weighting="karras")
     c_out = VE.sigma(output.t) * 0.5 / torch.hypot(VE.sigma(output.t), f64(0.5))
     close(output.losses.terms["consistency"], output.losses.notes["distance"] / c_out**2)
@@ -174,7 +196,9 @@ def test_the_weights_by_name():
 
 def test_the_metrics_by_name():
     """c = 0 is the norm, and c = 0.06 for 64×64 images is Pseudo-Huber's default scale."""
-    parsed = Method.parse({"kind": "easy_consistency", "metric": "pseudo_huber", "weighting": "karras", "q": 4})
+    parsed = Method.parse(
+        {"kind": "easy_consistency", "metric": "pseudo_huber", "weighting": "karras", "q": 4}
+    )
     assert parsed.metric == PseudoHuber(0.00054)
     assert 0.00054 * math.sqrt(3 * 64 * 64) == pytest.approx(0.06, abs=2e-4)
     norm = Look(VE, lambda x, t: 0.5 * x, rows=100)
@@ -191,13 +215,17 @@ def test_neither_goal_nor_teacher_gets_a_gradient():
 
     method = EasyConsistency(solver=Euler())
     nets = method.Nets(Exact(VE, f), denoising(VE, lambda x, t: teacher(x)))
-    method.consistency_loss(nets, batch_of(samples(32)), STAGES[3]).terms["consistency"].sum().backward()
+    method.consistency_loss(nets, batch_of(samples(32)), STAGES[3]).terms[
+        "consistency"
+    ].sum().backward()
     assert passes == [True, False]
     assert student.weight.grad.abs() > 0
     assert teacher.weight.grad is None
 
 
-@pytest.mark.parametrize("wrong", [{"q": 0.0}, {"k": -1.0}, {"limit": 1.0}, {"stages": 0}, {"weighting": "output"}])
+@pytest.mark.parametrize(
+    "wrong", [{"q": 0.0}, {"k": -1.0}, {"limit": 1.0}, {"stages": 0}, {"weighting": "output"}]
+)
 def test_options_are_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Method.parse({"kind": "easy_consistency"} | wrong)
@@ -212,7 +240,9 @@ class Gain(nn.Module):
     def __init__(self, process, start=None):
         super().__init__()
         self.process = process
-        self.net = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1)).double()
+        self.net = nn.Sequential(
+            nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1)
+        ).double()
 
     def gain(self, t):
         u = torch.log(t / self.process.t_min)[:, None]
@@ -233,12 +263,17 @@ def chain(method, clock, t):
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_training_reaches_the_chain_of_the_stage(stage):
-    """In 1-D the norm, the Huber distance and the square all have their optimum where the variance is smallest.
+    """In 1-D the norm, the Huber distance and the square all have their optimum where the variance
+    is smallest.
 
-    Tolerance: the worst of four seeds is 0.025, where r leaves t_min with a kink that the small network rounds off; the
-    exact flow lies up to 0.24 away."""
+    Tolerance: the worst of four seeds is 0.025, where r leaves t_min with a kink that the small
+    network rounds off; the exact flow lies up to 0.24 away.
+    """
     torch.manual_seed(0)
-    method, clock = EasyConsistency(density=LogNormal(-0.3, 0.8), metric=PseudoHuber(0.3)), STAGES[stage]
+    method, clock = (
+        EasyConsistency(density=LogNormal(-0.3, 0.8), metric=PseudoHuber(0.3)),
+        STAGES[stage],
+    )
     student = Gain(VE)
     nets = method.Nets(student, student)
     optimizer, steps = torch.optim.Adam(student.parameters()), 500

@@ -26,11 +26,18 @@ VE = VarianceExploding()
 
 
 def next_end(method, process):
-    """t -> e, written from the paper's rule: the smallest boundary that is not below the next higher time."""
-    grid, bounds = method.reverse.times(process, method.reverse.bins).tolist(), method.reverse.ends(process).tolist()
+    """t -> e, written from the paper's rule: the smallest boundary that is not below the next
+    higher time.
+    """
+    grid, bounds = (
+        method.reverse.times(process, method.reverse.bins).tolist(),
+        method.reverse.ends(process).tolist(),
+    )
 
     def ends(t):
-        places = [max(1, min(range(len(grid)), key=lambda i, u=u: abs(grid[i] - u))) for u in t.tolist()]
+        places = [
+            max(1, min(range(len(grid)), key=lambda i, u=u: abs(grid[i] - u))) for u in t.tolist()
+        ]
         return f64(*(min(b for b in bounds if b >= grid[i - 1]) for i in places))
 
     return ends
@@ -62,11 +69,15 @@ def test_the_chain_of_steps_up_has_zero_loss(process):
     found = method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"]
     assert found.abs().max() < 1e-9
     chain.up[3:] += 1e-3
-    assert method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"].max() > 1e-8
+    assert (
+        method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"].max() > 1e-8
+    )
 
 
 def test_the_forward_loss_by_value():
-    """With the answer a a jump from t is a + e/t (x - a); samples are compared at the end's own scale."""
+    """With the answer a a jump from t is a + e/t (x - a); samples are compared at the end's own
+    scale.
+    """
     method, data = InvertibleConsistency(MultiBoundary(metric=Squared())), Gaussian(VE, 0.3, 0.5)
     nets = nets_of(method, net(VE, data), net(VE, lambda x, *_: torch.tanh(x)), data)
     x0 = samples(512, data)
@@ -93,16 +104,28 @@ def test_training_reaches_the_steps_up():
     best = chain.gain(t, ends(t))
 
     def loss(k):
-        return method.forward_loss(nets, batch_of(samples(64, data, k), k), CLOCK).terms["forward"].mean()
+        return (
+            method.forward_loss(nets, batch_of(samples(64, data, k), k), CLOCK)
+            .terms["forward"]
+            .mean()
+        )
 
-    # Gains lie between 2 and 160: the rate fits the largest, and its fall to 0 lets the smallest settle.
+    # Gains lie between 2 and 160: the rate fits the largest, and its fall to 0 lets the smallest
+    # settle.
     forward.gains.data[chain.place(t), chain.place(ends(t))] = 0.7 * best
     descend([forward.gains], loss, 350, 0.02 * best.max().item())
-    close(forward.gains[chain.place(t), chain.place(ends(t))].detach() / best, torch.ones(len(t)), rtol=0, atol=2e-3)
+    close(
+        forward.gains[chain.place(t), chain.place(ends(t))].detach() / best,
+        torch.ones(len(t)),
+        rtol=0,
+        atol=2e-3,
+    )
 
 
 def untold(process, data, ends):
-    """A real student at its optimum: one answer at every t, which lands exactly at the end of t's own segment."""
+    """A real student at its optimum: one answer at every t, which lands exactly at the end of t's
+    own segment.
+    """
 
     def answer(x, t, cond, s):
         t = t.contiguous()
@@ -116,8 +139,10 @@ def untold(process, data, ends):
 @every("process", PROCESSES)
 @pytest.mark.parametrize("m", [1, 2, 4])
 def test_the_exact_pair_is_stationary_and_decodes_what_it_encodes(process, m):
-    """Neither network is told where a jump is to end. x0 counts as the sample at the lifted end, so it comes back as
-    the flow carries it from there to the data: on a table that is index 19, and 1 % of its spread."""
+    """Neither network is told where a jump is to end. x0 counts as the sample at the lifted end, so
+    it comes back as the flow carries it from there to the data: on a table that is index 19, and 1
+    % of its spread.
+    """
     method, data = InvertibleConsistency(MultiBoundary(segments=m)), Gaussian(process, 0.3, 0.5)
     student, forward = untold(process, data, method.reverse.ends(process)), exact(process, data)
     nets, x0 = nets_of(method, student, forward, data), samples(256, data)
@@ -129,15 +154,27 @@ def test_the_exact_pair_is_stationary_and_decodes_what_it_encodes(process, m):
     low = up.times(process, up.steps)[-1].expand(256)
     noise = up.encoded(forward, process, x0, Cond())
     top, end = rows(process.t_max, 256), down.times(process, m)[-1].expand(256)
-    close(noise * process.prior(torch.ones(1, 1)).double(), data.flow(x0, low, top), rtol=1e-6, atol=1e-7)
-    close(down(student, process, noise, Cond(), Draws(0, range(256))), data.flow(x0, low, end), rtol=1e-6, atol=1e-6)
+    close(
+        noise * process.prior(torch.ones(1, 1)).double(),
+        data.flow(x0, low, top),
+        rtol=1e-6,
+        atol=1e-7,
+    )
+    close(
+        down(student, process, noise, Cond(), Draws(0, range(256))),
+        data.flow(x0, low, end),
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "kept"), [("ve", 0.999992), ("vp", 0.999835), ("table", 0.974385), ("flow", 1.019559)]
 )
 def test_what_the_way_up_makes_of_the_spread_of_the_data(kind, kept):
-    """x0 counts as the sample one interval above the clean end: decoding carries it from there to the data."""
+    """x0 counts as the sample one interval above the clean end: decoding carries it from there to
+    the data.
+    """
     process, method = PROCESSES[kind], InvertibleConsistency()
     low, end = (method.reverse.ends(process, lifted)[-1:] for lifted in (True, False))
     x0 = torch.full((1, 1), 0.5, dtype=torch.float64)
@@ -146,7 +183,10 @@ def test_what_the_way_up_makes_of_the_spread_of_the_data(kind, kept):
 
 def test_a_cycle_that_does_not_close_costs_its_distance():
     """A jump whose answer is wrong by 1 lands alpha_s - alpha_t sigma_s/sigma_t away."""
-    method, data = InvertibleConsistency(MultiBoundary(metric=Squared()), cycle=2.0), Gaussian(VE, 0.0, 0.5)
+    method, data = (
+        InvertibleConsistency(MultiBoundary(metric=Squared()), cycle=2.0),
+        Gaussian(VE, 0.0, 0.5),
+    )
     both = exact(VE, data)
     wrong = net(VE, lambda x, t, cond, s: both(x, t, cond, s) + 1)
     top, low = adjacent(method.reverse.ends(VE)[:-1], batch_of(samples(64, data)).draws, VE)
@@ -155,21 +195,32 @@ def test_a_cycle_that_does_not_close_costs_its_distance():
     ).terms.values()
     close(term, 2 * (1 - top / low).square() / (1 + top**2), rtol=1e-6)
 
-    # The student that is wrong by 1 wherever it starts: by 1 - end/top behind the jump up, by 1 - end/low before it.
+    # The student that is wrong by 1 wherever it starts: by 1 - end/top behind the jump up, by 1 -
+    # end/low before it.
     ends, batch = method.reverse.ends(VE), batch_of(samples(64, data))
     top, low = adjacent(method.reverse.ends(VE, lifted=True), batch_of(samples(64, data)).draws, VE)
     end = at_or_below(ends, low)
-    (term,) = method.down_again_loss(nets_of(method, wrong, both, data), batch, CLOCK).terms.values()
+    (term,) = method.down_again_loss(
+        nets_of(method, wrong, both, data), batch, CLOCK
+    ).terms.values()
     close(term, 2 * (end / low - end / top).square() / (1 + end**2), rtol=1e-6, atol=1e-12)
 
 
 def test_the_lowest_cycle_is_compared_at_the_students_own_end():
-    """There the jumps down are the answers; alpha² + sigma² is 1 at the data and 0.96 at the lifted end."""
+    """There the jumps down are the answers; alpha² + sigma² is 1 at the data and 0.96 at the lifted
+    end.
+    """
     process = PROCESSES["flow"]
-    method, data = InvertibleConsistency(MultiBoundary(segments=1, metric=Squared())), Gaussian(process, 0.3, 0.5)
+    method, data = (
+        InvertibleConsistency(MultiBoundary(segments=1, metric=Squared())),
+        Gaussian(process, 0.3, 0.5),
+    )
     nets = nets_of(method, net(process, lambda x, *_: torch.tanh(x)), exact(process, data), data)
     x0 = samples(64, data)
-    found, batch = method.down_again_loss(nets, batch_of(x0), CLOCK).terms["down_again"], batch_of(x0)
+    found, batch = (
+        method.down_again_loss(nets, batch_of(x0), CLOCK).terms["down_again"],
+        batch_of(x0),
+    )
     batch.draws.integers(1)
     low = 0.02
     x = (1 - low) * x0 + low * batch.noise()
@@ -188,7 +239,9 @@ def test_how_often_segments_are_drawn():
         seen.clear()
         loss(nets, batch_of(samples(256, data)), CLOCK)
         ((start, end),) = seen
-        assert set(zip(start.tolist(), end.tolist())) == set(zip(grid[1:].tolist(), grid[:-1].tolist()))
+        assert set(zip(start.tolist(), end.tolist())) == set(
+            zip(grid[1:].tolist(), grid[:-1].tolist())
+        )
 
 
 def test_a_guided_student_that_cannot_be_asked_without():
@@ -229,7 +282,9 @@ def test_each_update_moves_its_own_network_alone():
             has = any(p.grad is not None and p.grad.any() for p in getattr(nets, name).parameters())
             assert has == (name in update.trains)
     assert len(InvertibleConsistency(cycle=0.0).updates(CLOCK)) == 2
-    assert len(InvertibleConsistency(MultiBoundary(segments=1)).updates(CLOCK)) == 3  # its one segment is the lowest
+    assert (
+        len(InvertibleConsistency(MultiBoundary(segments=1)).updates(CLOCK)) == 3
+    )  # its one segment is the lowest
 
 
 def test_the_way_up_is_unguided_and_told_so():

@@ -1,4 +1,6 @@
-"""Latent consistency distillation: a guided Gaussian teacher is the exact teacher of another Gaussian."""
+"""Latent consistency distillation: a guided Gaussian teacher is the exact teacher of another
+Gaussian.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,13 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import Guidance
-from fewstep.diffusion.parameterization import CmBoundary, ConsistencyBoundary, Epsilon, Flow, LcmBoundary
+from fewstep.diffusion.parameterization import (
+    CmBoundary,
+    ConsistencyBoundary,
+    Epsilon,
+    Flow,
+    LcmBoundary,
+)
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
 from fewstep.diffusion.samplers import Renoise
 from fewstep.diffusion.times import Auto
@@ -70,7 +78,9 @@ def batch(n, seed=0, size=1):
 def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(process, metric):
     method = LatentConsistency(guided=RANGE, metric=metric)
     student = best(method, process)
-    losses = method.consistency_loss(method.Nets(student, student, teacher(process)), batch(512), CLOCK)
+    losses = method.consistency_loss(
+        method.Nets(student, student, teacher(process)), batch(512), CLOCK
+    )
     assert losses.terms["consistency"].abs().max() < 1e-20
     off = net(process, lambda *a: student(*a) + 1e-3)
     losses = method.consistency_loss(method.Nets(off, student, teacher(process)), batch(512), CLOCK)
@@ -78,9 +88,11 @@ def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(process, metric
 
 
 def test_training_reaches_the_guided_chain():
-    """f = a_t x + b_t + c_t (g - 3): every coefficient has a known optimum, since the guided mean is linear in g.
+    """f = a_t x + b_t + c_t (g - 3): every coefficient has a known optimum, since the guided mean
+    is linear in g.
 
-    The loss there is zero, so gradients vanish sample by sample and Adam with a falling rate ends at the optimum.
+    The loss there is zero, so gradients vanish sample by sample and Adam with a falling rate ends
+    at the optimum.
     """
     process = VarianceExploding()
     method = LatentConsistency(bins=4, guided=RANGE, metric=Squared(), target_decay=0.0)
@@ -95,10 +107,15 @@ def test_training_reaches_the_guided_chain():
     student = net(process, answer, ("guidance",))
     nets = method.Nets(student, student, teacher(process))
     descend(
-        [table], lambda k: method.consistency_loss(nets, batch(64, k), CLOCK).terms["consistency"].mean(), 300, 0.04
+        [table],
+        lambda k: method.consistency_loss(nets, batch(64, k), CLOCK).terms["consistency"].mean(),
+        300,
+        0.04,
     )
     gain = Chain(Gaussian(process, 0.0, STD), grid).gain(grid[:-1], rows(process.t_min, 4))
-    expected = torch.stack([gain, (1 - gain) * guided_mean(3), (1 - gain) * (MEAN - NULL_MEAN)], dim=1)
+    expected = torch.stack(
+        [gain, (1 - gain) * guided_mean(3), (1 - gain) * (MEAN - NULL_MEAN)], dim=1
+    )
     close(table.detach(), expected, rtol=0, atol=1e-3)
 
 
@@ -111,7 +128,9 @@ def test_every_row_has_its_own_scale_and_both_sides_are_told_the_same():
 
     method = LatentConsistency(guided=Guided(3.0, 15.0, embed=True))
     method.consistency_loss(
-        method.Nets(net(process, answer), net(process, answer), teacher(process)), batch(4096), CLOCK
+        method.Nets(net(process, answer), net(process, answer), teacher(process)),
+        batch(4096),
+        CLOCK,
     )
     assert torch.equal(*told)
     assert 3 <= told[0].min() < 3.02
@@ -124,19 +143,33 @@ def test_the_goal_carries_no_gradient():
     weights = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(3)]
     nets = [net(process, lambda x, t, cond, s, w=w: w * x, ("label",)) for w in weights]
     method = LatentConsistency()
-    method.consistency_loss(method.Nets(*nets), batch(64), CLOCK).terms["consistency"].sum().backward()
+    method.consistency_loss(method.Nets(*nets), batch(64), CLOCK).terms[
+        "consistency"
+    ].sum().backward()
     assert weights[0].grad != 0
     assert weights[1].grad is None
     assert weights[2].grad is None
 
 
 def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_guided_step():
-    """Three different networks: jump = 0.5 x_t, goal = 1 + 0.25 x_s, x_s the step towards the guided mean."""
+    """Three different networks: jump = 0.5 x_t, goal = 1 + 0.25 x_s, x_s the step towards the
+    guided mean.
+    """
     process, seen = VarianceExploding(), []
     method = LatentConsistency(bins=12, guided=RANGE, metric=Squared())
-    student = net(process, lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 0.5 * x, ("guidance",))
-    target = net(process, lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 1 + 0.25 * x, ("guidance",))
-    losses = method.consistency_loss(method.Nets(student, target, teacher(process)), batch(200), CLOCK)
+    student = net(
+        process,
+        lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 0.5 * x,
+        ("guidance",),
+    )
+    target = net(
+        process,
+        lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 1 + 0.25 * x,
+        ("guidance",),
+    )
+    losses = method.consistency_loss(
+        method.Nets(student, target, teacher(process)), batch(200), CLOCK
+    )
     (x_t, t, g), (x_s, s, _) = seen
     assert (t > s).all()
     mean = guided_mean(g)[:, None]
@@ -150,10 +183,14 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_guided_step():
 
 def built(method, process=VarianceExploding(), parameterization=None, null=True, classes=10):  # noqa: B008
     options = {} if parameterization is None else {"parameterization": parameterization}
-    model = Fresh(network=TINY, process=process, null=null, **options).load((1, 8, 8), classes, seed=0)
+    model = Fresh(network=TINY, process=process, null=null, **options).load(
+        (1, 8, 8), classes, seed=0
+    )
     with torch.no_grad():
         for i, parameter in enumerate(model.denoiser.parameters()):
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter += 0.05 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(i)
+            )
     return model, method.build_nets(model, FullCopy(model.denoiser))
 
 
@@ -166,8 +203,12 @@ def built(method, process=VarianceExploding(), parameterization=None, null=True,
         (CUT, Epsilon(), ConsistencyBoundary(Epsilon())),
     ],
 )
-def test_the_student_is_the_teacher_as_a_consistency_function_whatever_it_is_told(process, parameterization, boundary):
-    """The embedding of g is zero at first, and the teacher has none; at t_min the student is the identity."""
+def test_the_student_is_the_teacher_as_a_consistency_function_whatever_it_is_told(
+    process, parameterization, boundary
+):
+    """The embedding of g is zero at first, and the teacher has none; at t_min the student is the
+    identity.
+    """
     model, nets = built(LatentConsistency(), process, parameterization)
     assert nets.student.parameterization == nets.target.parameterization == boundary
     assert "guidance" in nets.student.inputs
@@ -190,7 +231,9 @@ def test_the_released_boundary_is_for_a_network_of_a_whole_table():
     output = torch.nn.Identity()
     assert boundary_of(Denoiser(output, TABLE, Epsilon())) == LcmBoundary(Epsilon())
     assert boundary_of(Denoiser(output, CUT, Epsilon())) == ConsistencyBoundary(Epsilon())
-    assert boundary_of(Denoiser(output, TABLE, Epsilon(), own=VarianceExploding())) == ConsistencyBoundary(Epsilon())
+    assert boundary_of(
+        Denoiser(output, TABLE, Epsilon(), own=VarianceExploding())
+    ) == ConsistencyBoundary(Epsilon())
     assert boundary_of(Denoiser(output, TABLE, CmBoundary())) == CmBoundary()
     assert LcmBoundary()(CUT, f64(19)).out.abs() > 0.1
     end = ConsistencyBoundary(Epsilon())(CUT, f64(19))
@@ -207,7 +250,12 @@ def test_the_released_boundary():
 
 @pytest.mark.parametrize(
     ("n", "expected"),
-    [(1, [999]), (2, [999, 499]), (4, [999, 759, 499, 259]), (8, [999, 879, 759, 639, 499, 379, 259, 139])],
+    [
+        (1, [999]),
+        (2, [999, 499]),
+        (4, [999, 759, 499, 259]),
+        (8, [999, 879, 759, 639, 499, 379, 259, 139]),
+    ],
 )
 def test_the_sampler_walks_the_published_indices(n, expected):
     method = LatentConsistency()
@@ -216,12 +264,17 @@ def test_the_sampler_walks_the_published_indices(n, expected):
 
 
 @pytest.mark.parametrize(
-    ("bins", "expected"), [(1, [999]), (2, [999, 499]), (3, [999, 666, 332]), (5, [999, 799, 599, 399])]
+    ("bins", "expected"),
+    [(1, [999]), (2, [999, 499]), (3, [999, 666, 332]), (5, [999, 799, 599, 399])],
 )
 def test_a_coarse_grid_has_a_sampler_that_fits(bins, expected):
-    """Four steps, or as many as the grid has intervals: 999, 666, 332, 0 is the whole grid of three."""
+    """Four steps, or as many as the grid has intervals: 999, 666, 332, 0 is the whole grid of
+    three.
+    """
     asked = []
-    student = net(TABLE, lambda x, t, cond, s: asked.append(t[0].item()) or torch.full_like(x, len(asked)))
+    student = net(
+        TABLE, lambda x, t, cond, s: asked.append(t[0].item()) or torch.full_like(x, len(asked))
+    )
     sampler = LatentConsistency(bins=bins).sampler(CLOCK)
     x = sampler(student, TABLE, torch.randn(2, 1), Cond(), Draws(0, range(2)))
     assert asked == expected
@@ -230,7 +283,9 @@ def test_a_coarse_grid_has_a_sampler_that_fits(bins, expected):
 
 
 def test_sampling_keeps_the_marginals():
-    """From the exact marginal at t_max the exact consistency function samples N(alpha mean, spread²) at t_min."""
+    """From the exact marginal at t_max the exact consistency function samples N(alpha mean,
+    spread²) at t_min.
+    """
     data = Gaussian(TABLE, MEAN, STD)
     end = rows(TABLE.t_min, 100_000)
 
@@ -238,13 +293,18 @@ def test_sampling_keeps_the_marginals():
         return data.flow(x_t, t, end)
 
     top = rows(TABLE.t_max, 100_000)
-    noise = data.process.alpha(top)[:, None] * MEAN + data.spread(top)[:, None] * torch.randn(100_000, 1).double()
+    noise = (
+        data.process.alpha(top)[:, None] * MEAN
+        + data.spread(top)[:, None] * torch.randn(100_000, 1).double()
+    )
     sampler = LatentConsistency().sampler(CLOCK)
     assert isinstance(sampler, Renoise)
     x = sampler(net(TABLE, answer), TABLE, noise, Cond(), Draws(0, range(100_000)))
     spread = data.spread(end)[0].item()
     assert x.std().item() == pytest.approx(spread, abs=4 * spread / (2 * 100_000) ** 0.5)
-    assert x.mean().item() == pytest.approx(TABLE.alpha(end)[0].item() * MEAN, abs=4 * spread / 100_000**0.5)
+    assert x.mean().item() == pytest.approx(
+        TABLE.alpha(end)[0].item() * MEAN, abs=4 * spread / 100_000**0.5
+    )
 
 
 # Options
@@ -273,7 +333,9 @@ def test_a_teacher_that_reads_its_guidance_is_told_and_passes_the_input_on():
         Guided(2.0, 4.0).inputs(model)
     assert Guided(2.0, 4.0, embed=True).inputs(model) == {"guidance"}
     seen = []
-    told = net(VarianceExploding(), lambda x, t, cond, s: seen.append(cond["guidance"]) or x, ("guidance",))
+    told = net(
+        VarianceExploding(), lambda x, t, cond, s: seen.append(cond["guidance"]) or x, ("guidance",)
+    )
     one = batch(8)
     denoise, cond = Guided(2.0, 4.0, embed=True)(told, one)
     denoise(one.data, rows(1, 8), one.cond)

@@ -18,6 +18,7 @@ from tests.oracles import Exact, Gaussian, batch_of
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogitNormal
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.parameterization import Edm, Flow, SamplePrediction
 from fewstep.diffusion.process import (
@@ -27,7 +28,6 @@ from fewstep.diffusion.process import (
     VariancePreserving,
     VariancePreservingTable,
 )
-from fewstep.diffusion.times import LogitNormal
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import AdaptivePower, Squared
 from fewstep.learning.method import Clock, Method
@@ -45,11 +45,17 @@ def kind(value):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=kind)
 def test_the_oracle_is_the_average_velocity(process):
-    """6.8 of the specification: one step with `jump` is the exact map, and s -> t gives the ideal denoiser."""
+    """6.8 of the specification: one step with `jump` is the exact map, and s -> t gives the ideal
+    denoiser.
+    """
     data = Gaussian(process, 0.4, 0.6)
     angles = process.angle(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
-    t = process.time_of(angles[0] + (angles[1] - angles[0]) * torch.tensor([0.3, 0.6, 0.95], dtype=torch.float64))
-    s = process.time_of(angles[0] + (angles[1] - angles[0]) * torch.tensor([0.1, 0.5, 0.2], dtype=torch.float64))
+    t = process.time_of(
+        angles[0] + (angles[1] - angles[0]) * torch.tensor([0.3, 0.6, 0.95], dtype=torch.float64)
+    )
+    s = process.time_of(
+        angles[0] + (angles[1] - angles[0]) * torch.tensor([0.1, 0.5, 0.2], dtype=torch.float64)
+    )
     x = torch.tensor([[0.3], [-1.0], [2.0]], dtype=torch.float64)
     torch.testing.assert_close(process.step(x, data.jump(x, t, s), t, s), data.flow(x, t, s))
     torch.testing.assert_close(data.jump(x, t, t), data(x, t))
@@ -69,7 +75,9 @@ def test_the_exact_student_has_no_error(process, mean):
     parts = method.Nets(answering(process, data.jump), Exact(process, data))
     batch = batch_of(mean + samples(256, d=3))
     assert method.flow_loss(parts, batch, CLOCK).terms["flow"].max() < 1e-18
-    parts = method.Nets(answering(process, lambda x, t, s: 1.001 * data.jump(x, t, s)), Exact(process, data))
+    parts = method.Nets(
+        answering(process, lambda x, t, s: 1.001 * data.jump(x, t, s)), Exact(process, data)
+    )
     assert method.flow_loss(parts, batch, CLOCK).terms["flow"].max() > 1e-8
 
 
@@ -85,22 +93,31 @@ def test_as_s_tends_to_t_it_is_flow_matching():
     noise = batch.noise()
     x_t = process.add_noise(batch.data, noise, t)
     u = student.network(x_t, t, Cond())
-    torch.testing.assert_close(losses.terms["flow"], (u - (noise - batch.data)).square().mean(1), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        losses.terms["flow"], (u - (noise - batch.data)).square().mean(1), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "process", "tolerance"),
-    [(MeanFlow(metric=Squared()), RectifiedFlow(), 0.05), (MeanFlow(velocity="teacher", metric=Squared()), VE, 0.03)],
+    [
+        (MeanFlow(metric=Squared()), RectifiedFlow(), 0.05),
+        (MeanFlow(velocity="teacher", metric=Squared()), VE, 0.03),
+    ],
     ids=["data", "teacher"],
 )
 def test_training_reaches_the_exact_map(method, process, tolerance):
-    """By value: 8 jumps and the one over the whole range, within a few hundredths of the sample's size."""
+    """By value: 8 jumps and the one over the whole range, within a few hundredths of the sample's
+    size.
+    """
     assert_reaches_the_exact_map(method, process, tolerance)
 
 
 @pytest.mark.parametrize(("g", "mix", "w"), [(2.0, 0.5, 1.0), (2.5, 0.92, 0.2), (3.0, 0.0, 3.0)])
 def test_the_guidance_that_is_trained_in(g, mix, w):
-    """The published pairs (w, mix); at the fixed point u = mixed the effective scale is w/(1 - mix) = g."""
+    """The published pairs (w, mix); at the fixed point u = mixed the effective scale is w/(1 - mix)
+    = g.
+    """
     method = MeanFlow(guidance_scale=g, mix=mix)
     assert g * (1 - mix) == pytest.approx(w)
     labels = torch.tensor([0, 1, 2])
@@ -115,7 +132,9 @@ def test_the_guidance_that_is_trained_in(g, mix, w):
 
     x = torch.zeros(3, 1)
     x0 = torch.full((3, 1), data)
-    found = method.clean(method.Nets(Student(), None), x, torch.ones(3, dtype=torch.float64), x0, cond)
+    found = method.clean(
+        method.Nets(Student(), None), x, torch.ones(3, dtype=torch.float64), x0, cond
+    )
     # Without a label (row 2) the plain sample; with one, what the student says already.
     torch.testing.assert_close(
         found, torch.tensor([[guided], [guided], [data]], dtype=torch.float64), atol=1e-6, rtol=0
@@ -131,9 +150,13 @@ def test_the_students_own_answers_are_those_at_one_time():
 
     method = MeanFlow(guidance_scale=2.5, mix=0.6)
     t, x0 = torch.tensor([0.01, 0.5, 3.0, 70.0], dtype=torch.float64), samples(4, d=2)
-    found = method.clean(method.Nets(net(VE, answer, ("label", "s")), None), torch.zeros(4, 2), t, x0, labels(4))
+    found = method.clean(
+        method.Nets(net(VE, answer, ("label", "s")), None), torch.zeros(4, 2), t, x0, labels(4)
+    )
     at = t[:, None]
-    torch.testing.assert_close(found, 1.0 * x0 + 0.6 * (11 * at) - 0.6 * (-4 * at), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        found, 1.0 * x0 + 0.6 * (11 * at) - 0.6 * (-4 * at), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_the_students_own_answers_have_no_dropout():
@@ -156,7 +179,13 @@ def test_a_guided_teacher_is_mixed_in_the_g_form():
 
     method = MeanFlow(velocity="teacher", guidance_scale=3.0)
     cond = Cond({"label": torch.arange(2)}, {"label": torch.full((2,), 9)})
-    x0 = method.clean(method.Nets(None, teacher), torch.zeros(2, 1), torch.ones(2, dtype=torch.float64), None, cond)
+    x0 = method.clean(
+        method.Nets(None, teacher),
+        torch.zeros(2, 1),
+        torch.ones(2, dtype=torch.float64),
+        None,
+        cond,
+    )
     torch.testing.assert_close(x0, torch.full((2, 1), 3.0, dtype=torch.float64))
 
 
@@ -178,12 +207,16 @@ def test_labels_are_dropped_only_where_the_data_are_guided():
             return student(x, t, cond, s)
 
     x0 = samples(512)
-    cond = Cond({"label": torch.zeros(512, dtype=torch.long)}, {"label": torch.ones(512, dtype=torch.long)})
+    cond = Cond(
+        {"label": torch.zeros(512, dtype=torch.long)}, {"label": torch.ones(512, dtype=torch.long)}
+    )
     made = Denoiser(Student(), VE, Edm())
     for options, share in (({}, 0.0), ({"guidance_scale": 2.0, "label_dropout": 0.5}, 0.5)):
         seen.clear()
         method = MeanFlow(**options)
-        method.flow_loss(method.Nets(made, None), Batch(cond, Draws(0, range(512)), (1,), x0), CLOCK)
+        method.flow_loss(
+            method.Nets(made, None), Batch(cond, Draws(0, range(512)), (1,), x0), CLOCK
+        )
         assert seen[-1].double().mean().item() == pytest.approx(share, abs=0.07)
 
 
@@ -198,8 +231,13 @@ def test_the_exact_student_samples_the_flow_at_any_number_of_steps(steps):
 
 
 def test_the_power_weight():
-    """power 0: the plain sum; power 1: the gradient's length 2√S/(S + c) is at most 1/√c; the value is S/(S + c)^p."""
-    a, b = torch.randn(2, 64, 5, dtype=torch.float64) * torch.logspace(-4, 2, 64, dtype=torch.float64)[:, None]
+    """power 0: the plain sum; power 1: the gradient's length 2√S/(S + c) is at most 1/√c; the value
+    is S/(S + c)^p.
+    """
+    a, b = (
+        torch.randn(2, 64, 5, dtype=torch.float64)
+        * torch.logspace(-4, 2, 64, dtype=torch.float64)[:, None]
+    )
     square = (a - b).square().sum(1)
     torch.testing.assert_close(AdaptivePower(0.0)(a, b), square)
     a.requires_grad_()

@@ -1,4 +1,6 @@
-"""Inductive moment matching: the map, the times, the statistic of a group, and where it comes to rest."""
+"""Inductive moment matching: the map, the times, the statistic of a group, and where it comes to
+rest.
+"""
 
 import math
 
@@ -29,9 +31,14 @@ def kind(value):
 
 
 def test_the_step_of_an_edm_student_is_the_published_map():
-    """f = (α_t α_s + σ_t σ_s)/q² x - (α_s σ_t - α_t σ_s)/q σ_d F, q² = α_t² + σ_t², where our F has the other sign."""
+    """f = (α_t α_s + σ_t σ_s)/q² x - (α_s σ_t - α_t σ_s)/q σ_d F, q² = α_t² + σ_t², where our F has
+    the other sign.
+    """
     d, process = 0.5, RectifiedFlow()
-    t, s = torch.tensor([0.3, 0.9], dtype=torch.float64), torch.tensor([0.1, 0.9], dtype=torch.float64)
+    t, s = (
+        torch.tensor([0.3, 0.9], dtype=torch.float64),
+        torch.tensor([0.1, 0.9], dtype=torch.float64),
+    )
     x = torch.tensor([[0.4], [-1.2]], dtype=torch.float64)
     net = Denoiser(Gain(process), process, Edm(d))
     made = process.step(x, net(x, t, Cond(), s), t, s)
@@ -45,7 +52,9 @@ def test_the_step_of_an_edm_student_is_the_published_map():
 
 @pytest.mark.parametrize("process", PROCESSES, ids=kind)
 def test_the_times_of_a_group(process):
-    """t > r >= s, the same in a group, uniform in rectified time; t and r lie 2^-k of the range of levels apart."""
+    """t > r >= s, the same in a group, uniform in rectified time; t and r lie 2^-k of the range of
+    levels apart.
+    """
     method = MomentMatching(samples=4, k=6.0)
     batch = batch_of(samples(8192))
     t, r, s = method.times(process, batch)
@@ -54,7 +63,9 @@ def test_the_times_of_a_group(process):
         assert ((process.t_min * (1 - 1e-9) <= u) & (u <= process.t_max)).all()
     assert (t > r).all()
     assert (r >= s * (1 - 1e-9)).all()
-    late, ends = (rectified(process, u, 0.5) for u in (t, torch.tensor([process.t_min, process.t_max])))
+    late, ends = (
+        rectified(process, u, 0.5) for u in (t, torch.tensor([process.t_min, process.t_max]))
+    )
     low, high = ends[0].item(), min(ends[1].item(), 0.999)
     quantiles = torch.quantile(late[::4], torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     assert ((quantiles - low) / (high - low)).tolist() == pytest.approx([0.25, 0.5, 0.75], abs=0.04)
@@ -62,7 +73,9 @@ def test_the_times_of_a_group(process):
     step = (high / (1 - high) - low / (1 - low)) / 64
     apart = level[0] - level[1]
     free = level[1] > level[2] * (1 + 1e-6)
-    torch.testing.assert_close(apart[free], torch.full_like(apart[free], step), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        apart[free], torch.full_like(apart[free], step), rtol=1e-5, atol=1e-6
+    )
     assert (apart <= step * (1 + 1e-6)).all()
     assert free.any()
     assert not free.all()
@@ -84,12 +97,23 @@ def test_the_statistic_of_a_group_by_hand():
 
     for g in range(2):
         rows = range(3 * g, 3 * g + 3)
-        expected = sum(k(y_t[i], y_t[j]) + k(y_r[i], y_r[j]) - 2 * k(y_t[i], y_r[j]) for i in rows for j in rows) / 9
-        assert statistic(method, y_t, y_r, width)[3 * g : 3 * g + 3].mean().item() == pytest.approx(expected)
+        expected = (
+            sum(
+                k(y_t[i], y_t[j]) + k(y_r[i], y_r[j]) - 2 * k(y_t[i], y_r[j])
+                for i in rows
+                for j in rows
+            )
+            / 9
+        )
+        assert statistic(method, y_t, y_r, width)[3 * g : 3 * g + 3].mean().item() == pytest.approx(
+            expected
+        )
 
 
 def test_laws_of_the_statistic():
-    """Zero for equal samples, never negative over a group, blind to the order within it, and to other groups."""
+    """Zero for equal samples, never negative over a group, blind to the order within it, and to
+    other groups.
+    """
     method = MomentMatching(samples=4)
     width = torch.full((32,), 0.3, dtype=torch.float64)
     y_t, y_r = torch.randn(2, 32, 3, dtype=torch.float64)
@@ -97,10 +121,14 @@ def test_laws_of_the_statistic():
     assert (found.mean(1) > 0).all()
     assert statistic(method, y_t, y_t, width).abs().max() < 1e-15
     order = torch.cat([torch.randperm(4) + 4 * g for g in range(8)])
-    torch.testing.assert_close(statistic(method, y_t[order], y_r[order], width), found.flatten()[order])
+    torch.testing.assert_close(
+        statistic(method, y_t[order], y_r[order], width), found.flatten()[order]
+    )
     other = statistic(method, y_t, y_r, width).view(8, 4).mean(1)
     torch.testing.assert_close(
-        statistic(method, y_t, y_r[torch.cat([torch.randperm(4) + 4 * g for g in range(8)])], width).view(8, 4).mean(1),
+        statistic(method, y_t, y_r[torch.cat([torch.randperm(4) + 4 * g for g in range(8)])], width)
+        .view(8, 4)
+        .mean(1),
         other,
     )
     changed = torch.cat([y_t[:28], y_t[28:] + 5])
@@ -122,7 +150,9 @@ def test_rows_of_different_labels_do_not_meet():
     width = torch.full((4,), 0.3, dtype=torch.float64)
     labels = Cond({"label": torch.tensor([1, 2, 1, 3])}, {"label": torch.full((4,), 9)})
     found = statistic(method, y_t, y_r, width, labels)
-    assert found[1].item() == pytest.approx((2 - 2 * torch.exp(-(y_t[1] - y_r[1]).norm() / 0.9)).item() / 4)
+    assert found[1].item() == pytest.approx(
+        (2 - 2 * torch.exp(-(y_t[1] - y_r[1]).norm() / 0.9)).item() / 4
+    )
     moved = torch.cat([y_t[:2], y_t[2:3] + 1, y_t[3:]])
     again = statistic(method, moved, y_r, width, labels)
     assert again[0] != found[0]
@@ -142,7 +172,9 @@ def test_a_pass_on_whole_groups_is_a_part_of_the_whole():
         ).terms["matching"]
 
     torch.testing.assert_close(losses(range(8, 16)), losses(range(16))[8:])
-    assert losses(range(6, 13)).isfinite().all()  # cut groups: fewer partners, where a loss is only looked at
+    assert (
+        losses(range(6, 13)).isfinite().all()
+    )  # cut groups: fewer partners, where a loss is only looked at
 
 
 def test_the_weight_is_half_the_sigmoid_times_the_rate_of_the_log_snr():
@@ -152,13 +184,17 @@ def test_the_weight_is_half_the_sigmoid_times_the_rate_of_the_log_snr():
     snr = torch.log((1 - t) ** 2 / t**2)
     (rate,) = torch.autograd.grad(snr.sum(), t)
     t = t.detach()
-    expected = 0.5 * torch.sigmoid(4.0 - snr.detach()) * -rate * (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+    expected = (
+        0.5 * torch.sigmoid(4.0 - snr.detach()) * -rate * (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+    )
     torch.testing.assert_close(method.weight(VE, level), expected)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=kind)
 def test_the_exact_map_matches_in_distribution_and_wrong_ones_do_not(process):
-    """E[MMD²] of the unbiased kind is 0: without the diagonal, k(y, y) = 1 and the pairs of one noise."""
+    """E[MMD²] of the unbiased kind is 0: without the diagonal, k(y, y) = 1 and the pairs of one
+    noise.
+    """
     data, m = Gaussian(process, 0.0, 0.5), 64
     method = MomentMatching(samples=m, k=1.0)
     found = []
@@ -169,7 +205,9 @@ def test_the_exact_map_matches_in_distribution_and_wrong_ones_do_not(process):
             t, r, s = method.times(process, batch)
             noise = batch.noise()
             y_t, y_r = (
-                (scale if u is t else 1.0) * data.flow(process.add_noise(batch.data, noise, u), u, s) for u in (t, r)
+                (scale if u is t else 1.0)
+                * data.flow(process.add_noise(batch.data, noise, u), u, s)
+                for u in (t, r)
             )
             width = data.spread(s)
             parts = method.discrepancy(y_t, y_r, width, *method.partners(batch))
@@ -185,18 +223,25 @@ def test_the_exact_map_matches_in_distribution_and_wrong_ones_do_not(process):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=kind)
 def test_the_loss_by_hand(process):
-    """w(t) MMD² of y_t = a x_t + b f(x_t, t, s) and y_r, with one noise in x_t and x_r and c = b·out(t), where
-    a = σ_s/σ_t, b = α_s - α_t a and out = σ_d σ_t/√(σ_d² α_t² + σ_t²); the mean over a group is the group's."""
+    """w(t) MMD² of y_t = a x_t + b f(x_t, t, s) and y_r, with one noise in x_t and x_r and c =
+    b·out(t), where a = σ_s/σ_t, b = α_s - α_t a and out = σ_d σ_t/√(σ_d² α_t² + σ_t²); the mean
+    over a group is the group's.
+    """
     method, calls = MomentMatching(samples=4, k=2.0, sigma_data=0.6), []
     student = Denoiser(Gain(process), process, Edm(0.3))
     student.register_forward_pre_hook(lambda module, args: calls.append(args))
     x0 = samples(16, d=2)
-    found = method.matching_loss(method.Nets(student), batch_of(x0), CLOCK).terms["matching"].detach()
+    found = (
+        method.matching_loss(method.Nets(student), batch_of(x0), CLOCK).terms["matching"].detach()
+    )
     ((x_t, t, cond, s), (x_r, r, _, end)) = calls
     assert torch.equal(s, end)
     noise = (x_t - process.alpha(t)[:, None] * x0) / process.sigma(t)[:, None]
     torch.testing.assert_close(
-        x_r, process.alpha(r)[:, None] * x0 + process.sigma(r)[:, None] * noise, rtol=1e-5, atol=1e-6
+        x_r,
+        process.alpha(r)[:, None] * x0 + process.sigma(r)[:, None] * noise,
+        rtol=1e-5,
+        atol=1e-6,
     )
     assert len(noise.flatten().unique()) == 32
 
@@ -215,7 +260,10 @@ def test_the_loss_by_hand(process):
             return torch.exp(-(a - b).norm() / (2 * c[4 * g].abs()))
 
         pairs = [(i, j) for i in rows for j in rows]
-        expected = sum(k(y_t[i], y_t[j]) + k(y_r[i], y_r[j]) - 2 * k(y_t[i], y_r[j]) for i, j in pairs) / 16
+        expected = (
+            sum(k(y_t[i], y_t[j]) + k(y_r[i], y_r[j]) - 2 * k(y_t[i], y_r[j]) for i, j in pairs)
+            / 16
+        )
         expected = (method.weight(process, t)[4 * g] * expected).item()
         assert found[rows].mean().item() == pytest.approx(expected, rel=1e-6, abs=0)
         assert expected > 0
@@ -231,7 +279,9 @@ def test_both_passes_have_the_same_masks():
     masks, network = [], Dropping(0.5)
     network.register_forward_hook(lambda module, args, out: masks.append(out))
     method = MomentMatching(samples=4)
-    method.matching_loss(method.Nets(Denoiser(network, VE, Edm())), batch_of(samples(200, d=20)), CLOCK)
+    method.matching_loss(
+        method.Nets(Denoiser(network, VE, Edm())), batch_of(samples(200, d=20)), CLOCK
+    )
     assert torch.equal(*masks)
     assert 0.4 < (masks[0] == 0).double().mean() < 0.6
 
@@ -245,19 +295,20 @@ def test_only_the_later_sample_carries_a_gradient():
             outs[-1].requires_grad_().retain_grad()
         return outs[-1]
 
-    method.matching_loss(method.Nets(answering(process, answer)), batch_of(samples(16)), CLOCK).terms[
-        "matching"
-    ].sum().backward()
+    method.matching_loss(
+        method.Nets(answering(process, answer)), batch_of(samples(16)), CLOCK
+    ).terms["matching"].sum().backward()
     assert outs[0].grad is not None
     assert outs[0].grad.isfinite().all()
     assert not outs[1].requires_grad
 
 
 def test_training_brings_jumps_to_the_spread_of_the_data():
-    """N(0, 0.5²): one jump has the spread of the exact map, where a first-order step keeps less than a third of it.
+    """N(0, 0.5²): one jump has the spread of the exact map, where a first-order step keeps less
+    than a third of it.
 
-    The V-statistic's diagonal, one M-th of the whole, draws y_t to the y_r of the same noise and so to the mean: 0.89
-    to 0.92 of the spread with M = 16, 0.94 to 0.98 with M = 64.
+    The V-statistic's diagonal, one M-th of the whole, draws y_t to the y_r of the same noise and so
+    to the mean: 0.89 to 0.92 of the spread with M = 16, 0.94 to 0.98 with M = 64.
     """
     process = VarianceExploding(0.02, 20.0)
     data, method = Gaussian(process, 0.0, 0.5), MomentMatching(samples=64, k=4.0)
@@ -265,7 +316,11 @@ def test_training_brings_jumps_to_the_spread_of_the_data():
     net = Denoiser(network, process, Edm())
     descend(
         network.parameters(),
-        lambda k: method.matching_loss(method.Nets(net), batch_of(samples(256, k), k), CLOCK).terms["matching"].mean(),
+        lambda k: (
+            method.matching_loss(method.Nets(net), batch_of(samples(256, k), k), CLOCK)
+            .terms["matching"]
+            .mean()
+        ),
         steps,
         1e-2,
     )

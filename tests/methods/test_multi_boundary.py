@@ -1,4 +1,6 @@
-"""Multi-boundary distillation: at zero loss the student's steps are the teacher's fine steps, however they are cut."""
+"""Multi-boundary distillation: at zero loss the student's steps are the teacher's fine steps,
+however they are cut.
+"""
 
 import dataclasses
 
@@ -33,11 +35,15 @@ RELEASED = Trailing("t_min")  # the released grid 999, 979, …, 19, 0
 
 
 def ends_of(method, process):
-    """t -> e, written from the papers' rule: the largest boundary that is not above the next lower time of the grid."""
+    """t -> e, written from the papers' rule: the largest boundary that is not above the next lower
+    time of the grid.
+    """
     grid, bounds = method.times(process, method.bins).tolist(), method.ends(process).tolist()
 
     def ends(t):
-        places = [min(range(len(grid) - 1), key=lambda i, u=u: abs(grid[i] - u)) for u in t.tolist()]
+        places = [
+            min(range(len(grid) - 1), key=lambda i, u=u: abs(grid[i] - u)) for u in t.tolist()
+        ]
         lower = [grid[i + 1] for i in places]
         return f64(*(max(b for b in bounds if b <= s) for s in lower))
 
@@ -70,28 +76,51 @@ def loss(method, nets, x0, seed=0):
     ],
 )
 def test_the_released_boundaries(m, expected):
-    """The clean end is index 0 on the released grid, and the data itself, index -1, on the default one."""
+    """The clean end is index 0 on the released grid, and the data itself, index -1, on the default
+    one.
+    """
     assert MultiBoundary(segments=m, times=RELEASED).ends(TABLE).tolist() == [999, *expected[::-1]]
     assert MultiBoundary(segments=m).ends(TABLE).tolist() == [999, *expected[:0:-1], -1]
 
 
 def test_segments_are_found_from_where_the_teacher_lands():
-    """13, 13, 13 and 11 starting times per segment: a time that is a boundary belongs to the segment below it."""
+    """13, 13, 13 and 11 starting times per segment: a time that is a boundary belongs to the
+    segment below it.
+    """
     method = MultiBoundary(times=RELEASED)
     grid, bounds = RELEASED(TABLE, 50), method.ends(TABLE)
     ends = at_or_below(bounds, grid[1:])
     assert torch.equal(ends, ends_of(method, TABLE)(grid[:-1]))
-    assert {e: int((ends == e).sum()) for e in (0, 259, 519, 779)} == {0: 13, 259: 13, 519: 13, 779: 11}
+    assert {e: int((ends == e).sum()) for e in (0, 259, 519, 779)} == {
+        0: 13,
+        259: 13,
+        519: 13,
+        779: 11,
+    }
     of = dict(zip(grid[:-1].tolist(), ends.tolist()))
-    assert [of[t] for t in (19, 259, 279, 519, 539, 779, 799, 999)] == [0, 0, 259, 259, 519, 519, 779, 779]
+    assert [of[t] for t in (19, 259, 279, 519, 539, 779, 799, 999)] == [
+        0,
+        0,
+        259,
+        259,
+        519,
+        519,
+        779,
+        779,
+    ]
 
 
 def test_chosen_boundaries_move_to_the_nearest_time_of_the_grid():
-    """249 is between two times of the grid; a boundary there would never be landed on by the teacher."""
+    """249 is between two times of the grid; a boundary there would never be landed on by the
+    teacher.
+    """
     method = MultiBoundary(boundaries=(699.0, 499.0, 246.0))
     assert method.ends(TABLE).tolist() == [999, 699, 499, 239, -1]
     assert method.sampler(CLOCK).steps == 4
-    close(MultiBoundary(boundaries=(0.8,)).ends(VE)[1], Auto()(VE, 50)[(Auto()(VE, 50) - 0.8).abs().argmin()])
+    close(
+        MultiBoundary(boundaries=(0.8,)).ends(VE)[1],
+        Auto()(VE, 50)[(Auto()(VE, 50) - 0.8).abs().argmin()],
+    )
     for wrong in ((259.0, 519.0), (519.0, 518.0), (1200.0,)):
         with pytest.raises(ValueError, match="boundaries"):
             MultiBoundary(boundaries=wrong).ends(TABLE)
@@ -101,7 +130,9 @@ def test_chosen_boundaries_move_to_the_nearest_time_of_the_grid():
 
 @pytest.mark.parametrize("n", range(1, 51))
 def test_every_number_of_segments_has_a_grid(n):
-    """Where equal segments of ⌈50/n⌋ intervals are fewer than n, they are even up to one interval."""
+    """Where equal segments of ⌈50/n⌋ intervals are fewer than n, they are even up to one
+    interval.
+    """
     fine = Auto()(VE, 50)
     grid = Segments()(VE, n)
     assert len(grid) == n + 1
@@ -148,7 +179,12 @@ def test_training_reaches_the_chain():
     grid, ends = method.times(VE, 6), ends_of(method, VE)
     student = GainTable(VE, grid, ends)
     nets = method.Nets(student, net(VE, data))
-    descend(student.parameters(), lambda k: loss(method, nets, samples(32, data, k), k).mean(), 350, 0.04)
+    descend(
+        student.parameters(),
+        lambda k: loss(method, nets, samples(32, data, k), k).mean(),
+        350,
+        0.04,
+    )
     chain = Chain(data, grid)
     t = grid[:-1]
     found = student.gains[chain.place(t), chain.place(ends(t))].detach()
@@ -166,7 +202,8 @@ def test_without_a_teacher_the_pair_shares_data_and_noise():
     method, data = MultiBoundary(solver=None, metric=Squared()), Gaussian(VE)
     grid = method.times(VE, 50)
     nets, _ = perfect(method, data)
-    # The floor that no student can change: (landing gain of x_s)² · std² (alpha_s sigma_t - alpha_t sigma_s)²/spread_t²
+    # The floor that no student can change: (landing gain of x_s)² · std² (alpha_s sigma_t - alpha_t
+    # sigma_s)²/spread_t²
     t, s = adjacent(grid, batch_of(samples(100_000, data)).draws, VE)
     end = at_or_below(method.ends(VE), s)
     kept = Chain(data, grid).gain(s, end)
@@ -192,7 +229,9 @@ def test_where_the_teacher_reaches_the_boundary_its_point_is_the_goal(process):
 
 @every("process", PROCESSES)
 def test_one_segment_down_to_t_min_is_latent_consistency(process):
-    """The same numbers per sample as LCM's loss of the same network behind the consistency boundary."""
+    """The same numbers per sample as LCM's loss of the same network behind the consistency
+    boundary.
+    """
     data = Gaussian(process, 0.3, 0.5)
     many = MultiBoundary(segments=1, times=Auto("t_min", trailing=True), metric=Squared())
     one = LatentConsistency(guided=Guided(), metric=Squared())
@@ -207,7 +246,9 @@ def test_one_segment_down_to_t_min_is_latent_consistency(process):
 
 
 def test_the_released_switch_is_nearly_the_exact_one():
-    """LCM's 10 t instead of infinity: 2e-4 of the loss at the lowest indices, for a student whose jumps end at x0."""
+    """LCM's 10 t instead of infinity: 2e-4 of the loss at the lowest indices, for a student whose
+    jumps end at x0.
+    """
     data = Gaussian(TABLE, 0.3, 0.5)
     answer = net(TABLE, lambda x, t, cond, s: torch.tanh(x) + t[:, None] / 1000)
     released = net(TABLE, answer.network.function)
@@ -238,7 +279,9 @@ def test_the_gradient_is_that_of_regression_on_a_fixed_goal():
 
 
 def test_a_loss_is_the_same_in_every_process():
-    """Samples are compared at unit scale: the variance exploding twin of a table gives the table's loss."""
+    """Samples are compared at unit scale: the variance exploding twin of a table gives the table's
+    loss.
+    """
     data = Gaussian(TABLE)
     x0, grid = samples(256, data), Trailing("t_min")(TABLE, 50)
     levels = torch.tan(TABLE.angle(grid))
@@ -252,7 +295,9 @@ def test_a_loss_is_the_same_in_every_process():
             return 0.4 * x / torch.hypot(p.alpha(t), p.sigma(t))[:, None]
 
         carried = landing(net(process, answer), process, end)
-        found.append(compared(Huber(), process, carried(x_t, t, Cond()), carried(x_s, s, Cond()), end))
+        found.append(
+            compared(Huber(), process, carried(x_t, t, Cond()), carried(x_s, s, Cond()), end)
+        )
     close(*found, rtol=1e-9)
 
 
@@ -268,8 +313,15 @@ GUIDED = {
 
 def guided_loss(method, process, answer, rows):
     student = net(process, answer, ("guidance", "s"))
-    known = {"student": student, "target": student, "head": nn.Identity(), "teacher": teacher(process)}
-    nets = method.Nets(**{field.name: known[field.name] for field in dataclasses.fields(method.Nets)})
+    known = {
+        "student": student,
+        "target": student,
+        "head": nn.Identity(),
+        "teacher": teacher(process),
+    }
+    nets = method.Nets(
+        **{field.name: known[field.name] for field in dataclasses.fields(method.Nets)}
+    )
     return method.consistency_loss(nets, batch(rows), CLOCK).terms["consistency"]
 
 
@@ -290,7 +342,9 @@ def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(method, process
 def test_the_student_is_told_the_scale_of_its_row(method):
     """low + (high - low) u, in both looks; u is the draw behind the interval."""
     told = []
-    guided_loss(method, VE, lambda x, t, cond, s: told.append((cond["guidance"], cond["label"])) or x, 4096)
+    guided_loss(
+        method, VE, lambda x, t, cond, s: told.append((cond["guidance"], cond["label"])) or x, 4096
+    )
     draws = batch(4096).draws
     adjacent(method.times(VE, method.bins), draws, VE)
     scale = 1 + 4 * draws.uniform()
@@ -305,7 +359,9 @@ def test_the_student_is_told_the_scale_of_its_row(method):
 def test_what_the_students_guidance_means():
     assert MultiBoundary().guidance() == Guidance()
     assert MultiBoundary(guided=Guided(8.0, 8.0)).guidance() == Guidance("fixed", 8, 8, 8)
-    assert MultiBoundary(guided=Guided(1.0, 20.0, embed=True)).guidance() == Guidance("input", 1, 20, 10.5)
+    assert MultiBoundary(guided=Guided(1.0, 20.0, embed=True)).guidance() == Guidance(
+        "input", 1, 20, 10.5
+    )
     with pytest.raises(ValueError, match="solver"):
         MultiBoundary(solver=None, guided=Guided(2.0, 2.0))
 
@@ -318,7 +374,9 @@ def test_dynamic_guidance():
     assert fading(9.0, TABLE.t_max, TABLE.t_max)(f64(0, 500, 999)).tolist() == [9, 9, 9]
     assert fading(9.0, -2.0, -2.0)(f64(-1, 500, 999)).tolist() == [1, 1, 1]
     seen = []
-    told = net(TABLE, lambda x, t, cond, s: seen.append(cond["guidance"][0].item()) or x, ("guidance",))
+    told = net(
+        TABLE, lambda x, t, cond, s: seen.append(cond["guidance"][0].item()) or x, ("guidance",)
+    )
     switched = guided(told, fading(8.0, 700.0, 700.0))
     MultiBoundary().sampler(CLOCK)(switched, TABLE, torch.randn(2, 1), Cond(), Draws(0, (0, 1)))
     assert seen == [1, 1, 8, 8]

@@ -1,4 +1,6 @@
-"""Phased consistency: multi-boundary distillation with other boundaries, and a discriminator at each phase's end."""
+"""Phased consistency: multi-boundary distillation with other boundaries, and a discriminator at
+each phase's end.
+"""
 
 import pytest
 import torch
@@ -34,19 +36,28 @@ def loss(method, nets, x0, seed=0):
 
 
 def ends_of(method, process):
-    """t -> e by the paper's rule on rising indices: start j belongs to the last phase start p <= j and ends below p."""
-    rising = method.times(process, method.bins).flip(0).tolist()  # rising[j + 1] is start j, rising[0] the end
+    """t -> e by the paper's rule on rising indices: start j belongs to the last phase start p <= j
+    and ends below p.
+    """
+    rising = (
+        method.times(process, method.bins).flip(0).tolist()
+    )  # rising[j + 1] is start j, rising[0] the end
     starts = [k * method.bins // method.segments for k in range(method.segments)]
 
     def ends(t):
-        places = [min(range(1, len(rising)), key=lambda i, u=u: abs(rising[i] - u)) - 1 for u in t.tolist()]
+        places = [
+            min(range(1, len(rising)), key=lambda i, u=u: abs(rising[i] - u)) - 1
+            for u in t.tolist()
+        ]
         return f64(*(rising[max(p for p in starts if p <= j)] for j in places))
 
     return ends
 
 
 def test_the_published_phases():
-    """Starts 0, 12, 25, 37 of 50: ends at index 0, 239, 499, 739, with 12, 13, 12 and 13 starting times."""
+    """Starts 0, 12, 25, 37 of 50: ends at index 0, 239, 499, 739, with 12, 13, 12 and 13 starting
+    times.
+    """
     method = PhasedConsistency()
     grid, bounds = method.times(TABLE, 50), method.ends(TABLE, 4)
     assert grid.tolist() == [*range(999, 0, -20), 0]
@@ -66,10 +77,18 @@ def test_it_is_multi_boundary_distillation_where_the_boundaries_agree(process, m
     x0 = samples(128, data)
     mine = PhasedConsistency(segments=m, **PLAIN)
     theirs = MultiBoundary(segments=m, times=Auto("t_min", trailing=True))
-    assert torch.equal(loss(mine, mine.Nets(pair[0], nn.Identity(), pair[1]), x0), loss(theirs, theirs.Nets(*pair), x0))
+    assert torch.equal(
+        loss(mine, mine.Nets(pair[0], nn.Identity(), pair[1]), x0),
+        loss(theirs, theirs.Nets(*pair), x0),
+    )
     mine = PhasedConsistency(segments=4, **PLAIN)
-    theirs = MultiBoundary(boundaries=tuple(mine.ends(process, 4)[1:-1].tolist()), times=Auto("t_min", trailing=True))
-    assert torch.equal(loss(mine, mine.Nets(pair[0], nn.Identity(), pair[1]), x0), loss(theirs, theirs.Nets(*pair), x0))
+    theirs = MultiBoundary(
+        boundaries=tuple(mine.ends(process, 4)[1:-1].tolist()), times=Auto("t_min", trailing=True)
+    )
+    assert torch.equal(
+        loss(mine, mine.Nets(pair[0], nn.Identity(), pair[1]), x0),
+        loss(theirs, theirs.Nets(*pair), x0),
+    )
 
 
 @every("process", PROCESSES)
@@ -87,11 +106,19 @@ def test_at_zero_loss_the_student_samples_what_all_fine_steps_give(process, m):
 
 
 def test_training_reaches_the_chain():
-    method, data = PhasedConsistency(segments=2, bins=5, metric=Squared(), **PLAIN), Gaussian(VE, 0.0, 0.5)
+    method, data = (
+        PhasedConsistency(segments=2, bins=5, metric=Squared(), **PLAIN),
+        Gaussian(VE, 0.0, 0.5),
+    )
     grid, ends = method.times(VE, 5), ends_of(method, VE)
     student = GainTable(VE, grid, ends)
     nets = method.Nets(student, nn.Identity(), net(VE, data))
-    descend(student.parameters(), lambda k: loss(method, nets, samples(32, data, k), k).mean(), 300, 0.04)
+    descend(
+        student.parameters(),
+        lambda k: loss(method, nets, samples(32, data, k), k).mean(),
+        300,
+        0.04,
+    )
     chain, t = Chain(data, grid), grid[:-1]
     found = student.gains[chain.place(t), chain.place(ends(t))].detach()
     close(found, chain.gain(t, ends(t)), rtol=0, atol=5e-4)
@@ -108,7 +135,9 @@ class Told(nn.Module):
         self.value = value
 
     def forward(self, x):
-        return x.flatten(1).mean(1) if self.value is None else torch.full((len(x),), float(self.value))
+        return (
+            x.flatten(1).mean(1) if self.value is None else torch.full((len(x),), float(self.value))
+        )
 
 
 def real(method):
@@ -117,17 +146,27 @@ def real(method):
     nets = method.build_nets(model, FullCopy(model.denoiser))
     nets.teacher.requires_grad_(False)
     cond = model.conditioner(torch.arange(8))
-    return nets, lambda: batch_of(torch.randn(8, *digits.shape, generator=torch.Generator().manual_seed(0)), cond=cond)
+    return nets, lambda: batch_of(
+        torch.randn(8, *digits.shape, generator=torch.Generator().manual_seed(0)), cond=cond
+    )
 
 
-@pytest.mark.parametrize(("answer", "head", "student"), [(0, 2, 0.1), (1, 2, 0), (-1, 2, 0.2), (3, 4, 0), (-3, 4, 0.4)])
+@pytest.mark.parametrize(
+    ("answer", "head", "student"), [(0, 2, 0.1), (1, 2, 0), (-1, 2, 0.2), (3, 4, 0), (-3, 4, 0.4)]
+)
 def test_the_hinge(answer, head, student):
-    """relu(1 - D) + relu(1 + D) for a head that cannot tell, and 0.1 relu(1 - D) for the student."""
+    """relu(1 - D) + relu(1 + D) for a head that cannot tell, and 0.1 relu(1 - D) for the
+    student.
+    """
     method = PhasedConsistency()
     nets, batch = real(method)
     nets.head = Told(answer)
     close(method.head_loss(nets, batch(), CLOCK).terms["discriminator"], rows(head, 8))
-    close(method.consistency_loss(nets, batch(), CLOCK).terms["adversarial"], rows(student, 8), rtol=1e-6)
+    close(
+        method.consistency_loss(nets, batch(), CLOCK).terms["adversarial"],
+        rows(student, 8),
+        rtol=1e-6,
+    )
 
 
 def test_the_student_learns_through_the_teachers_features_and_nothing_else_moves():
@@ -160,27 +199,45 @@ def test_the_discriminators_noise_level_is_any_of_the_phase(process):
         seen = level[jumps.end == low]
         assert set(seen.tolist()) == set(inside.tolist())
         share = torch.stack([(seen == u).double().mean() for u in inside])
-        close(share, torch.full_like(share, 1 / len(inside)), rtol=0, atol=5 * (1 / len(inside) / len(seen)) ** 0.5)
+        close(
+            share,
+            torch.full_like(share, 1 / len(inside)),
+            rtol=0,
+            atol=5 * (1 / len(inside) / len(seen)) ** 0.5,
+        )
 
 
 def test_noising_keeps_the_marginal():
-    """From a phase's end to a level above it: x ~ N(alpha mean, spread²) stays so (1-D, 200,000 samples)."""
+    """From a phase's end to a level above it: x ~ N(alpha mean, spread²) stays so (1-D, 200,000
+    samples).
+    """
     data = Gaussian(TABLE, 0.3, 0.5)
     for low, high in ((0, 239), (239, 479), (499, 499), (739, 999)):
         s, t = rows(low, 200_000), rows(high, 200_000)
-        x_s = TABLE.alpha(s)[:, None] * 0.3 + data.spread(s)[:, None] * torch.randn(200_000, 1).double()
+        x_s = (
+            TABLE.alpha(s)[:, None] * 0.3
+            + data.spread(s)[:, None] * torch.randn(200_000, 1).double()
+        )
         x_t = renoised(TABLE, x_s, torch.randn(200_000, 1).double(), s, t)
         spread = data.spread(t)[0].item()
         assert x_t.std().item() == pytest.approx(spread, rel=4 / (2 * 200_000) ** 0.5)
-        assert x_t.mean().item() == pytest.approx(0.3 * TABLE.alpha(t)[0].item(), abs=4 * spread / 200_000**0.5)
+        assert x_t.mean().item() == pytest.approx(
+            0.3 * TABLE.alpha(t)[0].item(), abs=4 * spread / 200_000**0.5
+        )
 
 
 def test_the_goal_is_real_and_the_jump_is_made(monkeypatch):
-    """At the phase's end itself no noise is added, and a head that gives the mean of its input shows which is which."""
+    """At the phase's end itself no noise is added, and a head that gives the mean of its input
+    shows which is which.
+    """
     method, data = PhasedConsistency(), Gaussian(TABLE)
     monkeypatch.setattr(PhasedConsistency, "level", lambda self, nets, jumps, batch: jumps.end)
     teacher = net(TABLE, data)
-    inner, teacher.network.tap, teacher.network.taps = teacher.network.function, nn.Identity(), {"tap": 1}
+    inner, teacher.network.tap, teacher.network.taps = (
+        teacher.network.function,
+        nn.Identity(),
+        {"tap": 1},
+    )
     teacher.network.function = lambda x, t, cond, s: inner(teacher.network.tap(x), t, cond, s)
     nets = method.Nets(net(TABLE, lambda x, t, cond, s: torch.sin(3 * x)), Told(), teacher)
     x0 = samples(256, data)
@@ -195,7 +252,9 @@ def test_the_goal_is_real_and_the_jump_is_made(monkeypatch):
 
 @every("process", PROCESSES)
 def test_the_discriminator_sees_samples_noised_from_the_phases_end_to_the_level(process):
-    """x - keep·(goal or jump) has the variance sigma_level² - keep² sigma_end², keep = alpha_level/alpha_end."""
+    """x - keep·(goal or jump) has the variance sigma_level² - keep² sigma_end², keep =
+    alpha_level/alpha_end.
+    """
     method, data, seen = PhasedConsistency(), Gaussian(process, 0.3, 0.5), []
     teacher = net(process, data)
     teacher.network.tap, teacher.network.taps = nn.Identity(), {"tap": 1}
@@ -214,7 +273,10 @@ def test_the_discriminator_sees_samples_noised_from_the_phases_end_to_the_level(
     keep = process.alpha(level) / process.alpha(end)
     missing = (process.sigma(level) ** 2 - keep**2 * process.sigma(end) ** 2).sqrt()
     above = level > end
-    for update, looks in ((method.head_loss, (jumps.goal, jumps.jump)), (method.consistency_loss, (jumps.jump,))):
+    for update, looks in (
+        (method.head_loss, (jumps.goal, jumps.jump)),
+        (method.consistency_loss, (jumps.jump,)),
+    ):
         seen.clear()
         batch = batch_of(x0)
         update(nets, batch, CLOCK)

@@ -1,4 +1,6 @@
-"""Progressive distillation against closed forms: for Gaussian data every step of a teacher or student is affine."""
+"""Progressive distillation against closed forms: for Gaussian data every step of a teacher or
+student is affine.
+"""
 
 import copy
 import dataclasses
@@ -17,7 +19,12 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.parameterization import Edm, SamplePrediction
-from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving, VariancePreservingTable
+from fewstep.diffusion.process import (
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+    VariancePreservingTable,
+)
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import Auto, Karras, Linspace, Strided, Trailing, Uniform
@@ -36,11 +43,18 @@ from fewstep.training.optimizers import AdamW
 CLOCK = Clock(0, 100, 64)
 MEAN, STD = 0.3, 0.5
 # Grids on which every second, third … time of the finer one is a time of the coarser.
-NESTED = {"auto": Auto(end="t_min"), "uniform": Uniform(), "uniform to t_min": Uniform("t_min"), "even": Linspace()}
+NESTED = {
+    "auto": Auto(end="t_min"),
+    "uniform": Uniform(),
+    "uniform to t_min": Uniform("t_min"),
+    "even": Linspace(),
+}
 
 
 def samples(n, pixels=4, seed=1):
-    return MEAN + STD * torch.randn(n, pixels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return MEAN + STD * torch.randn(
+        n, pixels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 class Kept:
@@ -65,11 +79,18 @@ class Look:
         nets = method.Nets(denoising(process, student_of), denoising(process, teacher))
         self.batch = batch_of(samples(rows)) if batch is None else batch
         self.losses = method.step_loss(nets, self.batch, Clock(0, 100, 64, phase))
-        self.x_t, self.t, self.goal, self.method = seen["x_t"], seen["t"], method.metric.goal, method
+        self.x_t, self.t, self.goal, self.method = (
+            seen["x_t"],
+            seen["t"],
+            method.metric.goal,
+            method,
+        )
         n = method.rounds()[phase]
         self.coarse, fine = method.times(process, n), method.times(process, n * method.factor)
         place = (fine[None] - self.t[:, None]).abs().argmin(1)
-        self.times = [fine[place + k] for k in range(method.factor + 1)]  # t, the teacher's later times, s
+        self.times = [
+            fine[place + k] for k in range(method.factor + 1)
+        ]  # t, the teacher's later times, s
 
 
 # The goal
@@ -79,7 +100,9 @@ class Look:
 @every("times", NESTED)
 @pytest.mark.parametrize("factor", [2, 3])
 def test_one_step_with_the_goal_lands_where_the_teachers_steps_land(process, times, factor):
-    """The landing point from the closed form: deviations from alpha·mean are multiplied by each step's gain."""
+    """The landing point from the closed form: deviations from alpha·mean are multiplied by each
+    step's gain.
+    """
     data = Gaussian(process, MEAN, STD)
     look = Look(process, data, start=4 * factor, end=4, factor=factor, times=times)
     gain = torch.stack([data.step_gain(t, s) for t, s in zip(look.times, look.times[1:])]).prod(0)
@@ -91,14 +114,18 @@ def test_one_step_with_the_goal_lands_where_the_teachers_steps_land(process, tim
 
 @every("solver", SOLVERS)
 def test_any_solver_may_be_the_teachers(solver):
-    """The goal knows only where the teacher's steps begin and end. A solver that remembers begins anew each time."""
+    """The goal knows only where the teacher's steps begin and end. A solver that remembers begins
+    anew each time.
+    """
     process = VarianceExploding()
     data = Gaussian(process, MEAN, STD)
     look = Look(process, data, start=12, end=4, factor=3, solver=solver)
     x = look.x_t
     for t, s in zip(look.times, look.times[1:]):
         x = solver(data, process, x, t, s, Cond())
-    close(process.step(look.x_t, look.goal, look.times[0], look.times[-1]), x, rtol=1e-11, atol=1e-11)
+    close(
+        process.step(look.x_t, look.goal, look.times[0], look.times[-1]), x, rtol=1e-11, atol=1e-11
+    )
 
 
 @every("process", PROCESSES)
@@ -116,7 +143,9 @@ def test_the_last_goal_is_the_teachers_last_look_where_the_grid_ends_at_the_data
     data = Gaussian(process, MEAN, STD)
     seen = []
     teacher = lambda x, t: seen.append(data(x, t)) or seen[-1]  # noqa: E731
-    look = Look(process, teacher, start=2 * factor, end=2, factor=factor, times=Uniform(), student=data)
+    look = Look(
+        process, teacher, start=2 * factor, end=2, factor=factor, times=Uniform(), student=data
+    )
     last = look.times[-1] == process.t_data
     assert 0 < last.sum() < 64
     assert len(seen) == factor
@@ -126,7 +155,9 @@ def test_the_last_goal_is_the_teachers_last_look_where_the_grid_ends_at_the_data
 @every("process", PROCESSES)
 @pytest.mark.parametrize("phase", [0, 1, 2])
 def test_the_times_are_all_those_of_the_students_sampler(process, phase):
-    """Every start of the round's own grid, none else; where the loss looks is where the sampler will."""
+    """Every start of the round's own grid, none else; where the loss looks is where the sampler
+    will.
+    """
     look = Look(process, Gaussian(process, MEAN, STD), rows=400, phase=phase, start=32, end=4)
     sampler = look.method.sampler(Clock(0, 1, 1, phase))
     starts = sampler.times(process, sampler.steps)[:-1]
@@ -148,11 +179,16 @@ def test_the_noised_image_is_the_batchs_own():
 
 @pytest.mark.parametrize("steps", [32, 1024])
 def test_in_single_precision_the_goal_keeps_four_digits_at_any_number_of_steps(steps):
-    """x~ is a quotient of differences: the rounding of x_t, of the size of sigma, is divided by the step's length."""
+    """x~ is a quotient of differences: the rounding of x_t, of the size of sigma, is divided by the
+    step's length.
+    """
     process = VarianceExploding()
     data = Gaussian(process, MEAN, STD)
     x0 = samples(256, pixels=16)
-    exact, rounded = (Look(process, data, batch=batch_of(x), start=steps, end=steps // 2) for x in (x0, x0.float()))
+    exact, rounded = (
+        Look(process, data, batch=batch_of(x), start=steps, end=steps // 2)
+        for x in (x0, x0.float())
+    )
     assert rounded.goal.dtype == torch.float32
     assert (exact.goal - rounded.goal.double()).square().mean().sqrt() < 1e-4 * STD
 
@@ -161,14 +197,19 @@ def test_in_single_precision_the_goal_keeps_four_digits_at_any_number_of_steps(s
 
 
 class Affine(nn.Module):
-    """x0 = gain(t)·x + shift(t), with numbers of their own at each time of a grid; begins as those of `data`."""
+    """x0 = gain(t)·x + shift(t), with numbers of their own at each time of a grid; begins as those
+    of `data`.
+    """
 
     def __init__(self, grid, data):
         super().__init__()
         self.grid = grid[:-1]
         nothing = torch.zeros(len(self.grid), 1, dtype=torch.float64)
         shift = data(nothing, self.grid)[:, 0]
-        self.gain, self.shift = nn.Parameter(data(nothing + 1, self.grid)[:, 0] - shift), nn.Parameter(shift)
+        self.gain, self.shift = (
+            nn.Parameter(data(nothing + 1, self.grid)[:, 0] - shift),
+            nn.Parameter(shift),
+        )
 
     def place(self, t):
         return (self.grid - t[:, None]).abs().argmin(1)
@@ -181,15 +222,20 @@ class Affine(nn.Module):
 def affine_nets(method, process, data):
     """Student and teacher, and their networks."""
     networks = [Affine(method.times(process, method.start), data) for _ in range(2)]
-    return method.Nets(*(Denoiser(network, process, SamplePrediction()) for network in networks)), *networks
+    return method.Nets(
+        *(Denoiser(network, process, SamplePrediction()) for network in networks)
+    ), *networks
 
 
 @every("process", PROCESSES)
 @pytest.mark.parametrize(
-    ("start", "factor", "times"), [(16, 2, Auto(end="t_min")), (16, 2, Uniform()), (9, 3, Uniform())]
+    ("start", "factor", "times"),
+    [(16, 2, Auto(end="t_min")), (16, 2, Uniform()), (9, 3, Uniform())],
 )
 def test_the_chain_of_optima_is_the_first_teachers_fine_grid(process, start, factor, times):
-    """Each round's loss reaches 0 at the affine map through (x_t, x~), and at the end one step equals all `start`."""
+    """Each round's loss reaches 0 at the affine map through (x_t, x~), and at the end one step
+    equals all `start`.
+    """
     method = Progressive(start=start, end=1, factor=factor, times=times, metric=Kept())
     data = Gaussian(process, MEAN, STD)
     nets, student, teacher = affine_nets(method, process, data)
@@ -204,7 +250,10 @@ def test_the_chain_of_optima_is_the_first_teachers_fine_grid(process, start, fac
             x, y = x_t[at].flatten(), goal[at].flatten()
             gain = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
             student.gain.data[place], student.shift.data[place] = gain, y.mean() - gain * x.mean()
-        assert method.step_loss(nets, batch_of(samples(48 * n, seed=2)), clock).notes["distance"].max() < 1e-18
+        assert (
+            method.step_loss(nets, batch_of(samples(48 * n, seed=2)), clock).notes["distance"].max()
+            < 1e-18
+        )
         made = method.sampler(clock)(nets.student, process, noise, Cond(), Draws(0, range(8)))
         close(made, expected, rtol=1e-9, atol=1e-10)  # every round, not only the last
         assert not torch.equal(student.gain, teacher.gain)
@@ -221,9 +270,13 @@ class Evenly(Draws):
         return torch.arange(len(self.rows)) % high
 
 
-@pytest.mark.parametrize("process", [VariancePreserving(), RectifiedFlow()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [VariancePreserving(), RectifiedFlow()], ids=lambda p: type(p).__name__
+)
 @pytest.mark.parametrize("weighting", ["truncated_snr", "uniform"])
-def test_the_loss_of_a_student_that_is_its_teacher_falls_with_the_square_of_the_steps(process, weighting):
+def test_the_loss_of_a_student_that_is_its_teacher_falls_with_the_square_of_the_steps(
+    process, weighting
+):
     """Invariant 3 of the specification: x~ - x^ is of first order in the step."""
     data, found = Gaussian(process, MEAN, STD), []
     for n in (64, 128, 256):
@@ -236,7 +289,9 @@ def test_the_loss_of_a_student_that_is_its_teacher_falls_with_the_square_of_the_
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_two_processes_that_meet_agree(factor):
-    """VE and VP on grids of equal angles: the same goals and, by equal SNR, the same loss (invariant 5)."""
+    """VE and VP on grids of equal angles: the same goals and, by equal SNR, the same loss
+    (invariant 5).
+    """
     vp = VariancePreserving().within(VarianceExploding())
     ve = VarianceExploding().within(vp)
 
@@ -248,9 +303,14 @@ def test_two_processes_that_meet_agree(factor):
 
     goals, losses = [], []
     for process in (ve, vp):
-        method = Progressive(start=8, end=8 // factor, factor=factor, times=Uniform("t_min"), metric=Kept())
+        method = Progressive(
+            start=8, end=8 // factor, factor=factor, times=Uniform("t_min"), metric=Kept()
+        )
         nets = method.Nets(
-            *(Denoiser(Output(f), VarianceExploding(), Edm()).under(process) for f in (student, teacher))
+            *(
+                Denoiser(Output(f), VarianceExploding(), Edm()).under(process)
+                for f in (student, teacher)
+            )
         )
         assert nets.student.process == process
         losses.append(method.step_loss(nets, batch_of(samples(256)), CLOCK).terms["progressive"])
@@ -266,7 +326,9 @@ def test_the_goal_carries_no_gradient():
     method = Progressive(metric=Kept())
     nets, student, _ = affine_nets(method, process, Gaussian(process, MEAN, STD))
     places = []  # of the student's own pass: the teacher's come before it
-    handle = student.register_forward_hook(lambda module, inputs, output: places.append(module.place(inputs[1])))
+    handle = student.register_forward_hook(
+        lambda module, inputs, output: places.append(module.place(inputs[1]))
+    )
     losses = method.step_loss(method.Nets(nets.student, nets.student), batch_of(samples(64)), CLOCK)
     handle.remove()
     losses.terms["progressive"].sum().backward()
@@ -306,7 +368,9 @@ def test_the_loss_by_value_for_every_prediction(process, parameterization):
         return 0 * inside
 
     method = Progressive(start=8, end=4, times=Uniform("t_min"), weighting="output")
-    nets = method.Nets(*(Denoiser(Output(f), process, parameterization) for f in (of_student, of_teacher)))
+    nets = method.Nets(
+        *(Denoiser(Output(f), process, parameterization) for f in (of_student, of_teacher))
+    )
     losses = method.step_loss(nets, batch_of(samples(64)), CLOCK)
     t, x_t, fine = seen["t"], seen["x_t"], method.times(process, 8)
     place = (fine - t[:, None]).abs().argmin(1)
@@ -317,20 +381,32 @@ def test_the_loss_by_value_for_every_prediction(process, parameterization):
     c = parameterization(process, t)
     off = goal - c.skip[:, None] * x_t
     close(losses.notes["distance"], off.square().mean(1), rtol=1e-6, atol=1e-12)
-    close(losses.terms["progressive"], (off / c.out[:, None]).square().mean(1), rtol=1e-6, atol=1e-12)
+    close(
+        losses.terms["progressive"], (off / c.out[:, None]).square().mean(1), rtol=1e-6, atol=1e-12
+    )
 
 
 def test_when_and_with_which_condition_the_networks_are_asked():
-    """The teacher at the two times of its steps, the student at the first, both with the labels of the batch."""
+    """The teacher at the two times of its steps, the student at the first, both with the labels of
+    the batch.
+    """
     process, method, asked = VarianceExploding(), Progressive(start=8, end=4), {}
 
     def recording(name):
         asked[name] = []
-        return net(process, lambda x, t, cond, s: asked[name].append((t, cond["label"])) or 0.5 * x, ("label",))
+        return net(
+            process,
+            lambda x, t, cond, s: asked[name].append((t, cond["label"])) or 0.5 * x,
+            ("label",),
+        )
 
     labels, fine = torch.arange(1, 65), method.times(process, 8)
     cond = Cond({"label": labels}, {"label": 0 * labels})
-    method.step_loss(method.Nets(recording("student"), recording("teacher")), batch_of(samples(64), cond=cond), CLOCK)
+    method.step_loss(
+        method.Nets(recording("student"), recording("teacher")),
+        batch_of(samples(64), cond=cond),
+        CLOCK,
+    )
     (first, second), (student,) = asked["teacher"], asked["student"]
     assert all(torch.equal(label, labels) for _, label in (first, second, student))
     place = (fine - student[0][:, None]).abs().argmin(1)
@@ -363,7 +439,17 @@ def test_the_rounds(options, rounds):
 
 @pytest.mark.parametrize(
     ("start", "end", "factor"),
-    [(33, 4, 2), (4, 4, 2), (4, 8, 2), (32, 4, 1), (32, 5, 2), (24, 4, 3), (10, 3, 3), (1, 1, 2), (32, 3, 2)],
+    [
+        (33, 4, 2),
+        (4, 4, 2),
+        (4, 8, 2),
+        (32, 4, 1),
+        (32, 5, 2),
+        (24, 4, 3),
+        (10, 3, 3),
+        (1, 1, 2),
+        (32, 3, 2),
+    ],
 )
 def test_steps_that_do_not_divide_are_refused(start, end, factor):
     with pytest.raises(ValueError, match="power of factor"):
@@ -424,7 +510,10 @@ def whole():
 
 
 def network(found, name):
-    return {key.removeprefix(f"net/{name}/"): value for key, value in part(found, f"net/{name}/").items()}
+    return {
+        key.removeprefix(f"net/{name}/"): value
+        for key, value in part(found, f"net/{name}/").items()
+    }
 
 
 def test_the_teacher_becomes_the_student_at_each_rounds_last_step_and_only_then(whole):
@@ -451,7 +540,10 @@ def test_optimizer_averages_and_rate_begin_anew_with_each_round(whole, folder):
         for name, begun in network(whole[border], "student").items():
             now = whole[border + 1][f"net/student/{name}"]
             torch.testing.assert_close(
-                whole[border + 1][f"ema/student/0.9/{name}"], 0.9 * begun + 0.1 * now, rtol=1e-6, atol=1e-7
+                whole[border + 1][f"ema/student/0.9/{name}"],
+                0.9 * begun + 0.1 * now,
+                rtol=1e-6,
+                atol=1e-7,
             )
 
 
@@ -474,7 +566,9 @@ def test_training_brings_each_round_to_its_teachers_steps():
     before = method.sampler(Clock(1, 2, 64, 1))(data, process, noise, Cond(), Draws(0, range(8)))
     for phase in range(2):
         clock = Clock(phase, 2, 64, phase, 0, 1)
-        optimizer = torch.optim.LBFGS(student.parameters(), max_iter=60, tolerance_change=0, tolerance_grad=0)
+        optimizer = torch.optim.LBFGS(
+            student.parameters(), max_iter=60, tolerance_change=0, tolerance_grad=0
+        )
 
         def loss(optimizer=optimizer, clock=clock):
             optimizer.zero_grad()
@@ -492,16 +586,24 @@ def test_training_brings_each_round_to_its_teachers_steps():
 
 
 def test_only_the_student_has_dropout():
-    """The published networks have none in distillation; a teacher with it would give another goal each time."""
+    """The published networks have none in distillation; a teacher with it would give another goal
+    each time.
+    """
     of = model(dropout=0.2)
     nets = METHOD.build_nets(of, FullCopy(of.denoiser, dropout=0.3))
 
     def shares(net):
         return {module.p for module in net.modules() if isinstance(module, nn.Dropout)}
 
-    assert (shares(of.denoiser), shares(nets.teacher), shares(nets.student)) == ({0.2}, {0.0}, {0.3})
+    assert (shares(of.denoiser), shares(nets.teacher), shares(nets.student)) == (
+        {0.2},
+        {0.0},
+        {0.3},
+    )
     one = real(METHOD, None, CONFIG, of=model(dropout=0.2))
-    assert one.nets.teacher.training  # a network that moves is not in eval mode: its dropout has to be 0 itself
+    assert (
+        one.nets.teacher.training
+    )  # a network that moves is not in eval mode: its dropout has to be 0 itself
     x, t = torch.randn(4, 1, 2, 2), f64(1, 1, 1, 1)
     assert torch.equal(one.nets.teacher(x, t, Cond()), one.nets.teacher(x, t, Cond()))
     assert not torch.equal(one.nets.student(x, t, Cond()), one.nets.student(x, t, Cond()))
@@ -527,7 +629,9 @@ def test_the_teacher_becomes_a_student_that_predicts_otherwise_too():
 @pytest.mark.parametrize("more", ["s", "guidance"])
 @pytest.mark.parametrize("who", ["start", "teacher"])
 def test_start_and_teacher_get_each_others_inputs(who, more):
-    """They are zero at first: the teacher answers as before; and a round's end has a place for every weight."""
+    """They are zero at first: the teacher answers as before; and a round's end has a place for
+    every weight.
+    """
     of = teacher_of(SimpleNamespace(shape=(1, 8, 8), classes=10))
     plain, wider = of.denoiser, FullCopy(of.denoiser)("wider", inputs={more})
     of.denoiser, start = (plain, wider) if who == "start" else (wider, plain)
@@ -544,9 +648,11 @@ def test_start_and_teacher_get_each_others_inputs(who, more):
 
 def test_a_start_of_another_size_cannot_become_the_teacher():
     of, other = (
-        Fresh(network=UNet(channels=c, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)).load(
-            (1, 8, 8), 10, 0
-        )
+        Fresh(
+            network=UNet(
+                channels=c, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4
+            )
+        ).load((1, 8, 8), 10, 0)
         for c in (8, 16)
     )
     with pytest.raises(ValueError, match="teacher's network"):

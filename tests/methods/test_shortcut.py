@@ -1,11 +1,19 @@
-"""Shortcut models: their optimum is a chain of first-order steps over the finest grid, for jumps of every length."""
+"""Shortcut models: their optimum is a chain of first-order steps over the finest grid, for jumps of
+every length.
+"""
 
 import math
 
 import pytest
 import torch
 from tests.methods.chains import net
-from tests.methods.students import Answer, Masked, answering, assert_guides_only_what_knows_no_label, samples
+from tests.methods.students import (
+    Answer,
+    Masked,
+    answering,
+    assert_guides_only_what_knows_no_label,
+    samples,
+)
 from tests.oracles import Exact, Gaussian, batch_of
 from torch import nn
 
@@ -31,7 +39,9 @@ def kind(value):
 
 
 class Chain:
-    """Every jump between two times of a grid, as the x0 that does what all first-order steps between do."""
+    """Every jump between two times of a grid, as the x0 that does what all first-order steps
+    between do.
+    """
 
     def __init__(self, process, grid, std=0.5):
         self.process, self.grid = process, grid
@@ -57,16 +67,22 @@ def test_the_chain_of_first_order_steps_has_no_loss(process):
     assert losses.terms["shortcut"].max() < 1e-16
     off = answering(process, lambda x, t, s: 1.001 * chain.network.function(x, t, s))
     parts = method.Nets(off, off, parts.teacher)
-    assert method.jump_loss(parts, batch_of(samples(512, d=3)), CLOCK).terms["shortcut"].max() > 1e-8
+    assert (
+        method.jump_loss(parts, batch_of(samples(512, d=3)), CLOCK).terms["shortcut"].max() > 1e-8
+    )
 
 
 def test_the_exact_flow_map_satisfies_the_identity_of_two_halves():
-    """u(2d) = ½ u(d) + ½ u'(d) (6.8): the rows that bootstrap have no loss, whatever the process."""
+    """u(2d) = ½ u(d) + ½ u'(d) (6.8): the rows that bootstrap have no loss, whatever the
+    process.
+    """
     for process in PROCESSES:
         data = Gaussian(process, 0.3, 0.5)
         method = Shortcut(intervals=16, bootstrap=1.0)
         exact = answering(process, data.jump)
-        losses = method.jump_loss(method.Nets(exact, exact, None), batch_of(0.3 + samples(256)), CLOCK)
+        losses = method.jump_loss(
+            method.Nets(exact, exact, None), batch_of(0.3 + samples(256)), CLOCK
+        )
         assert losses.terms["shortcut"].max() < 1e-16
 
 
@@ -85,11 +101,15 @@ class Look(nn.Module):
 
 
 def test_rectified_flow_as_published():
-    """Jumps of d = 2^-k begin at multiples of d; half of each is d/2; one interval learns noise - x0."""
+    """Jumps of d = 2^-k begin at multiples of d; half of each is d/2; one interval learns noise -
+    x0.
+    """
     process = RectifiedFlow(t_min=1e-9)
     method = Shortcut(intervals=128, times=Linspace("t_min"), bootstrap=0.5)
     student, target = Look(), Look()
-    parts = method.Nets(*(Denoiser(net, process, SamplePrediction()) for net in (student, target)), None)
+    parts = method.Nets(
+        *(Denoiser(net, process, SamplePrediction()) for net in (student, target)), None
+    )
     losses = method.jump_loss(parts, batch_of(samples(4096)), CLOCK)
     ((x, t, s),) = student.asked
     (_, first, middle), (half, second, end) = target.asked
@@ -114,11 +134,17 @@ def test_rectified_flow_as_published():
 
     doubled = 0.5 * (u(x, t) + u(half, middle))
     error = (u(x, t) - doubled).square().mean(1)
-    torch.testing.assert_close(losses.notes["bootstrap"][boots].double(), error[boots], rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(half[boots], (x - (d / 2)[:, None] * u(x, t))[boots], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        losses.notes["bootstrap"][boots].double(), error[boots], rtol=1e-3, atol=1e-6
+    )
+    torch.testing.assert_close(
+        half[boots], (x - (d / 2)[:, None] * u(x, t))[boots], rtol=1e-5, atol=1e-6
+    )
     x0 = samples(4096)
     plain = ((torch.tanh(x) - x0) / t[:, None]).square().mean(1)
-    torch.testing.assert_close(losses.notes["one"][~boots], plain[~boots].to(losses.notes["one"]), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(
+        losses.notes["one"][~boots], plain[~boots].to(losses.notes["one"]), rtol=1e-4, atol=1e-9
+    )
 
 
 class Table(nn.Module):
@@ -139,24 +165,33 @@ class Table(nn.Module):
 
 
 def test_training_reaches_the_chain():
-    """The regression solved exactly level by level: fitted on the method's own loss, every jump is its chain."""
+    """The regression solved exactly level by level: fitted on the method's own loss, every jump is
+    its chain.
+    """
     process = VarianceExploding()
     method = Shortcut(intervals=8, velocity="teacher", bootstrap=0.6)
     grid = method.times(process, 8)
     tables = Table(grid), Table(grid)
     parts = method.Nets(
-        *(Denoiser(net, process, SamplePrediction()) for net in tables), Exact(process, Gaussian(process, 0.0, 0.5))
+        *(Denoiser(net, process, SamplePrediction()) for net in tables),
+        Exact(process, Gaussian(process, 0.0, 0.5)),
     )
     for rounds in range(5):  # the levels 0 … 3 become right one after the other
-        method.jump_loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms["shortcut"].sum().backward()
+        method.jump_loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms[
+            "shortcut"
+        ].sum().backward()
         with torch.no_grad():  # a quadratic in each number: Newton's step from two gradients
             before, old = tables[0].gains.grad.clone(), tables[0].gains.clone()
             tables[0].gains += 1
         tables[0].gains.grad = None
-        method.jump_loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms["shortcut"].sum().backward()
+        method.jump_loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms[
+            "shortcut"
+        ].sum().backward()
         with torch.no_grad():
             slope = tables[0].gains.grad - before
-            tables[0].gains.copy_(torch.where(slope > 0, old - before / slope.clamp(min=1e-30), old))
+            tables[0].gains.copy_(
+                torch.where(slope > 0, old - before / slope.clamp(min=1e-30), old)
+            )
         tables[0].gains.grad = None
         parts.target.load_state_dict(parts.student.state_dict())
     chain = Chain(process, grid)
@@ -169,7 +204,9 @@ def test_training_reaches_the_chain():
 
 
 def test_golden_gains_of_euler_on_rectified_flow():
-    """N(0, 1): 128 steps .9900079, 4 steps .72, 1 step 0; and a jump learned from the 128 is the same."""
+    """N(0, 1): 128 steps .9900079, 4 steps .72, 1 step 0; and a jump learned from the 128 is the
+    same.
+    """
     process = RectifiedFlow(t_min=1e-12)
     data = Gaussian(process, 0.0, 1.0)
     for steps, gain in ((128, 0.9900079), (4, 0.72), (1, 0.0)):
@@ -179,7 +216,9 @@ def test_golden_gains_of_euler_on_rectified_flow():
             x = Euler()(data, process, x, t[None], s[None], Cond())
         assert x.item() == pytest.approx(gain, abs=1e-6)
     grid = Linspace("t_min")(process, 128)
-    assert Chain(process, grid, 1.0).gain(grid[:1], grid[-1:]).item() == pytest.approx(0.9900079, abs=1e-6)
+    assert Chain(process, grid, 1.0).gain(grid[:1], grid[-1:]).item() == pytest.approx(
+        0.9900079, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 16])
@@ -211,19 +250,27 @@ def test_guidance_enters_at_two_intervals_alone():
     look = Look()
     parts = method.Nets(Denoiser(look, process, SamplePrediction()), net, None)
     labels = torch.zeros(256, dtype=torch.long)
-    batch = Batch(Cond({"label": labels}, {"label": labels + 9}), Draws(0, range(256)), (1,), samples(256))
+    batch = Batch(
+        Cond({"label": labels}, {"label": labels + 9}), Draws(0, range(256)), (1,), samples(256)
+    )
     losses = method.jump_loss(parts, batch, CLOCK)
     ((x, t, s),) = look.asked
     grid = method.times(process, 8)
     length = (grid - s[:, None]).abs().argmin(1) - (grid - t[:, None]).abs().argmin(1)
     goal = torch.where(length == 2, 3.0, 1.0)
-    expected = ((torch.tanh(x) - goal[:, None].to(x)) / rectified(process, t)[:, None]).square().mean(1)
+    expected = (
+        ((torch.tanh(x) - goal[:, None].to(x)) / rectified(process, t)[:, None]).square().mean(1)
+    )
     found = losses.notes["bootstrap"]
-    torch.testing.assert_close(found[length > 1], expected[length > 1].to(found), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        found[length > 1], expected[length > 1].to(found), rtol=1e-4, atol=1e-6
+    )
     assert set(length.tolist()) == {1, 2, 4, 8}
 
 
-@pytest.mark.parametrize(("options", "share"), [({}, 0.0), ({"guidance_scale": 2.0, "label_dropout": 0.5}, 0.5)])
+@pytest.mark.parametrize(
+    ("options", "share"), [({}, 0.0), ({"guidance_scale": 2.0, "label_dropout": 0.5}, 0.5)]
+)
 def test_labels_are_dropped_only_under_guidance_and_for_all_networks_alike(options, share):
     process, asked = VarianceExploding(), {}
 
@@ -237,11 +284,17 @@ def test_labels_are_dropped_only_under_guidance_and_for_all_networks_alike(optio
     method = Shortcut(intervals=8, velocity="teacher", **options)
     parts = method.Nets(*(watched(name) for name in ("student", "target", "teacher")))
     nothing = torch.ones(512, dtype=torch.long)
-    method.jump_loss(parts, batch_of(samples(512), cond=Cond({"label": 0 * nothing}, {"label": nothing})), CLOCK)
-    (told,), (first, second), (teacher,) = (asked[name] for name in ("student", "target", "teacher"))
+    method.jump_loss(
+        parts, batch_of(samples(512), cond=Cond({"label": 0 * nothing}, {"label": nothing})), CLOCK
+    )
+    (told,), (first, second), (teacher,) = (
+        asked[name] for name in ("student", "target", "teacher")
+    )
     assert told.double().mean().item() == pytest.approx(share, abs=0.07)
     assert torch.equal(teacher, told)
-    both = torch.cat([told, nothing]) if share else told  # the rows of a guided pass: with their labels, and without
+    both = (
+        torch.cat([told, nothing]) if share else told
+    )  # the rows of a guided pass: with their labels, and without
     assert torch.equal(first, both)
     assert torch.equal(second, both)
 
@@ -263,7 +316,9 @@ def test_the_jumps_of_the_target_have_no_dropout():
     method = Shortcut(intervals=16, bootstrap=1.0)
     chain = Chain(process, method.times(process, 16))
     target = Denoiser(Masked(chain), process, SamplePrediction())
-    losses = method.jump_loss(method.Nets(answering(process, chain), target, None), batch_of(samples(256)), CLOCK)
+    losses = method.jump_loss(
+        method.Nets(answering(process, chain), target, None), batch_of(samples(256)), CLOCK
+    )
     assert losses.terms["shortcut"].max() < 1e-16
     assert target.network.drop.training
 

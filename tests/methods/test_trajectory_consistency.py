@@ -1,4 +1,6 @@
-"""Trajectory consistency: jumps to any time of the grid, and sampling that lands deeper and comes back up."""
+"""Trajectory consistency: jumps to any time of the grid, and sampling that lands deeper and comes
+back up.
+"""
 
 import pytest
 import torch
@@ -51,18 +53,30 @@ def test_a_student_that_is_told_its_end_has_zero_loss_at_the_chain(process):
 
 
 def test_training_reaches_the_chain_for_every_pair_of_times():
-    """Six gains of a grid of three intervals, of which those over one interval are the teacher's steps themselves."""
-    method, data = TrajectoryConsistency(bins=3, metric=Squared(), target_decay=0.0), Gaussian(VE, 0.0, 0.5)
+    """Six gains of a grid of three intervals, of which those over one interval are the teacher's
+    steps themselves.
+    """
+    method, data = (
+        TrajectoryConsistency(bins=3, metric=Squared(), target_decay=0.0),
+        Gaussian(VE, 0.0, 0.5),
+    )
     grid = method.times(VE, 3)
     student = GainTable(VE, grid)
     nets = method.Nets(student, student, net(VE, data))
-    descend(student.parameters(), lambda k: loss(method, nets, samples(64, data, k), k).mean(), 350, 0.04)
+    descend(
+        student.parameters(),
+        lambda k: loss(method, nets, samples(64, data, k), k).mean(),
+        350,
+        0.04,
+    )
     i, j = torch.triu_indices(4, 4, 1)
     close(student.gains[i, j].detach(), Chain(data, grid).gain(grid[i], grid[j]), rtol=0, atol=5e-4)
 
 
 def test_one_answer_cannot_serve_all_ends():
-    """The noise that lands on the exact flow map of N(0, 1), over x: it depends on the end, hence `told_end`."""
+    """The noise that lands on the exact flow map of N(0, 1), over x: it depends on the end, hence
+    `told_end`.
+    """
     data = Gaussian(TABLE, 0.0, 1.0)
     t, s = f64(999, 999, 779, 259), f64(0, 779, 259, 0)
     x = torch.ones(4, 1, dtype=torch.float64)
@@ -70,7 +84,9 @@ def test_one_answer_cannot_serve_all_ends():
     noise = (x - TABLE.alpha(t)[:, None] * x0) / TABLE.sigma(t)[:, None]
     close(noise[:, 0], f64(0.935752, 0.992761, 0.896666, 0.335326), rtol=0, atol=1e-6)
     method = TrajectoryConsistency()
-    chain = Chain(Gaussian(TABLE, 0.0, 0.5), method.times(TABLE, 50), ends=lambda t: torch.full_like(t, 0.0))
+    chain = Chain(
+        Gaussian(TABLE, 0.0, 0.5), method.times(TABLE, 50), ends=lambda t: torch.full_like(t, 0.0)
+    )
     one = net(TABLE, chain)
     nets = method.Nets(one, one, net(TABLE, Gaussian(TABLE, 0.0, 0.5)))
     x0 = samples(1024, Gaussian(TABLE))
@@ -95,8 +111,15 @@ def test_ends_are_drawn_evenly_from_the_grids_end_up_to_the_teachers_point():
 def test_where_the_end_is_that_of_the_grid_it_is_latent_consistency(process):
     """Those rows have, bit by bit, the loss of one segment, which is LCM's (see there)."""
     data = Gaussian(process, 0.3, 0.5)
-    mine, theirs = TrajectoryConsistency(), MultiBoundary(segments=1, times=Auto("t_min", trailing=True))
-    student, teacher, x0 = net(process, lambda x, t, cond, s: torch.tanh(x)), net(process, data), samples(2048, data)
+    mine, theirs = (
+        TrajectoryConsistency(),
+        MultiBoundary(segments=1, times=Auto("t_min", trailing=True)),
+    )
+    student, teacher, x0 = (
+        net(process, lambda x, t, cond, s: torch.tanh(x)),
+        net(process, data),
+        samples(2048, data),
+    )
     found = loss(mine, mine.Nets(student, student, teacher), x0)
     _, s, end = drawn(mine, process, x0)
     last = end == process.t_min
@@ -118,9 +141,13 @@ def test_the_goal_carries_no_gradient():
 
 
 def test_the_goal_is_the_slow_copys_jump():
-    """Answers a, b of student and target: d( a + e/t (x_t - a), b + e/s (x_s - b) ) at unit scale."""
+    """Answers a, b of student and target: d( a + e/t (x_t - a), b + e/s (x_s - b) ) at unit
+    scale.
+    """
     data, method = Gaussian(VE, 0.3, 0.5), TrajectoryConsistency(metric=Squared())
-    nets = method.Nets(net(VE, lambda x, *_: torch.tanh(x)), net(VE, lambda x, *_: 0.3 * x + 0.1), net(VE, data))
+    nets = method.Nets(
+        net(VE, lambda x, *_: torch.tanh(x)), net(VE, lambda x, *_: 0.3 * x + 0.1), net(VE, data)
+    )
     x0 = samples(512, data)
     found, batch = loss(method, nets, x0), batch_of(x0)
     batch.draws.integers(1)
@@ -153,7 +180,8 @@ def test_inputs_of_the_networks():
 
 
 @pytest.mark.parametrize(
-    ("gamma", "expected"), [(0.0, [759, 499, 259, 0]), (0.3, [531, 349, 181, 0]), (1.0, [0, 0, 0, 0])]
+    ("gamma", "expected"),
+    [(0.0, [759, 499, 259, 0]), (0.3, [531, 349, 181, 0]), (1.0, [0, 0, 0, 0])],
 )
 def test_where_the_jumps_land(gamma, expected):
     """⌊(1 - gamma) p⌋ for the times p that follow 999, and the end itself without noise."""
@@ -180,15 +208,21 @@ def test_no_jump_lands_below_the_grids_end(process, shortens):
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 @every("process", PROCESSES)
 def test_the_sampler_keeps_the_marginals(process, gamma):
-    """From the exact marginal at t_max the exact jumps give N(alpha mean, spread²) at the grid's end, for any gamma."""
+    """From the exact marginal at t_max the exact jumps give N(alpha mean, spread²) at the grid's
+    end, for any gamma.
+    """
     data, n = Gaussian(process, 0.3, 0.5), 40_000
     exact = net(process, lambda x, t, cond, s: process.x0_between(x, data.flow(x, t, s), t, s))
     top, low = rows(process.t_max, n), rows(process.t_min, n)
-    x_top = process.alpha(top)[:, None] * 0.3 + data.spread(top)[:, None] * torch.randn(n, 1).double()
+    x_top = (
+        process.alpha(top)[:, None] * 0.3 + data.spread(top)[:, None] * torch.randn(n, 1).double()
+    )
     noise = x_top / process.prior(torch.ones(1, 1)).double()
     draws = Draws(0, range(n))
     x = TrajectoryConsistency(gamma=gamma).sampler(CLOCK)(exact, process, noise, Cond(), draws)
     spread = data.spread(low)[0].item()
     assert x.std().item() == pytest.approx(spread, rel=4 / (2 * n) ** 0.5)
-    assert x.mean().item() == pytest.approx(0.3 * process.alpha(low)[0].item(), abs=4 * spread / n**0.5)
+    assert x.mean().item() == pytest.approx(
+        0.3 * process.alpha(low)[0].item(), abs=4 * spread / n**0.5
+    )
     assert draws.count == (3 if gamma else 0)

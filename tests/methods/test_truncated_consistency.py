@@ -1,5 +1,6 @@
-"""Truncated consistency models against closed forms: which rows are at the edge, whose answer they are compared with,
-what the loss is on average, when `first` is made, and what training reaches."""
+"""Truncated consistency models against closed forms: which rows are at the edge, whose answer they
+are compared with, what the loss is on average, when `first` is made, and what training reaches.
+"""
 
 import math
 
@@ -32,14 +33,17 @@ SECOND = Clock(50, 100, 64, 1, 0, 50)
 
 
 class Look:
-    """One call of the second stage's loss, and what each pass saw: of the student with a gradient, of first, of the
-    student without."""
+    """One call of the second stage's loss, and what each pass saw: of the student with a gradient,
+    of first, of the student without.
+    """
 
     def __init__(self, process, student, first, batch, easy=None, **options):
         calls = []
 
         def seen(name, f):
-            return Exact(process, lambda x, t: calls.append((name, x, t, torch.is_grad_enabled())) or f(x, t))
+            return Exact(
+                process, lambda x, t: calls.append((name, x, t, torch.is_grad_enabled())) or f(x, t)
+            )
 
         self.method = TruncatedConsistency(easy=easy or EasyConsistency(metric=Kept()), **options)
         teacher = denoising(process, Gaussian(process, std=0.5))
@@ -89,15 +93,21 @@ def test_the_answer_at_the_edge_does_not_depend_on_the_student():
 
 
 def test_the_density_has_the_options_of_the_method():
-    """df = 1 is Cauchy's distribution from the edge to t_max: ln(t/edge) = std tan(u atan(ln(t_max/edge)/std))."""
+    """df = 1 is Cauchy's distribution from the edge to t_max: ln(t/edge) = std tan(u
+    atan(ln(t_max/edge)/std)).
+    """
     edge, std, x0 = 2.0, 0.5, samples(500)
-    look = Look(VE, constant(0.0), constant(0.0), batch_of(x0), edge=edge, std=std, df=1.0, boundary=0.0)
+    look = Look(
+        VE, constant(0.0), constant(0.0), batch_of(x0), edge=edge, std=std, df=1.0, boundary=0.0
+    )
     share = batch_of(x0).draws.uniform() * math.atan(math.log(VE.t_max / edge) / std)
     close(look.t, edge * torch.exp(std * torch.tan(share)), rtol=1e-4)
 
 
 def test_r_is_as_close_as_the_limit_says():
-    """Published: r/t = 1 - (1 - 0.999) n(t) in the whole second stage; its smallest t is 1, so n(1) = 3.15."""
+    """Published: r/t = 1 - (1 - 0.999) n(t) in the whole second stage; its smallest t is 1, so n(1)
+    = 3.15.
+    """
     look = Look(VE, constant(0.0), constant(0.0), batch_of(samples(500)))
     close(look.r / look.t, 1 - 0.001 * (1 + 8 * torch.sigmoid(-look.t)), rtol=1e-9)
     easy = EasyConsistency(metric=Kept(), q=4.0, limit=0.9961)
@@ -107,11 +117,18 @@ def test_r_is_as_close_as_the_limit_says():
 
 @pytest.mark.parametrize(("boundary", "weight"), [(0.25, 0.1), (0.5, 1.0), (0.0, 0.1)])
 def test_the_loss_is_the_published_one_on_average(boundary, weight):
-    """mean over the others + weight · mean over the rows at the edge. The two counts are binomial: with n rows each
-    part scatters about it by √((1-p)/(p n)), here below 1 %, and the means themselves by as much."""
+    """mean over the others + weight · mean over the rows at the edge. The two counts are binomial:
+    with n rows each part scatters about it by √((1-p)/(p n)), here below 1 %, and the means
+    themselves by as much.
+    """
     n = 40_000
     look = Look(
-        VE, lambda x, t: 0.5 * x, constant(0.0), batch_of(samples(n)), boundary=boundary, boundary_weight=weight
+        VE,
+        lambda x, t: 0.5 * x,
+        constant(0.0),
+        batch_of(samples(n)),
+        boundary=boundary,
+        boundary_weight=weight,
     )
     found = look.losses.terms["consistency"]
     plain = look.losses.notes["distance"] / (look.t - look.r)
@@ -130,7 +147,9 @@ def test_which_rows_are_at_the_edge_does_not_depend_on_the_micro_batch():
     whole = Look(VE, constant(0.0), constant(1.0), batch_of(x0))
     for rows in (slice(0, 24), slice(24, 64)):
         batch = batch_of(x0)
-        part = type(batch)(batch.cond, batch.draws.select(rows.start, rows.stop), batch.shape, x0[rows])
+        part = type(batch)(
+            batch.cond, batch.draws.select(rows.start, rows.stop), batch.shape, x0[rows]
+        )
         look = Look(VE, constant(0.0), constant(1.0), part)
         close(look.t, whole.t[rows], rtol=1e-14)
         close(look.losses.terms["consistency"], whole.losses.terms["consistency"][rows])
@@ -148,7 +167,13 @@ def test_where_the_student_is_what_first_is_it_is_easy_consistency():
 
 def test_the_exact_student_with_an_exact_step_is_stationary():
     exact = lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min))  # noqa: E731
-    look = Look(VE, exact, exact, batch_of(samples(512)), easy=EasyConsistency(solver=ExactFlow(), metric=Squared()))
+    look = Look(
+        VE,
+        exact,
+        exact,
+        batch_of(samples(512)),
+        easy=EasyConsistency(solver=ExactFlow(), metric=Squared()),
+    )
     assert look.losses.notes["distance"].max() < 1e-24
 
 
@@ -169,7 +194,9 @@ def trainer_of(steps=6, folder=None, **options):
     model, method = teacher_of(digits), TruncatedConsistency(**options)
     nets = method.build_nets(model, FullCopy(model.denoiser))
     stream = Stream(digits, model.codec, model.conditioner, 0, 16)
-    config = TrainerConfig(steps=steps, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,), save_every=1, health_every=0)
+    config = TrainerConfig(
+        steps=steps, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,), save_every=1, health_every=0
+    )
     return Trainer(method, nets, stream, config, folder)
 
 
@@ -225,9 +252,13 @@ def test_the_first_stage_is_easy_consistency_with_all_its_stages():
     for step in (0, 11, 24):
         (update,) = method.updates(Clock(step, 100, 64, 0, step, 25))
         found = update.loss(
-            method.Nets(student, student, student), batch_of(samples(64)), Clock(step, 100, 64, 0, step, 25)
+            method.Nets(student, student, student),
+            batch_of(samples(64)),
+            Clock(step, 100, 64, 0, step, 25),
         )
-        expected = easy.consistency_loss(easy.Nets(student, student), batch_of(samples(64)), Clock(step, 25, 64))
+        expected = easy.consistency_loss(
+            easy.Nets(student, student), batch_of(samples(64)), Clock(step, 25, 64)
+        )
         assert torch.equal(found.terms["consistency"], expected.terms["consistency"])
     assert easy.share(Clock(24, 25, 64)) == 2.0**-8
 
@@ -257,19 +288,27 @@ def test_options_are_checked():
 
 
 def test_training_reaches_the_chain_that_ends_at_first():
-    """The optimum from the edge up: gains of single steps down to below the edge, and from there first's.
+    """The optimum from the edge up: gains of single steps down to below the edge, and from there
+    first's.
 
-    A coarse limit makes the steps long and the chain short, so that it differs from the exact flow by what a short
-    training can resolve: up to 0.107. Tolerance: the worst of three seeds is 0.025."""
+    A coarse limit makes the steps long and the chain short, so that it differs from the exact flow
+    by what a short training can resolve: up to 0.107. Tolerance: the worst of three seeds is 0.025.
+    """
     torch.manual_seed(0)
-    method = TruncatedConsistency(easy=EasyConsistency(metric=PseudoHuber(0.3), limit=0.75), df=3.0, std=0.6)
+    method = TruncatedConsistency(
+        easy=EasyConsistency(metric=PseudoHuber(0.3), limit=0.75), df=3.0, std=0.6
+    )
     first = lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min))  # noqa: E731
     student = Gain(VE)
     nets = method.Nets(student, student, Exact(VE, first))
     optimizer, steps = torch.optim.Adam(student.parameters()), 300
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = method.truncated_loss(nets, batch_of(samples(512, step), seed=step), SECOND).terms["consistency"].mean()
+        loss = (
+            method.truncated_loss(nets, batch_of(samples(512, step), seed=step), SECOND)
+            .terms["consistency"]
+            .mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,7 +7,12 @@ import torch
 
 from fewstep.data.digits import Digits
 from fewstep.models.bundle import shipped_folder
-from fewstep.models.classifier import Classifier, ClassifierNetwork, FreshClassifier, load_classifier
+from fewstep.models.classifier import (
+    Classifier,
+    ClassifierNetwork,
+    FreshClassifier,
+    load_classifier,
+)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,9 @@ def test_copies_have_no_diversity():
     assert diversity(x, torch.arange(6) % 2) == 0
     mixed = torch.cat([x, images(6, seed=1)])
     labels = torch.tensor([0] * 6 + [1] * 6)
-    assert diversity(mixed, labels) == pytest.approx(diversity(images(6, seed=1), torch.ones(6)) / 2)
+    assert diversity(mixed, labels) == pytest.approx(
+        diversity(images(6, seed=1), torch.ones(6)) / 2
+    )
 
 
 def test_diversity_needs_a_pair():
@@ -61,4 +63,6 @@ def test_an_image_of_the_reference_is_at_distance_zero():
 
 def test_the_nearest_of_the_same_images_is_another_one():
     images = torch.tensor([0.0, 0.1, 0.4]).view(3, 1, 1, 1)
-    assert torch.allclose(nearest(images, images), torch.tensor([0.1, 0.1, 0.3], dtype=torch.float64), atol=1e-7)
+    assert torch.allclose(
+        nearest(images, images), torch.tensor([0.1, 0.1, 0.3], dtype=torch.float64), atol=1e-7
+    )

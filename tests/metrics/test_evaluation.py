@@ -34,7 +34,9 @@ def model():
 def calls(model):
     """Rows that went through the network, call by call."""
     seen = []
-    model.denoiser.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    model.denoiser.network.register_forward_pre_hook(
+        lambda module, inputs: seen.append(len(inputs[0]))
+    )
     return seen
 
 
@@ -52,7 +54,12 @@ def test_a_row(model, reference, calls):
     sampler = Ode(3, solver=Euler())
     found = evaluation.row("teacher", model, sampler, reference, num=20, seed=5)
     assert sum(calls) == 20 * 3
-    assert (found["model"], found["solver"], found["steps"], found["evaluations"]) == ("teacher", "euler", 3, 3)
+    assert (found["model"], found["solver"], found["steps"], found["evaluations"]) == (
+        "teacher",
+        "euler",
+        3,
+        3,
+    )
     assert Sampler.parse(found["protocol"]["sampler"]) == sampler
     assert found["protocol"]["num"] == 20
     assert found["protocol"]["seed"] == 5
@@ -66,7 +73,9 @@ def test_a_row_names_a_sampler_that_is_no_ode(model, reference):
 
 
 def test_a_row_counts_the_evaluations_of_guidance(model, reference, calls):
-    """A model that is guided by default pays twice; a table that does not say so would flatter it."""
+    """A model that is guided by default pays twice; a table that does not say so would flatter
+    it.
+    """
     model.guidance = Guidance("doubled", 1.0, 8.0, 2.0)
     found = evaluation.row("teacher", model, Ode(3, solver=Euler()), reference, num=20, seed=0)
     assert sum(calls) == 20 * 6
@@ -76,7 +85,10 @@ def test_a_row_counts_the_evaluations_of_guidance(model, reference, calls):
 def test_a_row_at_another_guidance(model, reference, calls):
     """It is sampled, counted and written down at that scale; without one at the model's own."""
     model.guidance = Guidance("doubled", 1.0, 8.0, 2.0)
-    rows = [evaluation.row("t", model, Ode(1), reference, num=20, seed=0, guidance=g) for g in (None, 2.0, 1.0, 5.0)]
+    rows = [
+        evaluation.row("t", model, Ode(1), reference, num=20, seed=0, guidance=g)
+        for g in (None, 2.0, 1.0, 5.0)
+    ]
     assert sum(calls) == 20 * (2 + 2 + 1 + 2)
     assert [row["evaluations"] for row in rows] == [2, 2, 1, 2]
     assert [row["protocol"]["guidance"] for row in rows] == [2.0, 2.0, 1.0, 5.0]
@@ -88,18 +100,25 @@ def test_guided_ode_rows_fit_twice_the_evaluations_into_the_budget(model, refere
     model.guidance = Guidance("doubled", 1.0, 8.0, 1.0)
     rows = evaluation.ode_rows("t", model, reference, (2, 5), 20, 0, guidance=3.0)
     assert [row["evaluations"] for row in rows] == [2, 5]
-    assert all(model.evaluations(Sampler.parse(r["protocol"]["sampler"]), 3.0) <= r["evaluations"] for r in rows)
+    assert all(
+        model.evaluations(Sampler.parse(r["protocol"]["sampler"]), 3.0) <= r["evaluations"]
+        for r in rows
+    )
     with pytest.raises(ValueError, match="1 network evaluation"):
         evaluation.ode_rows("t", model, reference, (1,), 20, 0, guidance=3.0)
 
 
 def test_ode_rows_obey_the_budget(model, reference, monkeypatch):
-    """Each solver gets as many steps as the budget allows, and never more; the best of them is shown."""
+    """Each solver gets as many steps as the budget allows, and never more; the best of them is
+    shown.
+    """
     tried = {}
 
     def measured(name, model, sampler, reference, num, seed, evaluations, guidance):
         tried.setdefault(evaluations, []).append(sampler)
-        frechet = {("Euler", 2): 1.0, ("Dpmpp2m", 35): 1.0}.get((type(sampler.solver).__name__, sampler.steps), 2.0)
+        frechet = {("Euler", 2): 1.0, ("Dpmpp2m", 35): 1.0}.get(
+            (type(sampler.solver).__name__, sampler.steps), 2.0
+        )
         return {"sampler": sampler, "evaluations": evaluations, "frechet": frechet}
 
     monkeypatch.setattr(evaluation, "row", measured)
@@ -109,9 +128,12 @@ def test_ode_rows_obey_the_budget(model, reference, monkeypatch):
         found = [(type(s.solver).__name__, s.steps) for s in tried[allowed]]
         assert all(isinstance(s.times, Auto) and s.evaluations <= allowed for s in tried[allowed])
         assert len(set(found)) == len(found)
-        # n steps of Heun take 2n - 1 evaluations; one step is the same for every solver and needs one row only.
+        # n steps of Heun take 2n - 1 evaluations; one step is the same for every solver and needs
+        # one row only.
         most = {("Euler", allowed), ("Heun", (allowed + 1) // 2), ("Dpmpp2m", allowed)}
-        assert {pair for pair in found if pair[1] > 1} == {pair for pair in most if pair[1] > 1}, allowed
+        assert {pair for pair in found if pair[1] > 1} == {pair for pair in most if pair[1] > 1}, (
+            allowed
+        )
     assert [(type(s.solver).__name__, s.steps) for s in tried[1]] == [("Euler", 1)]
     best = {row["evaluations"]: row["sampler"] for row in rows}
     assert best[2] == Ode(2, solver=Euler())

@@ -13,7 +13,9 @@ def normal(n, d, seed=0):
 
 
 def white(n, d, seed=0):
-    """Features with mean exactly 0 and covariance exactly 1, so that closed forms hold without sampling error."""
+    """Features with mean exactly 0 and covariance exactly 1, so that closed forms hold without
+    sampling error.
+    """
     x = normal(n, d, seed)
     x = x - x.mean(0)
     return x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T).reshape(d, d))).T
@@ -54,7 +56,9 @@ def test_two_gaussians_of_one_dimension():
 
 
 def test_covariances_that_commute():
-    """With a common basis it is ‖m_a - m_b‖² + Σ (s_a - s_b)² of the standard deviations along it."""
+    """With a common basis it is ‖m_a - m_b‖² + Σ (s_a - s_b)² of the standard deviations along
+    it.
+    """
     s_a, s_b = torch.tensor([1.0, 2, 3, 0.1]).double(), torch.tensor([0.5, 2, 1, 4]).double()
     m_a, m_b = torch.tensor([0.0, 1, 2, 3]).double(), torch.tensor([1.0, 1, 0, 0]).double()
     basis = rotation(4, 5)
@@ -93,7 +97,9 @@ def test_a_shift_alone():
 
 @pytest.mark.parametrize("n", [2, 5, 12])
 def test_fewer_images_than_dimensions(n):
-    """Singular covariances: finite, never negative, and still the published value where scipy can give one."""
+    """Singular covariances: finite, never negative, and still the published value where scipy can
+    give one.
+    """
     a, b = normal(n, 16, 1), normal(n, 16, 2) * 2 + 1
     distance = frechet_distance(a, b)
     assert np.isfinite(distance)

@@ -11,7 +11,13 @@ from fewstep.metrics.frechet import frechet_distance
 from fewstep.metrics.protocol import ROUNDING, Reference, comparable, find_judge, rounded
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
 
-PROTOCOL = {"extractor": "classifier a", "reference": "b", "reference_images": 5, "num": 4, "rounding": ROUNDING}
+PROTOCOL = {
+    "extractor": "classifier a",
+    "reference": "b",
+    "reference_images": 5,
+    "num": 4,
+    "rounding": ROUNDING,
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,9 @@ def test_the_numbers_are_what_they_say(reference, judge, dataset):
     labels = torch.arange(80) % 10
     quality = reference.quality(images, labels)
     features, seen = judge.measure(images)
-    assert quality["frechet"] == pytest.approx(frechet_distance(features, judge.measure(dataset.floats())[0]), rel=1e-6)
+    assert quality["frechet"] == pytest.approx(
+        frechet_distance(features, judge.measure(dataset.floats())[0]), rel=1e-6
+    )
     assert quality["confirmed"] == (seen == labels).double().mean().item()
     expected = diversity(images, labels) / diversity(dataset.floats(), dataset.labels)
     assert quality["diversity"] == pytest.approx(expected, rel=1e-6)
@@ -107,7 +115,10 @@ def test_comparable_names_the_first_difference(key):
 def test_comparable_goes_by_what_makes_numbers_unlike():
     everything = dict.fromkeys(PROTOCOL, 0)
     assert comparable(PROTOCOL, everything).startswith("extractor:")
-    assert comparable(PROTOCOL | {"seed": 1, "sampler": "x"}, PROTOCOL | {"seed": 2, "sampler": "y"}) is None
+    assert (
+        comparable(PROTOCOL | {"seed": 1, "sampler": "x"}, PROTOCOL | {"seed": 2, "sampler": "y"})
+        is None
+    )
 
 
 def test_a_reference_needs_the_labels_of_the_classifier(dataset, judge):

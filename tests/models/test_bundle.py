@@ -1,4 +1,6 @@
-"""`DiffusionModel`: what is saved is what is loaded, damage is refused, and image i depends on (seed, i) alone."""
+"""`DiffusionModel`: what is saved is what is loaded, damage is refused, and image i depends on
+(seed, i) alone.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ JSON, WEIGHTS = "model.json", "model.safetensors"
 
 
 def stirred(network, seed):
-    """Weights everywhere: a fresh network is zero in its last layers, and all its images would be alike."""
+    """Weights everywhere: a fresh network is zero in its last layers, and all its images would be
+    alike.
+    """
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
@@ -122,7 +126,9 @@ class TestSaving:
         assert all(len(digest) == 64 for digest in plain["weights"].values())
 
     def test_the_description_is_json_for_every_reader(self, folder):
-        """Python's own reader takes Infinity and NaN, which the standard does not know: no other reader would."""
+        """Python's own reader takes Infinity and NaN, which the standard does not know: no other
+        reader would.
+        """
 
         def refuse(word):
             raise AssertionError(f"{word} is no JSON")
@@ -144,7 +150,9 @@ class TestSaving:
             next(model.denoiser.parameters()).add_(1)
         model.save(folder)
         assert not (folder / "stale.txt").exists()
-        assert torch.equal(next(load_folder(folder).denoiser.parameters()), next(model.denoiser.parameters()))
+        assert torch.equal(
+            next(load_folder(folder).denoiser.parameters()), next(model.denoiser.parameters())
+        )
         assert nothing_left_over(folder.parent)
 
     @pytest.mark.parametrize("step", ["save_tensors", "write_json", "load_folder"])
@@ -220,7 +228,17 @@ class TestDamage:
         with pytest.raises(ValueError, match=f"format {FORMAT + 1}, newer"):
             load_folder(folder)
 
-    KEYS = ("network", "process", "own", "parameterization", "sampler", "guidance", "codec", "conditioner", "shape")
+    KEYS = (
+        "network",
+        "process",
+        "own",
+        "parameterization",
+        "sampler",
+        "guidance",
+        "codec",
+        "conditioner",
+        "shape",
+    )
 
     @pytest.mark.parametrize("key", [*KEYS, "weights", "card"])
     def test_a_missing_part_of_the_description(self, folder, key):
@@ -265,7 +283,9 @@ class TestFinding:
         file.write_bytes(b"x")
         with pytest.raises(ValueError, match="is a file; a model is a folder"):
             load(file)
-        with pytest.raises(FileNotFoundError, match=f"'nobody'; shipped models: {', '.join(shipped())}"):
+        with pytest.raises(
+            FileNotFoundError, match=f"'nobody'; shipped models: {', '.join(shipped())}"
+        ):
             load("nobody")
 
     def test_a_classifier_is_no_diffusion_model(self):
@@ -275,7 +295,9 @@ class TestFinding:
     def test_variants(self, folder):
         first, other = load(folder), load(folder, "0.9")
         keys = first.denoiser.network.state_dict()
-        assert any(not torch.equal(keys[k], v) for k, v in other.denoiser.network.state_dict().items())
+        assert any(
+            not torch.equal(keys[k], v) for k, v in other.denoiser.network.state_dict().items()
+        )
         assert (first.generate(num=4) - other.generate(num=4)).abs().max() > 0.01
         with pytest.raises(ValueError, match=r"no weights '0\.5'; it has: 0\.9"):
             load(folder, "0.5")
@@ -293,12 +315,17 @@ class TestGenerate:
         assert 0 <= images.min() <= images.max() <= 1
         assert model.generate().shape[0] == 16
 
-    @pytest.mark.parametrize("sampler", [Ode(3), Ode(3, solver=Dpmpp2m()), Ode(3, churn=3.0), Renoise(3), FlowMap(2)])
+    @pytest.mark.parametrize(
+        "sampler", [Ode(3), Ode(3, solver=Dpmpp2m()), Ode(3, churn=3.0), Renoise(3), FlowMap(2)]
+    )
     def test_the_batch_does_not_matter(self, model, sampler):
         """Image i depends on (seed, i) alone, up to the rounding of the arithmetic."""
         whole = model.generate(num=70, sampler=sampler, seed=5, batch=64)
         for batch, num in ((7, 70), (1, 10)):
-            part, expected = model.generate(num=num, sampler=sampler, seed=5, batch=batch), whole[:num]
+            part, expected = (
+                model.generate(num=num, sampler=sampler, seed=5, batch=batch),
+                whole[:num],
+            )
             assert (part - expected).abs().max() <= 1e-5
             steps = ((part * 255).round() - (expected * 255).round()).abs()
             assert steps.max() <= 1
@@ -308,7 +335,9 @@ class TestGenerate:
     @pytest.mark.parametrize("few", [1, 5, 17])
     def test_fewer_images_are_the_first_of_more(self, model, sampler, few):
         more = model.generate(num=33, sampler=sampler, seed=2)
-        assert torch.allclose(model.generate(num=few, sampler=sampler, seed=2), more[:few], atol=1e-5)
+        assert torch.allclose(
+            model.generate(num=few, sampler=sampler, seed=2), more[:few], atol=1e-5
+        )
 
     def test_images_differ_by_place_and_seed(self, model):
         images = model.generate([3] * 12, seed=1)
@@ -329,7 +358,9 @@ class TestGenerate:
         assert torch.equal(model.generate(num=4), model.generate(num=4))
 
     def test_labels_are_respected(self, model):
-        """Row i of a mixed call is row i of a call with its label everywhere, and labels change the image."""
+        """Row i of a mixed call is row i of a call with its label everywhere, and labels change the
+        image.
+        """
         labels = [7, 0, 7, 3, 9]
         mixed = model.generate(labels, seed=4)
         assert torch.allclose(model.generate(labels, seed=4, batch=2), mixed, atol=1e-5)
@@ -340,7 +371,9 @@ class TestGenerate:
                 assert gap <= 1e-5 if mine == label else gap > 1e-3
 
     def test_no_labels_means_balanced_classes(self, model):
-        assert torch.allclose(model.generate(num=13), model.generate([i % 10 for i in range(13)]), atol=1e-5)
+        assert torch.allclose(
+            model.generate(num=13), model.generate([i % 10 for i in range(13)]), atol=1e-5
+        )
         assert model.conditioner.labels(0, 47).bincount().tolist() == [5] * 7 + [4] * 3
 
     def test_a_model_without_classes(self):
@@ -388,7 +421,9 @@ class TestGuidance:
             model.generate(num=3, guidance=3.0)
         model.guidance = Guidance("fixed", 4.0, 4.0, 4.0)
         assert torch.equal(model.generate(num=3, guidance=4.0), model.generate(num=3))
-        with pytest.raises(ValueError, match="distilled at guidance 4: guidance 3 cannot be applied"):
+        with pytest.raises(
+            ValueError, match="distilled at guidance 4: guidance 3 cannot be applied"
+        ):
             model.generate(num=3, guidance=3.0)
 
     def test_doubled(self, model):
@@ -405,7 +440,9 @@ class TestGuidance:
             a, b = (model.generate([label] * 4, guidance=0.0) for label in (2, 8))
         assert torch.allclose(a, b, atol=1e-5)
 
-    @pytest.mark.parametrize(("guidance", "warned"), [(None, 0), (1.0, 0), (8.0, 0), (8.5, 1), (-1.0, 1)])
+    @pytest.mark.parametrize(
+        ("guidance", "warned"), [(None, 0), (1.0, 0), (8.0, 0), (8.5, 1), (-1.0, 1)]
+    )
     def test_guidance_outside_its_range_is_said(self, model, guidance, warned):
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -414,11 +451,14 @@ class TestGuidance:
 
     @pytest.mark.parametrize("guidance", [None, 1.0, 3.0])
     @pytest.mark.parametrize(
-        "sampler", [Ode(3), Ode(4, solver=Euler()), Ode(3, Karras(end="t_min")), Renoise(3), FlowMap(2)]
+        "sampler",
+        [Ode(3), Ode(4, solver=Euler()), Ode(3, Karras(end="t_min")), Renoise(3), FlowMap(2)],
     )
     def test_evaluations_are_what_the_network_sees(self, model, sampler, guidance):
         rows = []
-        model.denoiser.network.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+        model.denoiser.network.register_forward_pre_hook(
+            lambda module, inputs: rows.append(len(inputs[0]))
+        )
         model.generate(num=4, sampler=sampler, guidance=guidance)
         assert sum(rows) == 4 * model.evaluations(sampler, guidance)
 

@@ -1,4 +1,6 @@
-"""The Diffusion Transformer: published sizes, adaLN-zero, patches, derivatives, and equality with diffusers' DiT."""
+"""The Diffusion Transformer: published sizes, adaLN-zero, patches, derivatives, and equality with
+diffusers' DiT.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from fewstep.models.dit import Dit, patchify, position_embedding, unpatchify
 from fewstep.models.network import Network, Outside, sinusoid
 from fewstep.models.source import Fresh
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # of torch itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning"
+)  # of torch itself
 
 SMALL = Dit(width=12, depth=2, heads=3, patch=2, mlp_ratio=2)
 OUTSIDE = Outside((3, 8, 8), 5)
@@ -49,7 +53,9 @@ def inputs(n=3, shape=(3, 8, 8), classes=5, dtype=torch.float32):
     ids=["S/2", "B/4", "L/2", "XL/2"],
 )
 def test_published_parameter_counts(width, depth, heads, patch, millions):
-    """arXiv:2212.09748, table 4: latents of 4×32×32, 1000 classes and null, 8 channels out, positions counted."""
+    """arXiv:2212.09748, table 4: latents of 4×32×32, 1000 classes and null, 8 channels out,
+    positions counted.
+    """
     time, label = 256 * width + width + width * width + width, 1001 * width
     patches = 4 * patch**2 * width + width
     block = (6 + 3 + 1 + 4 + 4) * width**2 + (6 + 3 + 1 + 4 + 1) * width
@@ -68,7 +74,9 @@ def test_published_parameter_counts(width, depth, heads, patch, millions):
 @pytest.mark.parametrize(("patch", "side", "fits"), [(2, 7, 1), (4, 6, 2), (8, 12, 4)])
 def test_sides_that_do_not_divide_are_refused(patch, side, fits):
     spec = replaced(SMALL, patch=patch)
-    with pytest.raises(ValueError, match=f"divide by {patch}, got shape \\(3, 8, {side}\\); patch={fits} fits"):
+    with pytest.raises(
+        ValueError, match=f"divide by {patch}, got shape \\(3, 8, {side}\\); patch={fits} fits"
+    ):
         spec.build(Outside((3, 8, side)))
     replaced(spec, patch=fits).build(Outside((3, 8, side)))
 
@@ -79,7 +87,9 @@ def test_other_shapes_than_images_are_refused(shape):
         SMALL.build(Outside(shape))
 
 
-@pytest.mark.parametrize(("width", "heads", "fits"), [(12, 5, 20), (10, 1, 12), (6, 3, 12), (16, 6, 24)])
+@pytest.mark.parametrize(
+    ("width", "heads", "fits"), [(12, 5, 20), (10, 1, 12), (6, 3, 12), (16, 6, 24)]
+)
 def test_widths_that_do_not_divide_are_refused(width, heads, fits):
     spec = replaced(SMALL, width=width, heads=heads)
     with pytest.raises(ValueError, match=f"heads={heads} .* got width={width}; width={fits} fits"):
@@ -105,7 +115,9 @@ def test_any_patch_serves_any_channels_and_sides(patch, shape):
     assert y.shape == x.shape
     assert y.std() > 0.1
     # Rows do not see each other.
-    torch.testing.assert_close(network(x[1:2], t[1:2], cond.select(1, 2)), y[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network(x[1:2], t[1:2], cond.select(1, 2)), y[1:2], rtol=1e-4, atol=1e-5
+    )
     tokens = patchify(x, patch)
     assert tokens.shape == (3, shape[1] * shape[2] // patch**2, shape[0] * patch**2)
     assert torch.equal(unpatchify(tokens, shape[1] // patch, shape[2] // patch, patch), x)
@@ -131,9 +143,13 @@ def test_a_position_is_the_sinusoid_of_its_row_and_column():
 def test_only_the_positions_tell_tokens_apart():
     network, (x, t, cond) = built(), inputs()
     moved = x.roll((2, 4), (2, 3))
-    assert not torch.allclose(network(moved, t, cond), network(x, t, cond).roll((2, 4), (2, 3)), atol=1e-2)
+    assert not torch.allclose(
+        network(moved, t, cond), network(x, t, cond).roll((2, 4), (2, 3)), atol=1e-2
+    )
     network.positions.zero_()
-    torch.testing.assert_close(network(moved, t, cond), network(x, t, cond).roll((2, 4), (2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network(moved, t, cond), network(x, t, cond).roll((2, 4), (2, 3)), rtol=1e-4, atol=1e-5
+    )
 
 
 # adaLN-zero
@@ -246,14 +262,20 @@ def test_forward_mode_derivatives_are_the_numerical_ones():
     x, t, cond = inputs(2, dtype=torch.float64)
     t = torch.tensor([0.3, 2.0], dtype=torch.float64)
     s = t / 2
-    direction = torch.randn_like(x), torch.tensor([0.7, -0.4], dtype=torch.float64) * t, torch.randn_like(s) * s
+    direction = (
+        torch.randn_like(x),
+        torch.tensor([0.7, -0.4], dtype=torch.float64) * t,
+        torch.randn_like(s) * s,
+    )
 
     def f(x, t, s):
         return network(x, t, cond, s)
 
     # 250 ln t turns fast: a small step, and the error of central differences falls with its square.
     def numerical(h):
-        forward, backward = (f(*(p + sign * h * d for p, d in zip((x, t, s), direction))) for sign in (1, -1))
+        forward, backward = (
+            f(*(p + sign * h * d for p, d in zip((x, t, s), direction))) for sign in (1, -1)
+        )
         return (forward - backward) / (2 * h)
 
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -261,7 +283,9 @@ def test_forward_mode_derivatives_are_the_numerical_ones():
         torch.testing.assert_close(value, f(x, t, s), rtol=1e-12, atol=1e-12)
         richardson = (4 * numerical(2e-6) - numerical(4e-6)) / 3
     assert tangent.abs().max() > 1
-    torch.testing.assert_close(tangent, richardson, rtol=1e-6, atol=1e-6 * tangent.abs().max().item())
+    torch.testing.assert_close(
+        tangent, richardson, rtol=1e-6, atol=1e-6 * tangent.abs().max().item()
+    )
 
 
 def test_bfloat16_follows_float32():
@@ -298,7 +322,9 @@ def test_a_saved_model_is_the_same_when_loaded(tmp_path):
 
 
 def renamed(network):
-    """The weights under the names of diffusers' DiTTransformer2DModel, which embeds time and label in every block."""
+    """The weights under the names of diffusers' DiTTransformer2DModel, which embeds time and label
+    in every block.
+    """
     ours, width, patch = network.state_dict(), network.spec.width, network.spec.patch
 
     def layer(to, of):
@@ -316,9 +342,13 @@ def renamed(network):
             for name, value in zip("qkv", ours[f"{of}.attention.qkv.{part}"].chunk(3)):
                 theirs[f"{to}.attn1.to_{name}.{part}"] = value
         theirs |= layer(f"{to}.attn1.to_out.0", f"{of}.attention.proj")
-        theirs |= layer(f"{to}.ff.net.0.proj", f"{of}.mlp.0") | layer(f"{to}.ff.net.2", f"{of}.mlp.2")
+        theirs |= layer(f"{to}.ff.net.0.proj", f"{of}.mlp.0") | layer(
+            f"{to}.ff.net.2", f"{of}.mlp.2"
+        )
     for part, value in layer("", "out").items():  # their channel comes last, ours first
-        theirs[f"proj_out_2{part}"] = value.unflatten(0, (-1, patch, patch)).movedim(0, 2).flatten(0, 2)
+        theirs[f"proj_out_2{part}"] = (
+            value.unflatten(0, (-1, patch, patch)).movedim(0, 2).flatten(0, 2)
+        )
     return theirs
 
 
@@ -337,11 +367,15 @@ def test_diffusers_computes_the_same():
         norm_num_groups=3,
     ).eval()
     theirs.load_state_dict(renamed(network), strict=True)
-    for block in theirs.transformer_blocks:  # the published network's spacing of frequencies, which is ours
+    for (
+        block
+    ) in theirs.transformer_blocks:  # the published network's spacing of frequencies, which is ours
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     # Their positions: column before row, sines before cosines.
     quarters = network.positions.chunk(4, dim=1)
-    torch.testing.assert_close(theirs.pos_embed.pos_embed[0], torch.cat(quarters[::-1], dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        theirs.pos_embed.pos_embed[0], torch.cat(quarters[::-1], dim=1), rtol=1e-5, atol=1e-6
+    )
     theirs.pos_embed.pos_embed.copy_(network.positions)
     x, t, _ = inputs(6)
     labels = torch.arange(6)  # 5 is null

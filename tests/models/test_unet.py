@@ -1,4 +1,6 @@
-"""The U-Net: published sizes, derivatives, added inputs, labels, and equality with diffusers' UNet2DModel."""
+"""The U-Net: published sizes, derivatives, added inputs, labels, and equality with diffusers'
+UNet2DModel.
+"""
 
 import math
 
@@ -12,7 +14,9 @@ from fewstep.export.diffusers import unet_config, unet_weights
 from fewstep.models.network import Network, Outside, noise_features, sinusoid
 from fewstep.models.unet import UNet
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # of torch itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning"
+)  # of torch itself
 
 SMALL = UNet(channels=4, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=2, groups=2)
 
@@ -68,12 +72,22 @@ def test_the_layout_of_the_published_cifar10_network():
     assert shapes["input_blocks.5.0.in_layers.2.weight"] == (256, 128, 3, 3)
     assert shapes["input_blocks.5.1.qkv.weight"] == (768, 256, 1, 1)
     assert shapes["middle_block.1.proj_out.weight"] == (128, 128, 1, 1)
-    assert shapes["output_blocks.11.2.in_layers.2.weight"] == (256, 256, 3, 3)  # behind the attention: up
+    assert shapes["output_blocks.11.2.in_layers.2.weight"] == (
+        256,
+        256,
+        3,
+        3,
+    )  # behind the attention: up
     assert shapes["output_blocks.15.0.skip_connection.weight"] == (128, 256, 1, 1)
     assert shapes["label_emb.weight"] == (10, 512)
     attends = sorted({name.rsplit(".", 2)[0] for name in shapes if name.endswith("qkv.weight")})
     expected = ["input_blocks.5.1", "input_blocks.6.1", "input_blocks.7.1", "middle_block.1"]
-    expected += ["output_blocks.8.1", "output_blocks.9.1", "output_blocks.10.1", "output_blocks.11.1"]
+    expected += [
+        "output_blocks.8.1",
+        "output_blocks.9.1",
+        "output_blocks.10.1",
+        "output_blocks.11.1",
+    ]
     assert attends == sorted(expected)
     assert len(network.input_blocks) == len(network.output_blocks) == 16
 
@@ -86,7 +100,10 @@ def test_a_fresh_network_answers_zero():
 @pytest.mark.parametrize(("side", "multipliers"), [(6, (1, 2, 2)), (9, (1, 2)), (20, (1, 1, 1, 1))])
 def test_sides_that_do_not_divide_are_refused(side, multipliers):
     spec = replaced(SMALL, multipliers=multipliers)
-    with pytest.raises(ValueError, match=f"divide by {2 ** (len(multipliers) - 1)}, got shape \\(3, {side}, {side}\\)"):
+    with pytest.raises(
+        ValueError,
+        match=f"divide by {2 ** (len(multipliers) - 1)}, got shape \\(3, {side}, {side}\\)",
+    ):
         spec.build(Outside((3, side, side)))
 
 
@@ -98,7 +115,10 @@ def test_other_shapes_than_images_are_refused(shape):
 
 @pytest.mark.parametrize(
     ("options", "numbers"),
-    [({"groups": 3}, "4 channels .* groups=3"), ({"head_channels": 8}, "4 channels .* head_channels=8")],
+    [
+        ({"groups": 3}, "4 channels .* groups=3"),
+        ({"head_channels": 8}, "4 channels .* head_channels=8"),
+    ],
 )
 def test_channels_that_do_not_divide_are_refused(options, numbers):
     with pytest.raises(ValueError, match=numbers):
@@ -114,7 +134,8 @@ def test_the_options_are_read_back():
 
 
 def test_the_sinusoid_is_cosines_and_then_sines():
-    # Frequencies 10000^(-k/half): the order and the spacing of openai's networks and of diffusers' defaults.
+    # Frequencies 10000^(-k/half): the order and the spacing of openai's networks and of diffusers'
+    # defaults.
     half = 128
     values = sinusoid(torch.tensor([0.0, 2.5], dtype=torch.float64), 2 * half)
     assert values.shape == (2, 2 * half)
@@ -172,7 +193,9 @@ def test_samples_may_have_any_channels_and_sides(shape):
     y = network(x, t, cond)
     assert y.shape == x.shape
     # Rows do not see each other.
-    torch.testing.assert_close(network(x[1:2], t[1:2], cond.select(1, 2)), y[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network(x[1:2], t[1:2], cond.select(1, 2)), y[1:2], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dropout_acts_in_training_alone():
@@ -200,7 +223,8 @@ def test_an_extended_network_is_the_same_until_trained_and_then_reacts(names):
 
     assert torch.equal(answer(), plain)
     assert torch.equal(answer(5.0, 0.1), plain)
-    # The gradient reaches the new embedding, though it is zero, and one step of it makes the answer depend on it.
+    # The gradient reaches the new embedding, though it is zero, and one step of it makes the answer
+    # depend on it.
     answer().square().mean().backward()
     for name in names:
         linear = wider.extra_embed[name].linear
@@ -249,14 +273,20 @@ def test_forward_mode_derivatives_are_the_numerical_ones():
     x, t, cond = inputs(2, dtype=torch.float64)
     t = torch.tensor([0.3, 2.0], dtype=torch.float64)
     s = t / 2
-    direction = torch.randn_like(x), torch.tensor([0.7, -0.4], dtype=torch.float64) * t, torch.randn_like(s) * s
+    direction = (
+        torch.randn_like(x),
+        torch.tensor([0.7, -0.4], dtype=torch.float64) * t,
+        torch.randn_like(s) * s,
+    )
 
     def f(x, t, s):
         return network(x, t, cond, s)
 
     # 250 ln t turns fast: a small step, and the error of central differences falls with its square.
     def numerical(h):
-        forward, backward = (f(*(p + sign * h * d for p, d in zip((x, t, s), direction))) for sign in (1, -1))
+        forward, backward = (
+            f(*(p + sign * h * d for p, d in zip((x, t, s), direction))) for sign in (1, -1)
+        )
         return (forward - backward) / (2 * h)
 
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -264,7 +294,9 @@ def test_forward_mode_derivatives_are_the_numerical_ones():
         torch.testing.assert_close(value, f(x, t, s), rtol=1e-12, atol=1e-12)
         richardson = (4 * numerical(2e-6) - numerical(4e-6)) / 3
     assert tangent.abs().max() > 1
-    torch.testing.assert_close(tangent, richardson, rtol=1e-6, atol=1e-6 * tangent.abs().max().item())
+    torch.testing.assert_close(
+        tangent, richardson, rtol=1e-6, atol=1e-6 * tangent.abs().max().item()
+    )
 
 
 def test_derivatives_reach_every_parameter():
@@ -281,11 +313,16 @@ LAYOUTS = {
     "attention_on_top": ({"attention": (1,), "head_channels": 4}, 0),
     "attention_below": ({"multipliers": (1, 3), "blocks": 2}, 4),
     "attention_everywhere": ({"multipliers": (1, 2, 3), "attention": (1, 2, 4)}, 3),
-    "attention_in_the_middle_level": ({"multipliers": (1, 2, 1), "head_channels": 4, "groups": 4}, 0),
+    "attention_in_the_middle_level": (
+        {"multipliers": (1, 2, 1), "head_channels": 4, "groups": 4},
+        0,
+    ),
     "one_level": ({"multipliers": (1,), "blocks": 2, "attention": (1,), "groups": 4}, 2),
     "one_level_without_attention": ({"multipliers": (1,), "attention": (), "groups": 1}, 0),
 }
-CASES = [(layout, null) for layout, (_, classes) in LAYOUTS.items() for null in {False, bool(classes)}]
+CASES = [
+    (layout, null) for layout, (_, classes) in LAYOUTS.items() for null in {False, bool(classes)}
+]
 
 
 @pytest.mark.parametrize(("layout", "null"), sorted(CASES))
@@ -296,7 +333,8 @@ def test_diffusers_computes_the_same(layout, null):
     theirs = diffusers.UNet2DModel(**unet_config(network))
     theirs.load_state_dict(unet_weights(network), strict=True)
     x, _, cond = inputs(4, shape, classes)
-    # Theirs computes sinusoids in float32, which costs digits where 250 ln t is large: near 1 nothing is lost.
+    # Theirs computes sinusoids in float32, which costs digits where 250 ln t is large: near 1
+    # nothing is lost.
     t = torch.exp(torch.tensor([-3.0, -0.5, 0.0, 2.0], dtype=torch.float64) / 250)
     with torch.no_grad():
         ours = network(x, t, cond)

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 -m tests.processes.checks FOLDER [CHECK …]
 
-Both processes carry out every check, in the same order; FOLDER/values-RANK.json holds what each measured, by check.
-The first exception ends all: FOLDER/failed-RANK.txt then says where.
+Both processes carry out every check, in the same order; FOLDER/values-RANK.json holds what each
+measured, by check. The first exception ends all: FOLDER/failed-RANK.txt then says where.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ from fewstep.training.processes import World, together
 from fewstep.training.trainer import Trainer
 
 CHECKS: dict[str, Callable[[World, Path], dict[str, Any]]] = {}
-COMMANDS: dict[str, Callable[[World, Path], dict[str, Any]]] = {}  # behind the checks: they meet by themselves
+COMMANDS: dict[
+    str, Callable[[World, Path], dict[str, Any]]
+] = {}  # behind the checks: they meet by themselves
 ALONE = World()
 DESCENT = Sgd(lr=0.05)
 SHORTER = {"dmd2": {"fake_steps": 2}}  # the same in fewer updates
@@ -64,7 +66,9 @@ FULL = {"sharding": "full"}
 Groups = dict[str, dict[str, Tensor]]
 
 
-def check(function: Callable[[World, Path], dict[str, Any]]) -> Callable[[World, Path], dict[str, Any]]:
+def check(
+    function: Callable[[World, Path], dict[str, Any]],
+) -> Callable[[World, Path], dict[str, Any]]:
     CHECKS[function.__name__] = function
     return function
 
@@ -76,28 +80,44 @@ def digits() -> Any:
 
 def tiny_dit() -> Any:
     """A teacher that is a transformer, with weights everywhere."""
-    model = Fresh(network=Dit(width=16, depth=2, heads=2, mlp_ratio=2)).load(digits().shape, digits().classes, seed=0)
+    model = Fresh(network=Dit(width=16, depth=2, heads=2, mlp_ratio=2)).load(
+        digits().shape, digits().classes, seed=0
+    )
     generator = torch.Generator().manual_seed(1)
     for parameter in model.denoiser.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model
 
 
-def of_digits(method: Method, world: World, folder: Path, model: Any = None, **chosen: Any) -> Trainer:
+def of_digits(
+    method: Method, world: World, folder: Path, model: Any = None, **chosen: Any
+) -> Trainer:
     """Three steps of 16 digits with the tiny teacher of the contracts, without dropout."""
     model = model or teacher_of(digits())
     torch.manual_seed(0)  # new heads
     nets = method.build_nets(model, FullCopy(model.denoiser, dropout=0.0))
-    options: dict[str, Any] = {"steps": 3, "batch": 16, "optimizer": DESCENT, "ema": (0.5,), "device": "cpu"}
+    options: dict[str, Any] = {
+        "steps": 3,
+        "batch": 16,
+        "optimizer": DESCENT,
+        "ema": (0.5,),
+        "device": "cpu",
+    }
     config = TrainerConfig(**{**options, "save_every": 0, "health_every": 0, **chosen})
     stream = Stream(digits(), model.codec, model.conditioner, 0, config.batch)
     return Trainer(method, nets, stream, config, folder, world)
 
 
-def of_weights(world: World, folder: Path, data: Callable[[Stream], Any] = lambda s: s, **chosen: Any) -> Trainer:
-    """Six steps of 8 rows with networks of 58 weights and two optimizers; data: stands between the stream and it."""
+def of_weights(
+    world: World, folder: Path, data: Callable[[Stream], Any] = lambda s: s, **chosen: Any
+) -> Trainer:
+    """Six steps of 8 rows with networks of 58 weights and two optimizers; data: stands between the
+    stream and it.
+    """
     method, config = Rhythm(dropout=0.0), tiny.config(**{"steps": 6, **chosen})
-    return Trainer(method, method.nets(), data(tiny.data(config.seed, config.batch)), config, folder, world)
+    return Trainer(
+        method, method.nets(), data(tiny.data(config.seed, config.batch)), config, folder, world
+    )
 
 
 class Done(NamedTuple):
@@ -112,18 +132,28 @@ def run(trainer: Trainer, watch: Any = None, say: Any = print) -> Done:
     trainer.fit(watch, say=say)
     folder, steps = trainer.folder, trainer.config.steps
     assert folder is not None
-    if trainer.state.sharded:  # what is on the disk, for gathering it here costs a message per tensor
+    if (
+        trainer.state.sharded
+    ):  # what is on the disk, for gathering it here costs a message per tensor
         saved = Checkpoints(folder / "checkpoints", writes=False).load(steps).tensors
     else:  # what this process holds
-        saved = {group: {k: v.clone() for k, v in tensors.items()} for group, tensors in trainer.state.saved().items()}
+        saved = {
+            group: {k: v.clone() for k, v in tensors.items()}
+            for group, tensors in trainer.state.saved().items()
+        }
     return Done(saved, read_log(folder / "log.jsonl"), trainer)
 
 
 @functools.cache
 def alone(make: Callable[..., Trainer], folder: Path, **chosen: Any) -> tuple[Done, Groups]:
-    """The same run in one process, and what it began with; every process makes its own, side by side."""
+    """The same run in one process, and what it began with; every process makes its own, side by
+    side.
+    """
     trainer = make(ALONE, folder.with_name(f"{folder.name}-alone-{os.environ['RANK']}"), **chosen)
-    began = {group: {k: v.clone() for k, v in tensors.items()} for group, tensors in trainer.state.saved().items()}
+    began = {
+        group: {k: v.clone() for k, v in tensors.items()}
+        for group, tensors in trainer.state.saved().items()
+    }
     return run(trainer), began
 
 
@@ -137,7 +167,9 @@ DISTILLATION = by_name("consistency_distillation")
 
 
 def furthest(a: Groups, b: Groups, *groups: str) -> float:
-    """The largest difference of two states, over the groups given (default: weights and averages)."""
+    """The largest difference of two states, over the groups given (default: weights and
+    averages).
+    """
     worst = 0.0
     for group in groups or ("nets", "ema"):
         assert a[group].keys() == b[group].keys()
@@ -148,11 +180,16 @@ def furthest(a: Groups, b: Groups, *groups: str) -> float:
 
 
 def of_logs(a: list[dict[str, float]], b: list[dict[str, float]]) -> float:
-    """The largest difference of two logs, relative above 1, over all numbers; infinite where a number is missing."""
+    """The largest difference of two logs, relative above 1, over all numbers; infinite where a
+    number is missing.
+    """
     if [list(line) for line in a] != [list(line) for line in b]:
         return math.inf
     pairs = [(x[k], y[k]) for x, y in zip(a, b) for k in x]
-    return max((abs(x - y) / max(1.0, abs(x)) for x, y in pairs if not (math.isnan(x) and math.isnan(y))), default=0.0)
+    return max(
+        (abs(x - y) / max(1.0, abs(x)) for x, y in pairs if not (math.isnan(x) and math.isnan(y))),
+        default=0.0,
+    )
 
 
 def bits(groups: Mapping[str, Mapping[str, Tensor]]) -> str:
@@ -160,7 +197,10 @@ def bits(groups: Mapping[str, Mapping[str, Tensor]]) -> str:
     for group in sorted(groups):
         for key in sorted(groups[group]):
             value = groups[group][key].contiguous()
-            found.update(f"{group}/{key} {value.dtype} {tuple(value.shape)}".encode() + value.numpy().tobytes())
+            found.update(
+                f"{group}/{key} {value.dtype} {tuple(value.shape)}".encode()
+                + value.numpy().tobytes()
+            )
     return found.hexdigest()[:16]
 
 
@@ -179,10 +219,11 @@ def compared(one: tuple[Done, Groups], two: Done) -> dict[str, Any]:
 def is_key_bias(name: str, value: Tensor) -> Tensor:
     """Where attention's key biases lie: the middle third of each qkv.bias.
 
-    Their gradient is zero in exact arithmetic: q·(k + b) adds the same number q·b to the scores of a query with all
-    keys, and the softmax over the keys does not see it. What is left is rounding, and AdamW, whose steps know the sign
-    and hardly the size, makes steps of it. test_only_key_biases_have_no_gradient shows that no other weight is so:
-    GroupNorm takes away the mean of the biases in front of it over each of its groups, and ours have two channels.
+    Their gradient is zero in exact arithmetic: q·(k + b) adds the same number q·b to the scores of
+    a query with all keys, and the softmax over the keys does not see it. What is left is rounding,
+    and AdamW, whose steps know the sign and hardly the size, makes steps of it.
+    test_only_key_biases_have_no_gradient shows that no other weight is so: GroupNorm takes away the
+    mean of the biases in front of it over each of its groups, and ours have two channels.
     """
     place = torch.zeros(value.shape, dtype=torch.bool)
     if name.endswith("qkv.bias"):
@@ -192,12 +233,16 @@ def is_key_bias(name: str, value: Tensor) -> Tensor:
 
 def same(name: str, world: World, folder: Path, **chosen: Any) -> dict[str, Any]:
     """One process and two, plain descent."""
-    return compared(alone(by_name(name), Path(folder.parent.parent, f"one-{name}", "run")),
-                    run(by_name(name)(world, folder, **chosen)))  # fmt: skip
+    return compared(
+        alone(by_name(name), Path(folder.parent.parent, f"one-{name}", "run")),
+        run(by_name(name)(world, folder, **chosen)),
+    )
 
 
 def same_adam(name: str, world: World, folder: Path) -> dict[str, Any]:
-    """One process and two, AdamW: its key biases apart, and how many of the other weights lie apart."""
+    """One process and two, AdamW: its key biases apart, and how many of the other weights lie
+    apart.
+    """
     make, adam = by_name(name), AdamW(lr=1e-3)
     one, two = alone(make, folder, optimizer=adam), run(make(world, folder, optimizer=adam))
     other, keys = [], []
@@ -207,7 +252,9 @@ def same_adam(name: str, world: World, folder: Path) -> dict[str, Any]:
         keys.append(gap[place])
     others = torch.cat(other)
     far = {"weights": others.max().item(), "keys": torch.cat(keys).max().item()}
-    return compared(one, two) | far | {"beyond": int((others > 1e-5).sum()), "count": others.numel()}
+    return (
+        compared(one, two) | far | {"beyond": int((others > 1e-5).sum()), "count": others.numel()}
+    )
 
 
 for _name in METHODS:
@@ -222,7 +269,9 @@ def clipped(world: World, folder: Path) -> dict[str, Any]:
     chosen = {"clip": 1e-3, "optimizer": Sgd(lr=10.0)}
     one = alone(of_weights, folder, **chosen)
     return {
-        sharding: compared(one, run(of_weights(world, folder / sharding, sharding=sharding, **chosen)))
+        sharding: compared(
+            one, run(of_weights(world, folder / sharding, sharding=sharding, **chosen))
+        )
         for sharding in ("none", "full")
     }
 
@@ -243,7 +292,10 @@ def odd(world: World, folder: Path) -> dict[str, Any]:
 def refusals(world: World, folder: Path) -> dict[str, Any]:
     """What is said of batches that cannot be split; nothing where they are taken."""
     found = {}
-    for name, chosen in {"too small": {"batch": 1}, "odd and sharded": {"batch": 15, **FULL}}.items():
+    for name, chosen in {
+        "too small": {"batch": 1},
+        "odd and sharded": {"batch": 15, **FULL},
+    }.items():
         try:
             of_weights(world, folder / name, **chosen)
             found[name] = ""
@@ -257,7 +309,9 @@ def transformer(world: World, folder: Path) -> dict[str, Any]:
     """A network of another family, its blocks split one by one, with activations recomputed."""
     one = alone(DISTILLATION, folder, model=tiny_dit())
     two = run(DISTILLATION(world, folder, model=tiny_dit(), checkpointing=True, **FULL))
-    held, whole = (sum(p.numel() for p in d.trainer.state.leaves["student"].values()) for d in (two, one[0]))
+    held, whole = (
+        sum(p.numel() for p in d.trainer.state.leaves["student"].values()) for d in (two, one[0])
+    )
     return compared(one, two) | {"held": held / whole}
 
 
@@ -282,7 +336,16 @@ def accumulated(world: World, folder: Path) -> dict[str, Any]:
     return {
         sharding: compared(
             one,
-            run(of_weights(world, folder / sharding, batch=16, micro_batch=3, optimizer=DESCENT, sharding=sharding)),
+            run(
+                of_weights(
+                    world,
+                    folder / sharding,
+                    batch=16,
+                    micro_batch=3,
+                    optimizer=DESCENT,
+                    sharding=sharding,
+                )
+            ),
         )
         for sharding in ("none", "full")
     }
@@ -326,11 +389,17 @@ def not_a_number(world: World, folder: Path) -> dict[str, Any]:
         for optimizer in (DESCENT, AdamW(lr=1e-2)):
             name = f"{sharding} {type(optimizer).__name__}"
             trainer = of_weights(
-                world, folder / name.replace(" ", "-"), spoilt(5), sharding=sharding, optimizer=optimizer
+                world,
+                folder / name.replace(" ", "-"),
+                spoilt(5),
+                sharding=sharding,
+                optimizer=optimizer,
             )
             seen = [_kept(trainer)]
 
-            def watch(done: int, line: Any, trainer: Trainer = trainer, seen: list[Any] = seen) -> None:
+            def watch(
+                done: int, line: Any, trainer: Trainer = trainer, seen: list[Any] = seen
+            ) -> None:
                 if line is None:
                     seen.append(_kept(trainer))
 
@@ -338,7 +407,11 @@ def not_a_number(world: World, folder: Path) -> dict[str, Any]:
             found[name] = {
                 "student": [student for student, _ in seen],
                 "fake": [fake for _, fake in seen],
-                "finite": all(v.isfinite().all().item() for group in done.saved.values() for v in group.values()),
+                "finite": all(
+                    v.isfinite().all().item()
+                    for group in done.saved.values()
+                    for v in group.values()
+                ),
                 "skipped": [line["skipped"] for line in done.lines],
                 "flags": trainer.flags.nonzero()[:, 0].tolist(),
             }
@@ -349,7 +422,12 @@ def _kept(trainer: Trainer) -> tuple[str, str]:
     """Bits of the student with its optimizer, and of the other network with its own."""
     saved = trainer.state.saved()
     return tuple(  # type: ignore[return-value]
-        bits({g: {k: v for k, v in saved[g].items() if k.startswith(name)} for g in ("nets", "optim")})
+        bits(
+            {
+                g: {k: v for k, v in saved[g].items() if k.startswith(name)}
+                for g in ("nets", "optim")
+            }
+        )
         for name in ("student/", "fake/")
     )
 
@@ -366,19 +444,31 @@ def diverged(world: World, folder: Path) -> dict[str, Any]:
     dist.barrier()
     dump = json.loads((folder / "diverged.json").read_text())
     status = json.loads((folder / "status.json").read_text())
-    return {"said": said, "steps": dump["steps"], "ids": [len(b) for b in dump["batches"].values()], "status": status}
+    return {
+        "said": said,
+        "steps": dump["steps"],
+        "ids": [len(b) for b in dump["batches"].values()],
+        "status": status,
+    }
 
 
 @check
 def sums(world: World, folder: Path) -> dict[str, Any]:
-    """World.sum in buckets of 10 numbers: tensors larger than one, empty, 0-d, strided and of several types."""
+    """World.sum in buckets of 10 numbers: tensors larger than one, empty, 0-d, strided and of
+    several types.
+    """
     shapes = [(), (3,), (0,), (2, 3), (25,), (1,), (4, 2, 2), (7,), ()]
-    kinds = {str(d)[6:]: [d] for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)}
+    kinds = {
+        str(d)[6:]: [d]
+        for d in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
+    }
     found, whole, reduce = {}, processes.BUCKET, dist.all_reduce
     for name, dtypes in {**kinds, "mixed": [torch.float32, torch.float64]}.items():
         expected, tensors = [], []
         for i, shape in enumerate(shapes):
-            base = (torch.arange(math.prod(shape)) + 10 * i).reshape(shape).to(dtypes[i % len(dtypes)])
+            base = (
+                (torch.arange(math.prod(shape)) + 10 * i).reshape(shape).to(dtypes[i % len(dtypes)])
+            )
             tensors.append(base * (1 + world.rank))
             expected.append(base * 3)
         base = torch.arange(24).reshape(4, 6).to(dtypes[0])
@@ -431,7 +521,9 @@ def agreements(world: World, folder: Path) -> dict[str, Any]:
         "asked": asked,
         "failure": failure,
         "behind it": world.first(lambda: 7),
-        "most": [world.most(n) for n in (world.rank, 5 - world.rank, -3 - world.rank, 2**40 + world.rank)],
+        "most": [
+            world.most(n) for n in (world.rank, 5 - world.rank, -3 - world.rank, 2**40 + world.rank)
+        ],
         "rows": [list(world.rows(n)) for n in (16, 15, 2)],
         "leads": world.leads,
     }
@@ -439,7 +531,9 @@ def agreements(world: World, folder: Path) -> dict[str, Any]:
 
 @check
 def spread(world: World, folder: Path) -> dict[str, Any]:
-    """The second process begins with other weights in every network, the frozen teacher among them."""
+    """The second process begins with other weights in every network, the
+    frozen teacher among them.
+    """
     found = {}
     for sharding in ("none", "full"):
         model, method = teacher_of(digits()), DMD2()
@@ -451,14 +545,25 @@ def spread(world: World, folder: Path) -> dict[str, Any]:
                 parameter.data += 0.1 * world.rank
                 before[f"{field.name}/{key}"] = parameter.detach().clone()
         stream = Stream(digits(), model.codec, model.conditioner, 0, 16)
-        trainer = Trainer(method, nets, stream, TrainerConfig(sharding=sharding, device="cpu", batch=16), None, world)
+        trainer = Trainer(
+            method,
+            nets,
+            stream,
+            TrainerConfig(sharding=sharding, device="cpu", batch=16),
+            None,
+            world,
+        )
         after = {
             f"{name}/{k}": processes.whole(processes.local(v), v)
             for name, module in trainer.state.modules.items()
             for k, v in module.named_parameters()
         }
         nets_seen = sorted(trainer.state.modules)
-        found[sharding] = {"before": bits({"": before}), "after": bits({"": after}), "nets": nets_seen}
+        found[sharding] = {
+            "before": bits({"": before}),
+            "after": bits({"": after}),
+            "nets": nets_seen,
+        }
     return found
 
 
@@ -472,7 +577,14 @@ def writing(folder: Path) -> Iterator[list[str]]:
     active = [True]
 
     def hook(event: str, arguments: Any) -> None:
-        if not active[0] or event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+        if not active[0] or event not in (
+            "open",
+            "os.mkdir",
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+            "shutil.rmtree",
+        ):
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITES):
             return
@@ -504,8 +616,12 @@ CUT = 3
 STEADY = AdamW(lr=1e-2, eps=1e-4, weight_decay=0.1)
 
 
-def halves(world: World, folder: Path, first: dict[str, Any], then: dict[str, Any], **both: Any) -> dict[str, Any]:
-    """A run that is cut behind its step 3 of 6 and goes on in another setting; alone: in the leading process only."""
+def halves(
+    world: World, folder: Path, first: dict[str, Any], then: dict[str, Any], **both: Any
+) -> dict[str, Any]:
+    """A run that is cut behind its step 3 of 6 and goes on in another setting; alone: in the
+    leading process only.
+    """
     heard: list[str] = []
     done = None
     for part, setting in enumerate((first, then)):
@@ -523,7 +639,10 @@ def halves(world: World, folder: Path, first: dict[str, Any], then: dict[str, An
     if done is None:
         return {}
     one = alone(of_weights, folder, **both)
-    found = compared(one, done) | {"optimizers": furthest(one[0].saved, done.saved, "optim"), "said": heard}
+    found = compared(one, done) | {
+        "optimizers": furthest(one[0].saved, done.saved, "optim"),
+        "said": heard,
+    }
     if first == then:  # as if it had not been cut
         straight = run(of_weights(world, folder.with_name("straight"), **both, **then))
         found |= {"straight": bits(straight.saved), "same log": straight.lines == done.lines}
@@ -532,7 +651,9 @@ def halves(world: World, folder: Path, first: dict[str, Any], then: dict[str, An
 
 @check
 def resumed(world: World, folder: Path) -> dict[str, Any]:
-    """From one number of processes, or way of sharing, to another, against the whole run in one process."""
+    """From one number of processes, or way of sharing, to another, against the whole run in one
+    process.
+    """
     one: dict[str, Any] = {"alone": True}
     settings: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "2 to 2": ({}, {}),
@@ -561,7 +682,9 @@ def resumed_odd(world: World, folder: Path) -> dict[str, Any]:
 def resumed_network(world: World, folder: Path) -> dict[str, Any]:
     """A real network, sharded, cut and resumed unsharded."""
     for part, setting in enumerate((FULL, {})):
-        trainer = DISTILLATION(world, folder, save_every=1, steps=2, optimizer=AdamW(lr=1e-3, eps=1e-5), **setting)
+        trainer = DISTILLATION(
+            world, folder, save_every=1, steps=2, optimizer=AdamW(lr=1e-3, eps=1e-5), **setting
+        )
         if part:
             two = run(trainer, say=lambda line: None)
         else:
@@ -576,13 +699,19 @@ def exported(world: World, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     nets = {}
     for sharding in ("none", "full"):
-        done = run(DISTILLATION(world, folder / sharding, sharding=sharding, ema=(0.5, 0.9), steps=1))
+        done = run(
+            DISTILLATION(world, folder / sharding, sharding=sharding, ema=(0.5, 0.9), steps=1)
+        )
         made = [done.trainer.state.exported("student", decay) for decay in (0.5, 0.9)]
         nets[sharding] = {str(i): dict(net.state_dict()) for i, net in enumerate(made)}
         again = done.trainer.state.saved()
         found[sharding] = {
             "bits": bits(nets[sharding]),
-            "plain": all(type(p.data) is Tensor and not p.requires_grad for net in made for p in net.parameters()),
+            "plain": all(
+                type(p.data) is Tensor and not p.requires_grad
+                for net in made
+                for p in net.parameters()
+            ),
             "untouched": bits(done.saved) == bits(again),
             "training": made[0].training,
             "saved": all(
@@ -597,7 +726,9 @@ def exported(world: World, folder: Path) -> dict[str, Any]:
 
 @check
 def out_of_memory(world: World, folder: Path) -> dict[str, Any]:
-    """The second process cannot take more than 2 rows at once: both go down to that, and the batch stays whole."""
+    """The second process cannot take more than 2 rows at once: both go down to that, and the batch
+    stays whole.
+    """
 
     def alter(number: int, rows: range, x0: Tensor) -> None:
         if not world.leads and number == 4 and len(rows) > 2:
@@ -608,12 +739,21 @@ def out_of_memory(world: World, folder: Path) -> dict[str, Any]:
     return compared(alone(of_weights, folder, **chosen), two) | {"micro": two.trainer.micro}
 
 
-def command(function: Callable[[World, Path], dict[str, Any]]) -> Callable[[World, Path], dict[str, Any]]:
+def command(
+    function: Callable[[World, Path], dict[str, Any]],
+) -> Callable[[World, Path], dict[str, Any]]:
     COMMANDS[function.__name__] = function
     return function
 
 
-STUDENT = ("train", "digits_cd", "data.limit=64", *LOOP[1:], "trainer.steps=6", "trainer.health_every=3")
+STUDENT = (
+    "train",
+    "digits_cd",
+    "data.limit=64",
+    *LOOP[1:],
+    "trainer.steps=6",
+    "trainer.health_every=3",
+)
 STUDENT += ("trainer.log_every=1", "trainer.schedule.warmup=0", "trainer.optimizer.eps=1.0e-5")
 
 
@@ -641,7 +781,9 @@ def environment(**values: str) -> Iterator[None]:
 
 @command
 def by_command(world: World, folder: Path) -> dict[str, Any]:
-    """`fewstep train digits_cd` in two processes, whole and from the middle of a run of one, against one process."""
+    """`fewstep train digits_cd` in two processes, whole and from the middle of a run of one,
+    against one process.
+    """
     os.chdir(folder)
     teacher = f"teacher={folder}/runs/tiny"
     if world.leads:
@@ -654,9 +796,13 @@ def by_command(world: World, folder: Path) -> dict[str, Any]:
             shutil.copytree(half, "runs/middle")  # as it was when the second process came
     ended = {name: fewstep(*STUDENT, teacher, f"name={name}") for name in ("two", "half")}
     waits: list[float] = []
-    with mock.patch.object(cli, "patience", lambda error, ask=cli.patience: waits.append(ask(error)) or 0.0):
+    with mock.patch.object(
+        cli, "patience", lambda error, ask=cli.patience: waits.append(ask(error)) or 0.0
+    ):
         ended["refused"] = fewstep(*STUDENT, teacher, "name=two", "trainer.steps=7")
-    found: dict[str, Any] = {name: {"code": code, "said": said.splitlines()} for name, (code, said) in ended.items()}
+    found: dict[str, Any] = {
+        name: {"code": code, "said": said.splitlines()} for name, (code, said) in ended.items()
+    }
     found["refused"]["waits"] = waits
     if not world.leads:
         return found
@@ -709,11 +855,16 @@ def main() -> None:
 
     @contextlib.contextmanager
     def elsewhere(timeout: float) -> Iterator[World]:
-        """A process can meet the others once per store; this gives each command a store of its own."""
+        """A process can meet the others once per store; this gives each
+        command a store of its own.
+        """
         if os.environ["WORLD_SIZE"] == "1":
             yield ALONE
             return
-        with environment(MASTER_PORT=ports.pop(), TORCHELASTIC_USE_AGENT_STORE="False"), meet(timeout) as world:
+        with (
+            environment(MASTER_PORT=ports.pop(), TORCHELASTIC_USE_AGENT_STORE="False"),
+            meet(timeout) as world,
+        ):
             yield world
 
     import fewstep.run as runs

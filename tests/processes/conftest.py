@@ -1,4 +1,6 @@
-"""The tests of several processes run alone: `make test` starts pytest once more for them, without workers beside it."""
+"""The tests of several processes run alone: `make test` starts pytest once more for them, without
+workers beside it.
+"""
 
 import os
 

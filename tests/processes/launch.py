@@ -23,9 +23,22 @@ def memory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def torchrun(*words: object, cwd: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
-    """torchrun with two processes; what they print comes through one pipe, and nothing is left behind the block."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    """torchrun with two processes; what they print comes through one pipe, and nothing is left
+    behind the block.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     process = subprocess.Popen(
         [*command, *map(str, words)],
         cwd=cwd,

@@ -1,6 +1,8 @@
-"""Two processes that are stopped, killed or hang: both end, what is on the disk is whole, nobody goes on alone.
+"""Two processes that are stopped, killed or hang: both end, what is on the disk is whole, nobody
+goes on alone.
 
-Where torchrun itself has no part in it the two are forked, which takes no time: the parent has imported torch already.
+Where torchrun itself has no part in it the two are forked, which takes no time: the parent has
+imported torch already.
 """
 
 import contextlib
@@ -52,7 +54,13 @@ def folder():
 
 def run_of(steps=40, **chosen):
     """A whole run in milliseconds per step; no two steps are equal."""
-    options: dict[str, Any] = {"batch": 8, "optimizer": Sgd(lr=0.05), "device": "cpu", "save_every": 2, "log_every": 1}
+    options: dict[str, Any] = {
+        "batch": 8,
+        "optimizer": Sgd(lr=0.05),
+        "device": "cpu",
+        "save_every": 2,
+        "log_every": 1,
+    }
     options |= {"health_every": 0, "ema": (0.5,), "steps": steps, "timeout": 30.0}
     data, trainer = Digits(split="all", limit=20), TrainerConfig(**options | chosen)
     return Run(data, Diffusion(), Fresh(network=TINY), trainer=trainer)
@@ -181,8 +189,13 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(folder):
     said = []
     assert distil(run, folder / "run", say=said.append)  # in one process
     assert len(said) == 1
-    assert of_logs(read_log(folder / "one" / "log.jsonl"), read_log(folder / "run" / "log.jsonl")) < 1e-4
-    nets = [load_tensors(folder / name / "student" / "model.safetensors") for name in ("one", "run")]
+    assert (
+        of_logs(read_log(folder / "one" / "log.jsonl"), read_log(folder / "run" / "log.jsonl"))
+        < 1e-4
+    )
+    nets = [
+        load_tensors(folder / name / "student" / "model.safetensors") for name in ("one", "run")
+    ]
     assert furthest({"": nets[0]}, {"": nets[1]}, "") < 1e-4
 
 
@@ -213,7 +226,9 @@ def test_where_one_hangs_the_other_ends(folder):
     """Each of the two once, side by side: both pairs wait for the same 10 seconds."""
     run = run_of(steps=2000, timeout=10.0)
     with contextlib.ExitStack() as stack:
-        pairs = [stack.enter_context(pair(carried_out(run, folder / str(hung)))) for hung in range(2)]
+        pairs = [
+            stack.enter_context(pair(carried_out(run, folder / str(hung)))) for hung in range(2)
+        ]
         for children in pairs:
             reach(children, 5)
         began = time.monotonic()
@@ -224,7 +239,9 @@ def test_where_one_hangs_the_other_ends(folder):
         assert [other.code for other in others] == [1, 1]
         for other in others:
             assert 5 < other.ended - began < 10 + 5
-        for hung, children in enumerate(pairs):  # and the one that was away does not go on by itself
+        for hung, children in enumerate(
+            pairs
+        ):  # and the one that was away does not go on by itself
             children[hung].kill(signal.SIGCONT)
             until(children[hung].over, "the one that hung did not end")
             assert children[hung].code == 1
@@ -235,12 +252,25 @@ CONSOLE = Path(sys.executable).with_name("fewstep")
 
 
 def test_a_signal_to_torchrun_stops_both_with_a_checkpoint(folder, monkeypatch):
-    """The console script; what it did so far, and what one process does from there, is what one process does."""
+    """The console script; what it did so far, and what one process does from there, is what one
+    process does.
+    """
     monkeypatch.chdir(folder)
     monkeypatch.setattr("fewstep.report.run_report.curves", lambda *_, **__: "<svg></svg>")
     assert fewstep(*TEACHER, "name=tiny")[0] == 0
-    words = ["digits_cd", "data.limit=64", *LOOP[1:], "trainer.save_every=100", "trainer.log_every=1"]
-    words += ["trainer.steps=400", "trainer.schedule.warmup=0", "trainer.optimizer.eps=1.0e-5", "teacher=runs/tiny"]
+    words = [
+        "digits_cd",
+        "data.limit=64",
+        *LOOP[1:],
+        "trainer.save_every=100",
+        "trainer.log_every=1",
+    ]
+    words += [
+        "trainer.steps=400",
+        "trainer.schedule.warmup=0",
+        "trainer.optimizer.eps=1.0e-5",
+        "teacher=runs/tiny",
+    ]
     with torchrun("--no-python", CONSOLE, "train", *words, "name=run", cwd=folder) as process:
         said = []
         for line in process.stdout:
@@ -251,7 +281,12 @@ def test_a_signal_to_torchrun_stops_both_with_a_checkpoint(folder, monkeypatch):
     home = folder / "runs" / "run"
     lines = read_log(home / "log.jsonl")
     status = json.loads((home / "status.json").read_text())
-    assert status == {"state": "stopped", "step": len(lines), "steps": 400, "reason": "signal 15"}, said
+    assert status == {
+        "state": "stopped",
+        "step": len(lines),
+        "steps": 400,
+        "reason": "signal 15",
+    }, said
     assert 3 <= len(lines) < 400
     assert newest(home) == len(lines)
     heard = []
@@ -267,7 +302,9 @@ def test_a_signal_to_torchrun_stops_both_with_a_checkpoint(folder, monkeypatch):
 
 
 def test_an_error_of_the_configuration_is_one_line(folder):
-    with torchrun("--no-python", CONSOLE, "train", "digits_cd", "trainer.stepz=4", cwd=folder) as process:
+    with torchrun(
+        "--no-python", CONSOLE, "train", "digits_cd", "trainer.stepz=4", cwd=folder
+    ) as process:
         said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 1  # torchrun's own
     assert [line for line in said.splitlines() if line.startswith("error: ")] == [
@@ -277,7 +314,9 @@ def test_an_error_of_the_configuration_is_one_line(folder):
 
 @pytest.mark.parametrize("where", ["_backward", "_step"])
 def test_an_error_of_one_process_is_said_by_it(folder, monkeypatch, where):
-    """Out of memory in the second process alone, where the two cannot agree on smaller parts any more."""
+    """Out of memory in the second process alone, where the two cannot agree on smaller parts any
+    more.
+    """
     monkeypatch.chdir(folder)
     run = to_yaml(run_of(sharding="full" if where == "_backward" else "none").dump())
     Path("run.yaml").write_text(run)
@@ -303,4 +342,6 @@ def test_an_error_of_one_process_is_said_by_it(folder, monkeypatch, where):
         assert [one.code for one in children] == [-signal.SIGTERM, 5]
     said = [Path(f"{rank}.txt").read_text().splitlines() for rank in range(2)]
     assert [line for line in said[0] if "step" not in line] == []
-    assert said[1] == ["error: process 1: out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
+    assert said[1] == [
+        "error: process 1: out of memory; a smaller trainer.micro_batch (or --batch) needs less"
+    ]

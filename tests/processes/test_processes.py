@@ -1,4 +1,6 @@
-"""Two processes under torchrun do what one does. checks.py measures, in one start; here the numbers are judged."""
+"""Two processes under torchrun do what one does. checks.py measures, in one start; here the numbers
+are judged.
+"""
 
 import json
 import subprocess
@@ -71,24 +73,32 @@ def test_sharded_descent_is_that_of_one_process(measured, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_adam_is_that_of_one_process_up_to_signs_of_nothing(measured, name):
-    """Adam's first steps hardly know a gradient's size: where it is rounding alone they are arbitrary.
+    """Adam's first steps hardly know a gradient's size: where it is rounding alone they are
+    arbitrary.
 
-    That is so for the key biases (`is_key_bias`), and for some weights in thousands whose gradient happens to be small.
+    That is so for the key biases (`is_key_bias`), and for some weights in thousands whose gradient
+    happens to be small.
     """
     found = measured.both(f"adam-{name}")
     assert found["lines"] == 3
     assert found["losses"] <= 1e-5
-    assert found["beyond"] <= 5e-3 * found["count"]  # of all weights but the key biases, further apart than 1e-5
+    assert (
+        found["beyond"] <= 5e-3 * found["count"]
+    )  # of all weights but the key biases, further apart than 1e-5
     assert found["moved"] > 1e-3
 
 
 def test_only_key_biases_have_no_gradient():
-    """In float64 their gradient is 1e-12 of the others' or less, and no other weight's is, of those that were read."""
+    """In float64 their gradient is 1e-12 of the others' or less, and no other weight's is, of those
+    that were read.
+    """
     digits = Digits(limit=64).dataset()
     model = teacher_of(digits)
     denoiser = model.denoiser.double()
     x, goal = (torch.randn(20, *digits.shape, dtype=torch.float64) for _ in range(2))
-    out = denoiser(x, torch.logspace(-2, 1, 20, dtype=torch.float64), model.conditioner(torch.arange(20) % 10))
+    out = denoiser(
+        x, torch.logspace(-2, 1, 20, dtype=torch.float64), model.conditioner(torch.arange(20) % 10)
+    )
     (out * goal).sum().backward()
     gradients = {name: p.grad for name, p in denoiser.named_parameters()}
     top = max(gradient.abs().max() for gradient in gradients.values())
@@ -115,7 +125,9 @@ def test_a_batch_may_be_odd(measured, micro):
 
 
 def test_all_pass_an_odd_batch_in_equal_parts(measured):
-    """Otherwise they halve them differently where memory runs out, and what a resumed run takes over fits only one."""
+    """Otherwise they halve them differently where memory runs out, and what a resumed run takes
+    over fits only one.
+    """
     leading, other = measured.of("odd")
     assert leading["0"]["micro"] == other["0"]["micro"] == 8
     assert leading["4"]["micro"] == other["4"]["micro"] == 4
@@ -149,8 +161,12 @@ def test_accumulation_gives_the_whole_batch(measured, sharding):
 
 @pytest.mark.parametrize("optimizer", ["Sgd", "AdamW"])
 @pytest.mark.parametrize("sharding", SHARDED)
-def test_a_row_that_is_not_a_number_skips_the_update_in_all_processes(measured, sharding, optimizer):
-    """Row 5, the second process's, in batch 5: the student's in the second step. The other network goes on."""
+def test_a_row_that_is_not_a_number_skips_the_update_in_all_processes(
+    measured, sharding, optimizer
+):
+    """Row 5, the second process's, in batch 5: the student's in the second step. The other network
+    goes on.
+    """
     found = measured.both("not_a_number")[f"{sharding} {optimizer}"]
     student, fake = found["student"], found["fake"]
     assert student[2] == student[1]
@@ -174,7 +190,15 @@ def test_sums_go_through_buckets(measured, dtype):
     found = measured.both("sums")[dtype]
     assert all(found["equal"])
     assert found["in place"]
-    assert found["buckets"] == [1 + 3 + 0 + 6, 25, 1, 16, 7 + 1, 12, 24]  # of up to 10; a larger tensor goes alone
+    assert found["buckets"] == [
+        1 + 3 + 0 + 6,
+        25,
+        1,
+        16,
+        7 + 1,
+        12,
+        24,
+    ]  # of up to 10; a larger tensor goes alone
     assert sum(found["buckets"]) == sum(found["sizes"])
 
 
@@ -233,7 +257,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_run_goes_on_in_another_setting(measured, name):
-    """The same data and noise: the whole run in one process is met within rounding, its optimizers as well."""
+    """The same data and noise: the whole run in one process is met within rounding, its optimizers
+    as well.
+    """
     runs = [found[name] for found in measured.of("resumed") if found[name]]
     assert len(runs) == (1 if name.endswith("to 1") else 2)
     for found in runs:
@@ -295,5 +321,8 @@ def test_what_the_leading_process_refuses_is_said_once(measured):
     assert leading["code"] == 3
     assert len(leading["said"]) == 1
     assert "another configuration: trainer.steps: 6 -> 7" in leading["said"][0]
-    assert (leading["waits"], other["waits"]) == ([0.0], [5.0])  # by then torchrun has ended the other
+    assert (leading["waits"], other["waits"]) == (
+        [0.0],
+        [5.0],
+    )  # by then torchrun has ended the other
     assert other["code"] == 1

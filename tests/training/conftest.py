@@ -9,7 +9,9 @@ import pytest
 
 @pytest.fixture
 def folder():
-    """An empty folder, in memory where the system offers that: hundreds of synced files cost seconds on a disk."""
+    """An empty folder, in memory where the system offers that: hundreds of synced files cost
+    seconds on a disk.
+    """
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         yield Path(name)

@@ -1,4 +1,6 @@
-"""Damage is named and set aside, never loaded; a run that does not fit is refused; a save is all or nothing."""
+"""Damage is named and set aside, never loaded; a run that does not fit is refused; a save is all or
+nothing.
+"""
 
 import errno
 import json
@@ -99,7 +101,10 @@ DAMAGES = {
     "a folder": as_folder,
 }
 MANIFESTS = {
-    **{text: lambda path, text=text: path.write_text(text) for text in ("{}", "[]", "null", "12", '"text"')},
+    **{
+        text: lambda path, text=text: path.write_text(text)
+        for text in ("{}", "[]", "null", "12", '"text"')
+    },
     "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe\x00"),
     "no hash": lambda path: path.write_text('{"format": 1, "step": 3, "files": {}, "facts": {}}'),
     "another step": lambda path: edit(path, step=4),
@@ -107,11 +112,15 @@ MANIFESTS = {
     "another type": lambda path: edit(path, files=[]),
 }
 HARMLESS = ("manifest.json", "one byte more")  # a space behind the JSON: the same content
-CASES = [(file, name, act) for file in FILES for name, act in DAMAGES.items() if (file, name) != HARMLESS]
+CASES = [
+    (file, name, act) for file in FILES for name, act in DAMAGES.items() if (file, name) != HARMLESS
+]
 CASES += [("manifest.json", name, act) for name, act in MANIFESTS.items()]
 
 
-@pytest.mark.parametrize(("file", "damage"), [(f, a) for f, _, a in CASES], ids=[f"{f}-{n}" for f, n, _ in CASES])
+@pytest.mark.parametrize(
+    ("file", "damage"), [(f, a) for f, _, a in CASES], ids=[f"{f}-{n}" for f, n, _ in CASES]
+)
 def test_damage_to_the_newest_is_named_and_the_one_before_is_used(store, said, file, damage):
     damage(store.folder / "step-00000003" / file)
     assert_is(newest(store), 2)
@@ -150,7 +159,9 @@ def test_no_flipped_bit_of_a_manifest_passes_unseen(store):
         changed[place] ^= 1 << (place % 8)
         path.write_bytes(changed)
         try:
-            if store._verify(path.parent) is None:  # then it must mean the same ("1e-05" and "1E-05")
+            if (
+                store._verify(path.parent) is None
+            ):  # then it must mean the same ("1e-05" and "1E-05")
                 assert json.loads(changed) == content, f"bit {place % 8} of byte {place}"
         except RefusedError:  # the flip made another format of it: refused is not loaded either
             assert json.loads(changed)["format"] != FORMAT
@@ -169,7 +180,8 @@ def test_where_all_are_damaged_the_run_is_refused_and_stays_refused(store):
     with pytest.raises(RefusedError, match=r"nets\.safetensors does not match its hash") as error:
         store.newest()
     assert all(f"step-{step:08d}" in str(error.value) for step in (1, 2, 3))
-    # Not a fresh start by the back door: nothing was deleted, and the next attempt is refused as well.
+    # Not a fresh start by the back door: nothing was deleted, and the next attempt is refused as
+    # well.
     assert names(store.folder) == [f".bad-step-{step:08d}-0" for step in (1, 2, 3)]
     with pytest.raises(RefusedError, match="--restart"):
         Checkpoints(store.folder).newest()
@@ -210,7 +222,11 @@ def test_what_was_saved_comes_back(folder):
     store = Checkpoints(folder)
     strange = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
     tensors = {
-        "nets": {"a/b": strange, "a/t": torch.arange(6.0).view(2, 3).t(), "a/i": torch.tensor(2**60)},
+        "nets": {
+            "a/b": strange,
+            "a/t": torch.arange(6.0).view(2, 3).t(),
+            "a/i": torch.tensor(2**60),
+        },
         "optim": {},
     }
     facts = {"numbers": [0, 1], "ratio": 0.1, "nothing": None, "nested": {"text": 'ü "quoted"'}}
@@ -218,7 +234,9 @@ def test_what_was_saved_comes_back(folder):
     found = newest(store)
     assert found.facts == facts | {"step": 7}
     assert found.tensors["optim"] == {}
-    assert {k: bits(v) for k, v in found.tensors["nets"].items()} == {k: bits(v) for k, v in tensors["nets"].items()}
+    assert {k: bits(v) for k, v in found.tensors["nets"].items()} == {
+        k: bits(v) for k, v in tensors["nets"].items()
+    }
 
 
 def test_an_empty_folder_has_no_newest(folder):
@@ -264,7 +282,9 @@ def test_files_are_readable_for_others(store):
         store.save(4, saved(4))
     finally:
         os.umask(umask)
-    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (store.folder / "step-00000004").iterdir()}
+    modes = {
+        p.name: stat.S_IMODE(p.stat().st_mode) for p in (store.folder / "step-00000004").iterdir()
+    }
     assert modes == dict.fromkeys(FILES, 0o644)
 
 
@@ -300,7 +320,9 @@ def test_a_failing_save_leaves_the_earlier_ones_and_nothing_else(store, monkeypa
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_harms_nothing(store):
-    """The real thing: a child that may write no file beyond 3000 bytes. safetensors has an error class of its own."""
+    """The real thing: a child that may write no file beyond 3000 bytes. safetensors has an error
+    class of its own.
+    """
     before = flat(store.folder)
     reader, writer = os.pipe()
     child = os.fork()
@@ -346,7 +368,10 @@ def test_the_name_appears_only_after_all_is_on_the_disk(store, monkeypatch):
     place = events.index(("rename", beside))
     synced = [name for what, name in events[:place] if what == "sync"]
     assert sorted(synced[:-1]) == sorted(FILES)
-    assert synced[-2:] == ["manifest.json", beside]  # the manifest vouches for the others, the folder for all names
+    assert synced[-2:] == [
+        "manifest.json",
+        beside,
+    ]  # the manifest vouches for the others, the folder for all names
     assert events[place + 1 :] == [("sync", store.folder.name)]
 
 
@@ -355,13 +380,23 @@ def test_the_name_appears_only_after_all_is_on_the_disk(store, monkeypatch):
 
 CHANGES = {
     "rate": ({"optimizer": Sgd(lr=0.2)}, {}, {}, r"trainer: optimizer\.lr: 0\.1 -> 0\.2;"),
-    "optimizer": ({"optimizers": {"student": Sgd(lr=0.3)}}, {}, {}, r"optimizers\.student: None -> \{.*0\.3"),
+    "optimizer": (
+        {"optimizers": {"student": Sgd(lr=0.3)}},
+        {},
+        {},
+        r"optimizers\.student: None -> \{.*0\.3",
+    ),
     "averages": ({"ema": (0.9,)}, {}, {}, r"trainer: ema: \[0\.9, 0\.5\] -> \[0\.9\];"),
     "steps": ({"steps": 9}, {}, {}, r"trainer: steps: 12 -> 9;"),
     "batch": ({"batch": 4}, {}, {}, r"trainer: batch: 8 -> 4;"),
     "two": ({"seed": 1, "clip": 2.0}, {}, {}, r"trainer: clip: 1\.0 -> 2\.0, seed: 0 -> 1;"),
     "method": ({}, {"target_decay": 0.5}, {}, r"method: target_decay: 0\.9 -> 0\.5;"),
-    "data": ({}, {}, {"images_seed": 1}, rf"data: {data().fingerprint} -> {data(images_seed=1).fingerprint};"),
+    "data": (
+        {},
+        {},
+        {"images_seed": 1},
+        rf"data: {data().fingerprint} -> {data(images_seed=1).fingerprint};",
+    ),
 }
 
 

@@ -1,11 +1,23 @@
-"""A loss or gradient that is not finite never reaches weights or optimizer; too many of them end the run."""
+"""A loss or gradient that is not finite never reaches weights or optimizer; too many of them end
+the run.
+"""
 
 import json
 import math
 
 import pytest
 import torch
-from tests.training.tiny import Rhythm, Single, assert_same, bits, config, data, part, state, trainer
+from tests.training.tiny import (
+    Rhythm,
+    Single,
+    assert_same,
+    bits,
+    config,
+    data,
+    part,
+    state,
+    trainer,
+)
 from torch import nn
 
 from fewstep.errors import DivergedError
@@ -87,8 +99,13 @@ def test_behind_a_bad_first_step_the_run_is_as_if_it_had_begun_there(spec):
     one, other = spec.build(ours), spec.build(plain)
     give_gradients(ours, 99, math.nan)
     guarded_step(one, BAD)
-    assert_same({str(i): p.detach() for i, p in enumerate(ours)}, {str(i): p.detach() for i, p in enumerate(plain)})
-    assert not any(value.any() for key, value in everything(ours, one).items() if key.startswith("state"))
+    assert_same(
+        {str(i): p.detach() for i, p in enumerate(ours)},
+        {str(i): p.detach() for i, p in enumerate(plain)},
+    )
+    assert not any(
+        value.any() for key, value in everything(ours, one).items() if key.startswith("state")
+    )
     for seed in range(8):
         give_gradients(ours, seed)
         give_gradients(plain, seed)
@@ -99,7 +116,9 @@ def test_behind_a_bad_first_step_the_run_is_as_if_it_had_begun_there(spec):
 
 @SPEC
 def test_a_parameter_whose_first_gradient_is_bad_begins_with_the_next_one(spec):
-    """A part of a network that is used only later: its counter must not begin in a step that did not happen."""
+    """A part of a network that is used only later: its counter must not begin in a step that did
+    not happen.
+    """
     ours, plain = parameters(), parameters()
     one, other = spec.build(ours), spec.build(plain)
     for weights, optimizer in ((ours, one), (plain, other)):
@@ -135,7 +154,9 @@ def test_no_limit_leaves_the_gradients():
     before = [bits(p.grad) for p in weights[:2]]
     norm = clip([p.grad for p in weights[:2]], 0.0, World())
     assert [bits(p.grad) for p in weights[:2]] == before
-    assert norm == pytest.approx(torch.cat([p.grad.flatten() for p in weights[:2]]).norm().item(), rel=1e-6)
+    assert norm == pytest.approx(
+        torch.cat([p.grad.flatten() for p in weights[:2]]).norm().item(), rel=1e-6
+    )
 
 
 def recorded(one, **options):
@@ -161,14 +182,20 @@ def test_a_bad_step_of_a_run(folder, spec, poisoned, step):
     # The slow copy and the averages move on towards the unchanged student: a step of size 0.
     for key, target in part(before, "net/target").items():
         student = before[key.replace("target", "student")]
-        torch.testing.assert_close(after[key], target.lerp(student, 1 - method.target_decay), rtol=0, atol=1e-7)
+        torch.testing.assert_close(
+            after[key], target.lerp(student, 1 - method.target_decay), rtol=0, atol=1e-7
+        )
     if not step:  # where they are equal they stay
         assert_same(part(after, "net/target", "ema"), part(before, "net/target", "ema"))
     assert all(value.isfinite().all() for found in states for value in found.values())
     # The run goes on, and the log counts.
-    assert [line["skipped"] for line in read_log(folder / "log.jsonl")] == [float(i == step) for i in range(12)]
+    assert [line["skipped"] for line in read_log(folder / "log.jsonl")] == [
+        float(i == step) for i in range(12)
+    ]
     weights = [[bits(value) for value in part(found, "net/student").values()] for found in states]
-    assert [i for i in range(12) if weights[i + 1] != weights[i]] == [i for i in range(12) if i != step]
+    assert [i for i in range(12) if weights[i + 1] != weights[i]] == [
+        i for i in range(12) if i != step
+    ]
 
 
 @pytest.mark.parametrize("update", [0, 1, 2])
@@ -183,7 +210,9 @@ def test_of_several_updates_only_the_bad_one_is_left_out_and_the_log_counts_it(f
     assert one.batches == 36
     assert one.flags.nonzero()[:, 0].tolist() == [4]
     assert all(value.isfinite().all() for value in states[-1].values())
-    assert [line["skipped"] for line in read_log(folder / "log.jsonl")] == [float(i == 4) for i in range(12)]
+    assert [line["skipped"] for line in read_log(folder / "log.jsonl")] == [
+        float(i == 4) for i in range(12)
+    ]
 
 
 def test_one_bad_part_of_a_batch_spoils_the_whole_step(folder):
@@ -203,7 +232,9 @@ def test_one_bad_part_of_a_batch_spoils_the_whole_step(folder):
 
     one = trainer(Single(), folder, config(micro_batch=2), OneBadRow())
     states = recorded(one)
-    assert_same(part(states[4], "net/student", "optimizer"), part(states[3], "net/student", "optimizer"))
+    assert_same(
+        part(states[4], "net/student", "optimizer"), part(states[3], "net/student", "optimizer")
+    )
     assert one.flags.nonzero()[:, 0].tolist() == [3]
     assert all(value.isfinite().all() for value in states[-1].values())
 
@@ -223,7 +254,8 @@ def test_a_run_that_stays_bad_ends_with_what_is_needed_to_look_into_it(folder, p
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["step"]) == ("diverged", 9)
     assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 10))
-    # The checkpoints hold the weights from before the first bad step, and going on ends in the same way.
+    # The checkpoints hold the weights from before the first bad step, and going on ends in the same
+    # way.
     store = Checkpoints(folder / "checkpoints")
     newest = store.load(store.newest())
     assert newest.facts["step"] == 8
@@ -243,7 +275,9 @@ def test_no_skip_allowed_means_none():
 
 
 def test_only_the_last_hundred_steps_count(folder):
-    """Steps 0 to 2 are forgotten when 100 to 102 come; the names of the steps survive the turn of the window."""
+    """Steps 0 to 2 are forgotten when 100 to 102 come; the names of the steps survive the turn of
+    the window.
+    """
     poison = (0, 1, 2, 98, 99, 103, 104, 105)
     chosen = config(steps=108, max_skips=5, log_every=1)
     one = trainer(Single(poison=poison), None, chosen)
@@ -265,5 +299,7 @@ def test_a_step_of_several_updates_names_all_of_its_batches(folder):
     dump = json.loads((folder / "diverged.json").read_text())
     assert dump["steps"] == [3, 4]
     for step in (3, 4):
-        expected = [i for update in range(3) for i in data().ids(3 * (step - 1) + update, range(8)).tolist()]
+        expected = [
+            i for update in range(3) for i in data().ids(3 * (step - 1) + update, range(8)).tolist()
+        ]
         assert dump["batches"][str(step)] == expected

@@ -26,19 +26,25 @@ class Sampled(Diffusion):
 
 
 def numbers(student_seed, sampler):
-    """Health's numbers of a network against a teacher, and the samples of both from health's noises."""
+    """Health's numbers of a network against a teacher, and the samples of both from health's
+    noises.
+    """
     teacher, student = model(0), model(student_seed).denoiser
     shape = data()(0, range(1), Draws(0, range(1))).shape
     bundle = DiffusionModel(teacher.denoiser, Pixels(), teacher.conditioner, shape, TEACHER)
     method = Sampled()
     object.__setattr__(method, "wanted", sampler)
     nets = method.build_nets(bundle, FullCopy(teacher.denoiser))
-    found = Health(method, nets, data(), None, bundle, torch.device("cpu"))(CLOCK, {"student": student})
+    found = Health(method, nets, data(), None, bundle, torch.device("cpu"))(
+        CLOCK, {"student": student}
+    )
     draws = Draws(SEED, range(IMAGES), stream="health")
 
     def samples(net, by):
         with torch.no_grad():
-            return by(net, net.process, draws.fork("noise").normal(*shape), Cond(), draws.fork("sampler"))
+            return by(
+                net, net.process, draws.fork("noise").normal(*shape), Cond(), draws.fork("sampler")
+            )
 
     return found, samples, student, teacher.denoiser
 
@@ -46,7 +52,11 @@ def numbers(student_seed, sampler):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("sampler", "judged"),
-    [(Ode(steps=3), Ode(steps=3)), (Ode(steps=2), Ode(steps=2)), (Renoise(steps=4), Renoise(steps=1))],
+    [
+        (Ode(steps=3), Ode(steps=3)),
+        (Ode(steps=2), Ode(steps=2)),
+        (Renoise(steps=4), Renoise(steps=1)),
+    ],
     ids=["ode of the teacher's steps", "ode of fewer", "map"],
 )
 def test_the_samples_that_are_compared(seed, sampler, judged):

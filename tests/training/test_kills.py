@@ -1,8 +1,9 @@
-"""SIGKILL at any moment, inside a save as well: the run goes on and ends as if nothing had happened.
+"""SIGKILL at any moment, inside a save as well: the run goes on and ends as if nothing had
+happened.
 
-A child is forked (the parent has imported torch already), trains and is killed; the next child goes on from what is on
-the disk. FEWSTEP_KILLS: the number of kills over all scenarios. FEWSTEP_KILLS_SEED: repeats the moments, as far as the
-machine repeats its timing.
+A child is forked (the parent has imported torch already), trains and is killed; the next child goes
+on from what is on the disk. FEWSTEP_KILLS: the number of kills over all scenarios.
+FEWSTEP_KILLS_SEED: repeats the moments, as far as the machine repeats its timing.
 """
 
 import math
@@ -56,9 +57,16 @@ def distilled():
     """A whole run with a real network: it also reads data, and exports the student at its end."""
     network = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)
     chosen = TrainerConfig(
-        steps=8, batch=8, ema=(0.9, 0.5), device="cpu", save_every=2, log_every=2, health_every=0,
-        optimizer=RAdam(lr=1e-3), schedule=Constant(warmup=3),
-    )  # fmt: skip
+        steps=8,
+        batch=8,
+        ema=(0.9, 0.5),
+        device="cpu",
+        save_every=2,
+        log_every=2,
+        health_every=0,
+        optimizer=RAdam(lr=1e-3),
+        schedule=Constant(warmup=3),
+    )
     run = Run(
         Digits(split="all", limit=20),
         ConsistencyDistillation(bins=4),
@@ -78,7 +86,8 @@ SCENARIOS = {
     "two optimizers": train(Rhythm(), 18),
     "phases": train(Phased(), 18),
     "distillation": distilled(),
-    # Two optimizers of which one steps two networks, with their loss scales; rounds of 3, 3, 6 and 6 steps.
+    # Two optimizers of which one steps two networks, with their loss scales; rounds of 3, 3, 6 and
+    # 6 steps.
     "distribution matching": train(DMD2(fake_steps=1), 9, real, precision="fp16"),
     "progressive": train(Progressive(start=16, end=1), 18, real),
 }
@@ -96,7 +105,9 @@ class Life(NamedTuple):
 
 
 def live(work, after=LIMIT, save=0, delay=0.0):
-    """One child: killed `after` seconds, or `delay` behind the begin of its save number `save`, or left to its end."""
+    """One child: killed `after` seconds, or `delay` behind the begin of its save number `save`, or
+    left to its end.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -132,7 +143,9 @@ def live(work, after=LIMIT, save=0, delay=0.0):
     with os.fdopen(reader, "rb") as pipe:
         heard += pipe.read()
     killed = os.WIFSIGNALED(status)
-    assert killed or os.WEXITSTATUS(status) == 0, f"seed {SEED}: {heard.strip(BEGIN + END).decode()}"
+    assert killed or os.WEXITSTATUS(status) == 0, (
+        f"seed {SEED}: {heard.strip(BEGIN + END).decode()}"
+    )
     assert seconds < LIMIT, f"seed {SEED}: the child hung"
     saving = [end - begin for begin, end in zip(times[::2], times[1::2])]
     return Life(not killed, killed and heard.endswith(BEGIN), seconds, saving)
@@ -151,21 +164,29 @@ def announce(writer):
 
 
 def content(folder):
-    """Everything in a run's folder but the lock, what was set aside, and checkpoints before the last two.
+    """Everything in a run's folder but the lock, what was set aside, and checkpoints before the
+    last two.
 
-    A kill between the last save and the removal of the oldest checkpoint leaves that one: more than was asked for.
+    A kill between the last save and the removal of the oldest checkpoint leaves that one: more than
+    was asked for.
     """
     older = tuple(f"checkpoints/{p.name}" for p in sorted(folder.glob("checkpoints/step-*"))[:-2])
     return {
         name: path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
-        if not (name := str(path.relative_to(folder))).startswith((".lock", "checkpoints/.bad-", *older))
+        if not (name := str(path.relative_to(folder))).startswith(
+            (".lock", "checkpoints/.bad-", *older)
+        )
     }
 
 
 def assert_finished(folder, expected, steps):
-    """The same files with the same bytes: weights, averages, optimizers, counters, log, export; nothing else."""
-    assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, steps + 1)), f"seed {SEED}"
+    """The same files with the same bytes: weights, averages, optimizers, counters, log, export;
+    nothing else.
+    """
+    assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, steps + 1)), (
+        f"seed {SEED}"
+    )
     found = content(folder)
     assert sorted(found) == sorted(expected), f"seed {SEED}"
     assert [name for name in expected if found[name] != expected[name]] == [], f"seed {SEED}"
@@ -173,7 +194,9 @@ def assert_finished(folder, expected, steps):
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm(tmp_path_factory):
-    """Everything is imported and read once, here: a child that imports for a second is killed in its imports."""
+    """Everything is imported and read once, here: a child that imports for a second is killed in
+    its imports.
+    """
     digits = sklearn.datasets.load_digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sklearn.datasets, "load_digits", lambda: digits)
@@ -196,10 +219,14 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name):
     killed = inside = lives = runs = 0
     while killed < QUOTA or inside < INSIDE:
         lives += 1
-        assert lives < 20 * QUOTA, f"seed {SEED}: only {killed} kills, {inside} of them inside a save"
+        assert lives < 20 * QUOTA, (
+            f"seed {SEED}: only {killed} kills, {inside} of them inside a save"
+        )
         folder = tmp_path / f"run {runs}"
         if inside < INSIDE and (killed >= QUOTA or rng.random() < 0.5):
-            life = live(lambda at=folder: work(at), save=rng.randint(1, 2), delay=rng.uniform(0, pause))
+            life = live(
+                lambda at=folder: work(at), save=rng.randint(1, 2), delay=rng.uniform(0, pause)
+            )
         else:
             life = live(lambda at=folder: work(at), after=rng.uniform(0, 0.7 * whole.seconds))
         killed, inside = killed + (not life.ended), inside + life.inside
@@ -212,22 +239,34 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, name):
     assert inside >= INSIDE
 
 
-@pytest.mark.parametrize(("name", "method"), [("phases", Phased()), ("progressive", Progressive(start=16, end=1))])
+@pytest.mark.parametrize(
+    ("name", "method"), [("phases", Phased()), ("progressive", Progressive(start=16, end=1))]
+)
 def test_a_kill_in_the_save_between_two_phases(tmp_path, name, method):
-    """Step 6 ends a phase in both: with that checkpoint or the one before, the next phase begins as it should."""
+    """Step 6 ends a phase in both: with that checkpoint or the one before, the next phase begins as
+    it should.
+    """
     work, steps = SCENARIOS[name]
     assert 6 in method.phases(steps)
     whole = live(lambda: work(tmp_path / "whole"))
-    for share in (0.0, 0.6, 1.5):  # of a save's time: before it, in it, and (as a rule) in the first step of the phase
+    for share in (
+        0.0,
+        0.6,
+        1.5,
+    ):  # of a save's time: before it, in it, and (as a rule) in the first step of the phase
         folder = tmp_path / f"run {share}"
-        life = live(lambda at=folder: work(at), save=2, delay=share * statistics.median(whole.saving))
+        life = live(
+            lambda at=folder: work(at), save=2, delay=share * statistics.median(whole.saving)
+        )
         assert share or not life.ended
         live(lambda at=folder: work(at))
         assert_finished(folder, content(tmp_path / "whole"), steps)
 
 
 def test_kills_and_damage_together(tmp_path):
-    """Behind each kill a bit of the newest checkpoint flips; the next child must say so and use the one before."""
+    """Behind each kill a bit of the newest checkpoint flips; the next child must say so and use the
+    one before.
+    """
     rng = random.Random(f"{SEED} damage")
     work, steps = SCENARIOS["two optimizers"]
     whole = live(lambda: work(tmp_path / "whole"))
@@ -238,7 +277,8 @@ def test_kills_and_damage_together(tmp_path):
         with heard.open("a") as file:
             file.write(message + "\n")
 
-    # Killed in its third save a child leaves two checkpoints or three: one to damage, one to go back to.
+    # Killed in its third save a child leaves two checkpoints or three: one to damage, one to go
+    # back to.
     while not live(lambda: work(folder, say), save=3, delay=rng.uniform(0, pause)).ended:
         newest = max(folder.glob("checkpoints/step-*"))
         path = rng.choice(sorted(newest.glob("*.safetensors")))
@@ -253,7 +293,9 @@ def test_kills_and_damage_together(tmp_path):
 
 
 def test_what_a_killed_process_left_in_the_folder_is_removed(folder):
-    """A kill inside the writing of status.json, log.jsonl or an exported model leaves a file or folder beside it."""
+    """A kill inside the writing of status.json, log.jsonl or an exported model leaves a file or
+    folder beside it.
+    """
     for name in (".tmp-99-status.json", ".tmp-99-log.jsonl", ".tmp-99-run.yaml"):
         (folder / name).write_text("{")
     for name in (".tmp-99-student", ".del-99-student"):

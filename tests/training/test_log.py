@@ -1,4 +1,6 @@
-"""log.jsonl: each step once, a torn last line left out, later steps cut off when a run goes back."""
+"""log.jsonl: each step once, a torn last line left out, later steps cut off when a run goes
+back.
+"""
 
 import json
 import math
@@ -19,7 +21,14 @@ def written(path, steps, start=0):
 
 def test_numbers_come_back_in_order_and_once(folder):
     log = Log(folder / "log.jsonl", 0)
-    log.add(1, {"loss": torch.tensor(0.25, dtype=torch.float64), "rate": 1.0, "skipped": torch.tensor(True)})
+    log.add(
+        1,
+        {
+            "loss": torch.tensor(0.25, dtype=torch.float64),
+            "rate": 1.0,
+            "skipped": torch.tensor(True),
+        },
+    )
     log.add(2, {"rate": 0.5})
     expected = [{"step": 1, "loss": 0.25, "rate": 1.0, "skipped": 1.0}, {"step": 2, "rate": 0.5}]
     assert read_log(log.path) == []  # nothing is read from the device before the flush

@@ -1,4 +1,6 @@
-"""Where memory runs out an update is repeated, on the same noise, in micro-batches of half the size (R18)."""
+"""Where memory runs out an update is repeated, on the same noise, in micro-batches of half the size
+(R18).
+"""
 
 import functools
 import math
@@ -35,17 +37,25 @@ from fewstep.training.optimizers import AdamW, RAdam, Sgd
 ERRORS = {
     "python": MemoryError(),
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+    ),
     "c++": RuntimeError("std::bad_alloc"),
 }
-OTHERS = RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory"), KeyError("x")
+OTHERS = (
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    ValueError("out of memory"),
+    KeyError("x"),
+)
 PLACES = ("loss", "a later part", "backward", "sums", "clip", "step")
 STEPS = 5
 DESCENT = {"steps": STEPS, "optimizer": Sgd(lr=0.1), "clip": 0.5}
 
 
 class Shortage:
-    """Raises once, in update `update` of step `step`, at a place of it; counts what is asked of the data."""
+    """Raises once, in update `update` of step `step`, at a place of it; counts what is asked of the
+    data.
+    """
 
     def __init__(self, one, monkeypatch, place, step=2, update=0, error=ERRORS["cpu"], times=1):
         self.one, self.place, self.left, self.error = one, place, times, error
@@ -70,7 +80,9 @@ class Shortage:
         one.data = reading
         monkeypatch.setattr(one, "_backward", backward)
         for name in names:
-            next(one.state.modules[name].parameters()).register_hook(lambda grad: self.at("backward"))
+            next(one.state.modules[name].parameters()).register_hook(
+                lambda grad: self.at("backward")
+            )
         for name, place in (("clip", "clip"), ("guarded_step", "step")):
             self.wrap(monkeypatch, name, place)
 
@@ -93,7 +105,9 @@ class Shortage:
 
 @functools.cache
 def halved_at(method, step, update, precision="fp32"):
-    """A run whose micro-batches were made 4 at that update by hand: what a shortage there must be equal to."""
+    """A run whose micro-batches were made 4 at that update by hand: what a shortage there must be
+    equal to.
+    """
     one = trainer(method, None, config(**DESCENT, precision=precision))
     apply = one._apply
 
@@ -113,15 +127,21 @@ def halved_at(method, step, update, precision="fp32"):
     [(Single(), 0), (Rhythm(), 0), (Rhythm(), 1), (Rhythm(), 2)],
     ids=["single", "first of fake", "second of fake", "student"],
 )
-def test_an_update_that_ran_out_of_memory_leaves_no_trace_but_its_halves(monkeypatch, place, method, update):
-    """Bit by bit, with dropout: half gradients, states, counters, masks and draws of the first try are forgotten."""
+def test_an_update_that_ran_out_of_memory_leaves_no_trace_but_its_halves(
+    monkeypatch, place, method, update
+):
+    """Bit by bit, with dropout: half gradients, states, counters, masks and draws of the first try
+    are forgotten.
+    """
     changes = {"micro_batch": 6} if place == "a later part" else {}
     one = trainer(method, None, config(**DESCENT, **changes))
     shortage = Shortage(one, monkeypatch, place, update=update)
     one.fit()
     assert shortage.left == 0
     assert one.micro == (3 if changes else 4)
-    asked = [(number, rows) for step, at, number, rows in shortage.asked if (step, at) == (2, update)]
+    asked = [
+        (number, rows) for step, at, number, rows in shortage.asked if (step, at) == (2, update)
+    ]
     assert len({number for number, _ in asked}) == 1  # the same batch again
     if changes:
         return
@@ -129,9 +149,13 @@ def test_an_update_that_ran_out_of_memory_leaves_no_trace_but_its_halves(monkeyp
 
 
 @pytest.mark.parametrize(("place", "error"), list(zip(PLACES, [*ERRORS.values()] * 2)), ids=PLACES)
-@pytest.mark.parametrize("method", [Single(dropout=0.0), Phased(dropout=0.0)], ids=["single", "two optimizers"])
+@pytest.mark.parametrize(
+    "method", [Single(dropout=0.0), Phased(dropout=0.0)], ids=["single", "two optimizers"]
+)
 def test_the_run_ends_where_one_without_the_shortage_does(monkeypatch, place, error, method):
-    """The same batch and noise in smaller parts: the difference is rounding (plain descent does not blow it up)."""
+    """The same batch and noise in smaller parts: the difference is rounding (plain descent does not
+    blow it up).
+    """
     changes = {**DESCENT, "micro_batch": 6 if place == "a later part" else 0}
     straight, one = (trainer(method, None, config(**changes)) for _ in range(2))
     begun = state(straight)
@@ -142,13 +166,20 @@ def test_the_run_ends_where_one_without_the_shortage_does(monkeypatch, place, er
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
-    assert max((value - begun[key]).abs().max() for key, value in part(expected, "net/student").items()) > 0.01
+    assert (
+        max(
+            (value - begun[key]).abs().max() for key, value in part(expected, "net/student").items()
+        )
+        > 0.01
+    )
     assert one.batches == straight.batches
     assert one.flags.sum() == 0  # no skipped step
 
 
 def small_memory(one, rows):
-    """Every pass of more rows than that fails, as on a device; returns the sizes that were tried."""
+    """Every pass of more rows than that fails, as on a device; returns the sizes that were
+    tried.
+    """
     tried = []
     for module in one.state.modules.values():
 
@@ -193,7 +224,11 @@ def test_a_real_method_with_a_discriminator(monkeypatch):
     for update, place in ((0, "backward"), (1, "step"), (2, "a later part")):
         with monkeypatch.context() as patch:
             # Of two optimizers that step together only the first may fail: see the next tests.
-            one = real(method, None, config(steps=2, optimizer=Sgd(lr=0.1), micro_batch=6 if update == 2 else 0))
+            one = real(
+                method,
+                None,
+                config(steps=2, optimizer=Sgd(lr=0.1), micro_batch=6 if update == 2 else 0),
+            )
             shortage = Shortage(one, patch, place, step=1, update=update)
             one.fit()
             assert shortage.left == 0
@@ -206,7 +241,9 @@ def test_a_real_method_with_a_discriminator(monkeypatch):
 
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_a_resumed_run_remembers_what_memory_allowed(folder, stop):
-    """The shortage is in step 3: saved before it the resumed run meets it again, behind it no more."""
+    """The shortage is in step 3: saved before it the resumed run meets it
+    again, behind it no more.
+    """
     changes = {**DESCENT, "save_every": stop}
     straight = trainer(Rhythm(), None, config(**changes))
     short_from(straight, 3)
@@ -216,7 +253,9 @@ def test_a_resumed_run_remembers_what_memory_allowed(folder, stop):
     with pytest.raises(StopError):
         one.fit(stop_at(stop))
     setting = Checkpoints(folder / "checkpoints").load(stop).facts["setting"]
-    assert setting["micro_batch"] == (4 if stop > 3 else 0)  # 0: all rows of a process, however many processes
+    assert setting["micro_batch"] == (
+        4 if stop > 3 else 0
+    )  # 0: all rows of a process, however many processes
     again = trainer(Rhythm(), folder, config(**changes))
     failed, said = short_from(again, 3), []
     again.fit(say=said.append)
@@ -241,7 +280,9 @@ def short_from(one, step):
 
 
 def test_a_micro_batch_that_was_asked_for_is_tried_again(folder):
-    """The user may have more memory now; without it the run ends with the same bits all the same."""
+    """The user may have more memory now; without it the run ends with the
+    same bits all the same.
+    """
     changes = {**DESCENT, "save_every": 4, "micro_batch": 8}
     straight = trainer(Single(), None, config(**changes))
     short_from(straight, 2)
@@ -310,7 +351,9 @@ def test_the_command_line_ends_with_code_5_and_advice(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(("place", "error"), list(zip(PLACES, [*OTHERS, *OTHERS])), ids=PLACES)
 def test_another_error_is_not_taken_for_it(monkeypatch, place, error):
     """Not even a ValueError that says so: memory has three types of its own."""
-    one = trainer(Single(), None, config(**DESCENT, micro_batch=6 if place == "a later part" else 0))
+    one = trainer(
+        Single(), None, config(**DESCENT, micro_batch=6 if place == "a later part" else 0)
+    )
     shortage = Shortage(one, monkeypatch, place, error=error)
     before = one.micro
     with pytest.raises(type(error)) as ended:
@@ -321,7 +364,9 @@ def test_another_error_is_not_taken_for_it(monkeypatch, place, error):
 
 
 def test_an_update_is_not_repeated_once_a_network_has_moved(monkeypatch):
-    """Of fake and head, which step together, fake has: a second time would move it twice. The run ends."""
+    """Of fake and head, which step together, fake has: a second time would move it twice. The run
+    ends.
+    """
     import fewstep.training.trainer as module
 
     one = real(DMD2(fake_steps=1), None, config(steps=3))
@@ -363,11 +408,15 @@ def test_a_step_that_fails_in_its_middle_is_taken_back(monkeypatch):
         torch.testing.assert_close(state(one)[key], value, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("spec", "call"), [(AdamW(lr=1e-2), 2), (RAdam(lr=1e-2), 6)], ids=["adamw", "radam"])
+@pytest.mark.parametrize(
+    ("spec", "call"), [(AdamW(lr=1e-2), 2), (RAdam(lr=1e-2), 6)], ids=["adamw", "radam"]
+)
 def test_the_first_step_finds_no_memory_for_the_optimizers_state(monkeypatch, spec, call):
-    """The most likely moment: behind the first backward pass, twice the weights are allocated, tensor by tensor.
+    """The most likely moment: behind the first backward pass, twice the weights are allocated,
+    tensor by tensor.
 
-    call: the tensor of zeros that is one too many (RAdam's guard makes one for each of the four gradients before).
+    call: the tensor of zeros that is one too many (RAdam's guard makes one for each of the four
+    gradients before).
     """
     import fewstep.training.trainer as module
 
@@ -418,12 +467,20 @@ WIDE = 1 << 18  # numbers in a row of a layer: 1 MiB
 
 
 class Wide(Single):
-    """A network whose activations, and not its weights, take the memory: three layers of them at the worst."""
+    """A network whose activations, and not its weights, take the memory: three layers of them at
+    the worst.
+    """
 
     def nets(self):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            layers = nn.Flatten(), nn.Linear(4, WIDE), nn.SiLU(), nn.Linear(WIDE, 4), nn.Unflatten(1, SHAPE)
+            layers = (
+                nn.Flatten(),
+                nn.Linear(4, WIDE),
+                nn.SiLU(),
+                nn.Linear(WIDE, 4),
+                nn.Unflatten(1, SHAPE),
+            )
         return self.Nets(nn.Sequential(*layers), nn.Identity())
 
     def after_step(self, nets, clock):
@@ -451,9 +508,17 @@ def short_of_memory():
 
 
 def test_a_real_shortage_under_a_limit_of_the_address_space():
-    """In a new process: this one may hold free memory of earlier tests, which would be room to spare."""
-    command = [sys.executable, "-c", "import tests.training.test_out_of_memory as this; this.short_of_memory()"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    """In a new process: this one may hold free memory of earlier tests, which would be room to
+    spare.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        "import tests.training.test_out_of_memory as this; this.short_of_memory()",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     micro, found = done.stdout.split()
     assert micro in ("8", "16", "32"), done.stdout

@@ -1,4 +1,6 @@
-"""Plans: what is linear is linear, what is counted is counted, and a real step needs what its plan says."""
+"""Plans: what is linear is linear, what is counted is counted, and a real step needs what its plan
+says.
+"""
 
 import itertools
 
@@ -61,7 +63,12 @@ def test_weights_averages_and_optimizer_states_are_counted_exactly():
     one, three = plan_of(ema=(0.9,)), plan_of(ema=(0.9, 0.99, 0.999))
     weights, tensors = one.held["student"], len(list(parts(Diffusion(), 1)[1].student.parameters()))
     assert one.held["student: optimizer"] == 2 * weights + 4 * tensors  # and a step count each
-    assert one.held["student: averages"] == weights == one.held["as loaded"] == one.passing["gradients"]
+    assert (
+        one.held["student: averages"]
+        == weights
+        == one.held["as loaded"]
+        == one.passing["gradients"]
+    )
     assert three.held["student: averages"] == 3 * weights
     assert three.peak - one.peak == 2 * weights
     assert three.student == 3 * one.student == 3 * weights
@@ -72,7 +79,11 @@ def test_optimizers_differ():
     adam, radam, plain = (plan_of(optimizer=spec) for spec in (AdamW(), RAdam(), Sgd()))
     assert "student: optimizer" not in plain.held
     assert radam.held["student: optimizer"] == adam.held["student: optimizer"]
-    assert radam.passing["optimizer's work"] > 3 * adam.held["student"] > adam.passing["optimizer's work"]
+    assert (
+        radam.passing["optimizer's work"]
+        > 3 * adam.held["student"]
+        > adam.passing["optimizer's work"]
+    )
 
 
 @pytest.mark.parametrize("network", [SMALL, Dit(width=24, depth=4, heads=2)], ids=["unet", "dit"])
@@ -103,7 +114,11 @@ def test_fp16_is_planned_as_bf16_where_only_a_cpu_is():
 
 
 def test_processes_share_the_batch_and_with_sharding_the_networks():
-    alone, four, sharded = plan_of(batch=64), plan_of(batch=64, processes=4), plan_of(processes=4, sharding="full")
+    alone, four, sharded = (
+        plan_of(batch=64),
+        plan_of(batch=64, processes=4),
+        plan_of(processes=4, sharding="full"),
+    )
     assert four.passing["activations"] == plan_of(batch=16).passing["activations"]
     assert four.held == alone.held
     assert sharded.held == {role: size // 4 for role, size in alone.held.items()}
@@ -119,11 +134,15 @@ def test_each_network_of_a_method_has_its_role():
 
 
 def test_every_update_of_a_step_takes_time(monkeypatch):
-    """With a clock that goes on by a second whenever it is read: pass and step take one each, on 3 of 4 rows."""
+    """With a clock that goes on by a second whenever it is read: pass and step take one each, on 3
+    of 4 rows.
+    """
     clock = itertools.count()
     monkeypatch.setattr(plan, "_now", lambda _: float(next(clock)))
     for fakes in (1, 9):
-        assert plan_of(DMD2(fake_steps=fakes), batch=4).step == pytest.approx((fakes + 1) * (4 / 3 + 1) + 1)
+        assert plan_of(DMD2(fake_steps=fakes), batch=4).step == pytest.approx(
+            (fakes + 1) * (4 / 3 + 1) + 1
+        )
 
 
 @pytest.mark.parametrize(("steps", "rows"), [(10, 10.0), (4, 10.0), (5, 10.4)])
@@ -137,7 +156,9 @@ def test_phases_are_weighed_by_their_length(monkeypatch, steps, rows):
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        assert plan_of(TruncatedConsistency(share=0.5), batch=4, steps=steps).step == pytest.approx(rows)
+        assert plan_of(TruncatedConsistency(share=0.5), batch=4, steps=steps).step == pytest.approx(
+            rows
+        )
     finally:
         hook.remove()
 
@@ -163,13 +184,18 @@ def test_a_few_rows_tell_of_many(monkeypatch):
 
 def test_the_peak_may_move():
     """At 2 and 3 rows the gradients at the end are most, at 10 the activations at the beginning."""
-    small, large = (Trial(rows, torch.tensor([[10.0 * rows, 50.0], [10.0 * rows, 0.0]])) for rows in (2, 3))
+    small, large = (
+        Trial(rows, torch.tensor([[10.0 * rows, 50.0], [10.0 * rows, 0.0]])) for rows in (2, 3)
+    )
     assert peaks(small, large, 3) == [50, 30]
     assert peaks(small, large, 10) == [100, 100]
 
 
 def test_work_that_depends_on_the_rows_is_planned_by_its_peaks():
-    small, large = Trial(1, torch.tensor([[4.0, 6.0]] * 2)), Trial(2, torch.tensor([[4.0, 6.0, 7.0]] * 2))
+    small, large = (
+        Trial(1, torch.tensor([[4.0, 6.0]] * 2)),
+        Trial(2, torch.tensor([[4.0, 6.0, 7.0]] * 2)),
+    )
     assert peaks(small, large, 4) == [9, 9]
 
 
@@ -189,11 +215,17 @@ def test_the_meter_sees_what_is_made_and_what_goes():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "method", [Diffusion(), ConsistencyDistillation(), DMD2(fake_steps=1)], ids=lambda m: type(m).__name__
+    "method",
+    [Diffusion(), ConsistencyDistillation(), DMD2(fake_steps=1)],
+    ids=lambda m: type(m).__name__,
 )
 def test_a_real_step_needs_what_its_plan_says(method, precision):
-    """Against every byte that PyTorch's allocator gives, from the first network to the third step."""
-    config = TrainerConfig(batch=24, precision=precision, device="cpu", health_every=0, log_every=100, steps=100)
+    """Against every byte that PyTorch's allocator gives, from the first network to the third
+    step.
+    """
+    config = TrainerConfig(
+        batch=24, precision=precision, device="cpu", health_every=0, log_every=100, steps=100
+    )
 
     def stop(done, line):
         if done == 3:

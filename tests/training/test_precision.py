@@ -48,11 +48,25 @@ from fewstep.training.precision import MODES, LossScale, in_precision
 from fewstep.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-METHODS = {name: cls() for name, cls in Method.kinds().items() if cls.__module__.startswith("fewstep.methods.")}
+METHODS = {
+    name: cls()
+    for name, cls in Method.kinds().items()
+    if cls.__module__.startswith("fewstep.methods.")
+}
 METHODS |= {"dmd2": DMD2(fake_steps=1)}
-COMPILED = METHODS | {"latent_consistency": LatentConsistency(guided=Guided())}  # the tiny model knows no "no label"
+COMPILED = METHODS | {
+    "latent_consistency": LatentConsistency(guided=Guided())
+}  # the tiny model knows no "no label"
 NETWORKS = {
-    "unet": UNet(channels=8, multipliers=(1, 1), blocks=1, attention=(2,), head_channels=8, groups=4, dropout=0.3),
+    "unet": UNet(
+        channels=8,
+        multipliers=(1, 1),
+        blocks=1,
+        attention=(2,),
+        head_channels=8,
+        groups=4,
+        dropout=0.3,
+    ),
     "dit": Dit(width=16, depth=2, heads=2, dropout=0.3),
 }
 
@@ -62,7 +76,10 @@ NETWORKS = {
 
 def followed(pattern, interval):
     """(scale, good updates in a row) behind each update, of ours and of torch's."""
-    ours, theirs = LossScale(CPU), torch.amp.GradScaler("cpu", init_scale=65536.0, growth_interval=interval)
+    ours, theirs = (
+        LossScale(CPU),
+        torch.amp.GradScaler("cpu", init_scale=65536.0, growth_interval=interval),
+    )
     ours.patience = interval
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)
@@ -74,7 +91,12 @@ def followed(pattern, interval):
         theirs.step(optimizer)
         theirs.update()
         ours.note(torch.tensor(bad))
-        found.append(((ours.scale.item(), int(ours.good)), (theirs.get_scale(), theirs._get_growth_tracker())))
+        found.append(
+            (
+                (ours.scale.item(), int(ours.good)),
+                (theirs.get_scale(), theirs._get_growth_tracker()),
+            )
+        )
     return found
 
 
@@ -100,9 +122,11 @@ def test_the_scale_does_not_grow_beyond_all_numbers():
 @pytest.mark.parametrize("scaled", ["fp16", "fp16_teacher"])
 @pytest.mark.parametrize("method", [Single(), Rhythm()], ids=["one optimizer", "two"])
 def test_the_scale_alone_changes_no_bit(method, scaled, monkeypatch):
-    """A power of two, multiplied and divided again: with networks in fp32 the run is that without a scale.
+    """A power of two, multiplied and divided again: with networks in fp32 the run is that without a
+    scale.
 
-    fp16_teacher has one for losses whose gradient passes through a frozen network, such as a discriminator's.
+    fp16_teacher has one for losses whose gradient passes through a frozen network, such as a
+    discriminator's.
     """
     monkeypatch.setattr(LossScale, "patience", 3)
     ends = []
@@ -122,26 +146,38 @@ def test_each_group_of_networks_has_a_scale_of_its_own(update):
     one = trainer(Rhythm(poison=(4,), poisoned_update=update), None, config(precision="fp16"))
     one.fit()
     bad, good = ("student", "fake") if update == 2 else ("fake", "student")
-    assert {group: scale.scale.item() for group, scale in one.state.scales.items()} == {bad: 32768.0, good: 65536.0}
+    assert {group: scale.scale.item() for group, scale in one.state.scales.items()} == {
+        bad: 32768.0,
+        good: 65536.0,
+    }
     behind = 7 if bad == "student" else 15 - update  # updates since the bad one
     assert int(one.state.scales[bad].good) == behind
     assert int(one.state.scales[good].good) == (12 if good == "student" else 24)
 
 
 def scales(one):
-    return {group: (bits(scale.scale), bits(scale.good)) for group, scale in one.state.scales.items()}
+    return {
+        group: (bits(scale.scale), bits(scale.good)) for group, scale in one.state.scales.items()
+    }
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 6, 9])
 def test_a_run_with_scales_that_was_cut_ends_with_the_same_bits(folder, monkeypatch, step):
-    """Bad updates in steps 4 and 5; patience 3, so that the scales also grow, behind a cut and before it."""
+    """Bad updates in steps 4 and 5; patience 3, so that the scales also grow, behind a cut and
+    before it.
+    """
     monkeypatch.setattr(LossScale, "patience", 3)
     method = Rhythm(poison=(4, 5), poisoned_update=1)
     straight = trainer(method, None, config(precision="fp16"))
     straight.fit()
     cut(method, folder, step, precision="fp16")
     store = Checkpoints(folder / "checkpoints")
-    assert sorted(store.load(step).tensors["scale"]) == ["fake/good", "fake/scale", "student/good", "student/scale"]
+    assert sorted(store.load(step).tensors["scale"]) == [
+        "fake/good",
+        "fake/scale",
+        "student/good",
+        "student/scale",
+    ]
     again = trainer(method, folder, config(precision="fp16"))
     again.fit()
     assert_same(state(again), state(straight))
@@ -149,7 +185,9 @@ def test_a_run_with_scales_that_was_cut_ends_with_the_same_bits(folder, monkeypa
     assert len(set(scales(straight).values())) == 2
 
 
-@pytest.mark.parametrize("method", [DMD2(fake_steps=1), Progressive(start=8, end=2)], ids=["dmd2", "progressive"])
+@pytest.mark.parametrize(
+    "method", [DMD2(fake_steps=1), Progressive(start=8, end=2)], ids=["dmd2", "progressive"]
+)
 def test_a_run_in_fp16_that_was_cut_ends_with_the_same_bits(folder, monkeypatch, method):
     """Real autocast: what a checkpoint rounds or leaves out would show in the next product."""
     monkeypatch.setattr(LossScale, "patience", 2)
@@ -168,7 +206,9 @@ def test_a_run_in_fp16_that_was_cut_ends_with_the_same_bits(folder, monkeypatch,
 
 
 def test_an_overflow_skips_the_step_and_halves_the_scale_until_it_fits():
-    """Begun far too high: fp16's gradients are infinite, the weights wait, and nothing is lost but steps."""
+    """Begun far too high: fp16's gradients are infinite, the weights wait, and nothing is lost but
+    steps.
+    """
     chosen = config(steps=24, precision="fp16", optimizer=Sgd(lr=1e-3), max_skips=99, clip=0.0)
     one = real(Progressive(start=4, end=2), None, chosen)
     one.state.scales["student"] = LossScale(CPU)
@@ -177,7 +217,9 @@ def test_an_overflow_skips_the_step_and_halves_the_scale_until_it_fits():
 
     def watch(done, values):
         if values is None:
-            seen.append((one.state.scales["student"].scale.item(), state(one), bool(one.flags[done - 1])))
+            seen.append(
+                (one.state.scales["student"].scale.item(), state(one), bool(one.flags[done - 1]))
+            )
 
     one.fit(watch)
     for (scale, before, _), (scale_after, after, bad) in zip(seen, seen[1:]):
@@ -237,14 +279,20 @@ def test_in_which_arithmetic_the_networks_of_a_method_run(precision):
     seen = {}
     for name, module in one.state.modules.items():
         if isinstance(module, Denoiser):
-            module.network.last.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out.dtype}))
+            module.network.last.register_forward_hook(
+                lambda m, i, out, name=name: seen.update({name: out.dtype})
+            )
     one.fit()
     active, frozen = active or torch.float32, frozen or torch.float32
     assert seen == {"student": active, "fake": active, "teacher": frozen}
     for name, module in one.state.modules.items():
-        assert {p.dtype for p in module.parameters()} == {frozen if name == "teacher" else torch.float32}
+        assert {p.dtype for p in module.parameters()} == {
+            frozen if name == "teacher" else torch.float32
+        }
     saved = [value for tensors in one.state.saved().values() for value in tensors.values()]
-    assert {value.dtype for value in saved} == {torch.float32}  # weights, averages, optimizers, scales
+    assert {value.dtype for value in saved} == {
+        torch.float32
+    }  # weights, averages, optimizers, scales
     assert one.state.exported("student").network.last.weight.dtype == torch.float32
 
 
@@ -252,7 +300,9 @@ def test_in_which_arithmetic_the_networks_of_a_method_run(precision):
 
 
 def teacher_of(network, images):
-    """A teacher with weights everywhere: a fresh one is zero in its last layers and would hide mistakes."""
+    """A teacher with weights everywhere: a fresh one is zero in its last layers and would hide
+    mistakes.
+    """
     made = Fresh(network=network).load(images.shape, images.classes, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.denoiser.parameters():
@@ -270,7 +320,9 @@ def gradients(method, network, images, **options):
     runs, found = [], []
     student = one.nets.student.network
     block = student.middle_block if isinstance(network, UNet) else student.blocks[1]
-    block.register_forward_pre_hook(lambda *_: runs.append(1))  # a second pass ends inside, where it has enough
+    block.register_forward_pre_hook(
+        lambda *_: runs.append(1)
+    )  # a second pass ends inside, where it has enough
     clock = one.clock(1)
     for i, update in enumerate(method.updates(clock)):
         for name in method.trains:
@@ -278,7 +330,9 @@ def gradients(method, network, images, **options):
         one._backward(update, clock, i, i)
         for name in update.trains:
             found += [
-                (name, key, p.grad) for key, p in one.state.modules[name].named_parameters() if p.grad is not None
+                (name, key, p.grad)
+                for key, p in one.state.modules[name].named_parameters()
+                if p.grad is not None
             ]
         one.state.forget_gradients(update.trains)
     return found, len(runs)
@@ -294,7 +348,9 @@ def images():
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_with_dropout_recomputed_activations_are_the_same(name, network, images):
-    """The masks of the second pass are those of the first: the gradients agree bit by bit, in every update."""
+    """The masks of the second pass are those of the first: the gradients agree bit by bit, in every
+    update.
+    """
     plain, runs = gradients(METHODS[name], NETWORKS[network], images)
     again, more = gradients(METHODS[name], NETWORKS[network], images, checkpointing=True)
     assert len(plain) == len(again) > 20
@@ -327,7 +383,9 @@ def test_compiling_is_refused_with_sharding():
 
 
 def test_every_network_is_compiled_and_the_exported_one_is_not(monkeypatch):
-    """Through the compiled callable, and only there: what is exported is saved and loaded without it."""
+    """Through the compiled callable, and only there: what is exported is saved and loaded without
+    it.
+    """
     calls = []
 
     def compiled(forward):
@@ -338,16 +396,23 @@ def test_every_network_is_compiled_and_the_exported_one_is_not(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", compiled)
-    one, plain = (real(ConsistencyDistillation(bins=4), None, config(steps=2, compile=c)) for c in (True, False))
+    one, plain = (
+        real(ConsistencyDistillation(bins=4), None, config(steps=2, compile=c))
+        for c in (True, False)
+    )
     one.fit()
-    assert {id(net) for net in calls} == {id(one.state.modules[n].network) for n in ("student", "target", "teacher")}
+    assert {id(net) for net in calls} == {
+        id(one.state.modules[n].network) for n in ("student", "target", "teacher")
+    }
     assert one.state.exported("student")._compiled is None
     plain.fit()
     assert_same(state(one), state(plain))
 
 
 def test_features_are_read_from_the_network_that_is_not_compiled():
-    """As its docstring says: in a compiled network the hooks of a tap do not fire, and DMD2 ends in a KeyError."""
+    """As its docstring says: in a compiled network the hooks of a tap do not fire, and DMD2 ends in
+    a KeyError.
+    """
     denoiser = model().denoiser
     x, t = torch.randn(4, 1, 2, 2), torch.ones(4, dtype=torch.float64)
     _, expected = denoiser.features(x, t, Cond(), ["last"])
@@ -359,7 +424,9 @@ def test_features_are_read_from_the_network_that_is_not_compiled():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_compiled_run_has_the_same_losses(folder, name):
-    """Three steps with PyTorch's own compiler: losses, gradients' norms and weights agree to rounding."""
+    """Three steps with PyTorch's own compiler: losses, gradients' norms and weights agree to
+    rounding.
+    """
     torch._dynamo.reset()
     runs, lines = [], []
     for compiled in (False, True):
@@ -371,17 +438,27 @@ def test_a_compiled_run_has_the_same_losses(folder, name):
     assert len(lines[0]) == 3
     for plain, compiled in zip(*lines):
         assert plain.keys() == compiled.keys()
-        assert [compiled[key] for key in plain] == pytest.approx(list(plain.values()), rel=1e-4, abs=1e-6)
+        assert [compiled[key] for key in plain] == pytest.approx(
+            list(plain.values()), rel=1e-4, abs=1e-6
+        )
     for key, value in runs[0].items():
         torch.testing.assert_close(runs[1][key], value, rtol=1e-4, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("spec", [AdamW(lr=1e-3), RAdam(lr=1e-3), Sgd(lr=1e-2)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "spec", [AdamW(lr=1e-3), RAdam(lr=1e-3), Sgd(lr=1e-2)], ids=lambda s: type(s).__name__
+)
 def test_unscaled_gradients_are_those_that_are_clipped_and_stepped(spec):
-    """With a limit far below the scaled norm the step is that of fp32: the scale is divided out before."""
+    """With a limit far below the scaled norm the step is that of fp32: the scale is divided out
+    before.
+    """
     ends = []
     for precision in ("fp32", "fp16"):
-        one = trainer(Single(dropout=0.0), None, config(steps=4, optimizer=spec, clip=1e-3, precision=precision))
+        one = trainer(
+            Single(dropout=0.0),
+            None,
+            config(steps=4, optimizer=spec, clip=1e-3, precision=precision),
+        )
         one.fit()
         ends.append(state(one))
     assert_same(*ends)
@@ -393,7 +470,9 @@ def test_draws_are_the_same_in_every_arithmetic():
     for precision in MODES:
         one = real(ConsistencyDistillation(bins=4), None, config(steps=1, precision=precision))
         student = one.nets.student
-        student.register_forward_pre_hook(lambda m, i, precision=precision: seen.setdefault(precision, i))
+        student.register_forward_pre_hook(
+            lambda m, i, precision=precision: seen.setdefault(precision, i)
+        )
         one.fit()
     for x, t, _ in seen.values():
         assert bits(x.detach()) == bits(seen["fp32"][0].detach())

@@ -1,4 +1,6 @@
-"""A run that is stopped at any step and goes on ends with the same bits as one that never stopped."""
+"""A run that is stopped at any step and goes on ends with the same bits as one that never
+stopped.
+"""
 
 import json
 import signal
@@ -162,14 +164,20 @@ def test_a_signal_between_two_steps_loses_nothing(folder, handlers, log_every):
 
 def test_a_finished_run_is_left_as_it_is(folder, whole):
     trainer(Rhythm(), folder).fit()
-    before = {p: p.read_bytes() for p in folder.rglob("*.*") if p.is_file() and p.name != "status.json"}
+    before = {
+        p: p.read_bytes() for p in folder.rglob("*.*") if p.is_file() and p.name != "status.json"
+    }
     again = trainer(Rhythm(), folder)
     again.fit()
     assert_same(state(again), whole["two optimizers"])
-    assert {p: p.read_bytes() for p in folder.rglob("*.*") if p.is_file() and p.name != "status.json"} == before
+    assert {
+        p: p.read_bytes() for p in folder.rglob("*.*") if p.is_file() and p.name != "status.json"
+    } == before
 
 
-@pytest.mark.parametrize("spec", [RAdam(lr=1e-2), Sgd(lr=1e-2), AdamW(lr=1e-3)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "spec", [RAdam(lr=1e-2), Sgd(lr=1e-2), AdamW(lr=1e-3)], ids=lambda s: type(s).__name__
+)
 def test_every_optimizer_resumes(folder, spec):
     specs = {"optimizer": spec, "optimizers": {"fake": AdamW(lr=3e-3, beta1=0.0)}}
     straight = trainer(Rhythm(), None, config(**specs))
@@ -207,24 +215,42 @@ def test_at_a_phase_optimizer_and_averages_start_anew_exactly_once(folder, stop)
 
     def watch(done, values):
         if values is None:
-            counts.append((done, *(int(o.state_dict()["state"][0]["step"]) for o in one.state.optimizers.values())))
-            if done in (5, 9):  # one step behind a border: (1 - decay) of the way from the weights at the border
+            counts.append(
+                (
+                    done,
+                    *(
+                        int(o.state_dict()["state"][0]["step"])
+                        for o in one.state.optimizers.values()
+                    ),
+                )
+            )
+            if done in (
+                5,
+                9,
+            ):  # one step behind a border: (1 - decay) of the way from the weights at the border
                 found = state(one)
                 for key, began in first["weights"].items():
                     name = key.removeprefix("net/student/")
                     torch.testing.assert_close(
-                        found[f"ema/student/0.9/{name}"], 0.9 * began + 0.1 * found[key], rtol=1e-6, atol=1e-7
+                        found[f"ema/student/0.9/{name}"],
+                        0.9 * began + 0.1 * found[key],
+                        rtol=1e-6,
+                        atol=1e-7,
                     )
 
     one.state.restart = noted
     one.fit(watch)
     since = range(stop + 1, STEPS + 1)
     assert counts == [(done, (done - 1) % 4 + 1, 2 * ((done - 1) % 4 + 1)) for done in since]
-    assert starts == [{} for border in (4, 8) if border >= stop]  # empty optimizers, once per border
+    assert starts == [
+        {} for border in (4, 8) if border >= stop
+    ]  # empty optimizers, once per border
 
 
 @pytest.mark.parametrize("micro", [8, 12])
-@pytest.mark.parametrize("method", [Single(dropout=0.0), Rhythm(dropout=0.0)], ids=["single", "two optimizers"])
+@pytest.mark.parametrize(
+    "method", [Single(dropout=0.0), Rhythm(dropout=0.0)], ids=["single", "two optimizers"]
+)
 def test_accumulation_changes_nothing_but_rounding(method, micro):
     # Plain descent: Adam's first steps are signs of the gradient, and would blow rounding up.
     chosen = {"steps": 5, "batch": 32, "optimizer": Sgd(lr=0.1), "clip": 0.5}
@@ -255,7 +281,14 @@ def test_micro_batch_may_change_in_a_resumed_run(folder):
 def tiny_run(**changes):
     """A whole run: a U-Net of a few thousand weights on 20 digits."""
     network = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)
-    chosen = {"steps": 2, "batch": 8, "optimizer": AdamW(lr=1e-3), "device": "cpu", "save_every": 2, "health_every": 0}
+    chosen = {
+        "steps": 2,
+        "batch": 8,
+        "optimizer": AdamW(lr=1e-3),
+        "device": "cpu",
+        "save_every": 2,
+        "health_every": 0,
+    }
     return Run(
         Digits(split="all", limit=20),
         Diffusion(),
@@ -283,16 +316,27 @@ def test_a_method_on_real_networks_resumes(folder):
         tiny_run().teacher,
         dropout=0.2,
         trainer=TrainerConfig(
-            steps=6, batch=8, micro_batch=4, ema=(0.9, 0.5), device="cpu", save_every=2, health_every=0,
-            schedule=Constant(warmup=3), optimizer=RAdam(lr=1e-3),
+            steps=6,
+            batch=8,
+            micro_batch=4,
+            ema=(0.9, 0.5),
+            device="cpu",
+            save_every=2,
+            health_every=0,
+            schedule=Constant(warmup=3),
+            optimizer=RAdam(lr=1e-3),
         ),
-    )  # fmt: skip
+    )
     assert distil(run, folder / "straight")
     with pytest.raises(StopError):
         distil(run, folder / "cut", watch=stop_at(3))
     assert distil(run, folder / "cut")
     for file in ("student/model.safetensors", "student/model-0.5.safetensors", "log.jsonl"):
-        assert (folder / "cut" / file).read_bytes() == (folder / "straight" / file).read_bytes(), file
+        assert (folder / "cut" / file).read_bytes() == (folder / "straight" / file).read_bytes(), (
+            file
+        )
     last = Path("checkpoints", "step-00000006")
     for file in ("nets.safetensors", "ema.safetensors", "optim.safetensors"):
-        assert (folder / "cut" / last / file).read_bytes() == (folder / "straight" / last / file).read_bytes(), file
+        assert (folder / "cut" / last / file).read_bytes() == (
+            folder / "straight" / last / file
+        ).read_bytes(), file

@@ -6,7 +6,12 @@ from tests.test_contracts import TINY
 from fewstep.data.digits import Digits
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Edm, Epsilon, LcmBoundary, Velocity
-from fewstep.diffusion.process import RectifiedFlow, Trig, VarianceExploding, VariancePreservingTable
+from fewstep.diffusion.process import (
+    RectifiedFlow,
+    Trig,
+    VarianceExploding,
+    VariancePreservingTable,
+)
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.models.source import Fresh
 from fewstep.run import Run, distil, unlike
@@ -36,7 +41,9 @@ def test_the_prediction_and_the_process_must_agree(start, teacher, reason):
 
 def test_the_networks_own_process_counts():
     network = Fresh(network=TINY).load((1, 8, 8), 10, 0).denoiser.network
-    assert "process" in unlike(Denoiser(network, Trig(), Edm(), VE), Denoiser(network, Trig(), Edm()))
+    assert "process" in unlike(
+        Denoiser(network, Trig(), Edm(), VE), Denoiser(network, Trig(), Edm())
+    )
 
 
 def test_a_run_refuses_such_a_start(tmp_path):

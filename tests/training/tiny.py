@@ -39,7 +39,9 @@ def data(seed: int = 0, batch: int = 8, images_seed: int = 0) -> Stream:
     """Batches that cross the ends of epochs: 20 images do not divide by 8."""
     generator = torch.Generator().manual_seed(images_seed)
     images = torch.randint(256, (IMAGES, *SHAPE), generator=generator, dtype=torch.uint8)
-    return Stream(Dataset(images, None, 0, torch.arange(IMAGES)), Pixels(), Unconditional(), seed, batch)
+    return Stream(
+        Dataset(images, None, 0, torch.arange(IMAGES)), Pixels(), Unconditional(), seed, batch
+    )
 
 
 def network(seed: int, dropout: float) -> nn.Module:
@@ -53,8 +55,9 @@ def network(seed: int, dropout: float) -> nn.Module:
 class Single(Choice):
     """One optimizer and a slow copy, as in consistency distillation.
 
-    Not a `Method` by inheritance: it would join the methods that the library offers, in every other test.
-    poison: steps whose loss, or value, or gradient alone, is not finite, in update number `poisoned_update`.
+    Not a `Method` by inheritance: it would join the methods that the library offers, in every other
+    test. poison: steps whose loss, or value, or gradient alone, is not finite, in update number
+    `poisoned_update`.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("student",)
@@ -113,7 +116,9 @@ class Single(Choice):
 
 @dataclass(frozen=True)
 class Rhythm(Single):
-    """Two optimizers in the rhythm of distribution matching: the fake network twice, then the student."""
+    """Two optimizers in the rhythm of distribution matching: the fake network twice, then the
+    student.
+    """
 
     trains: ClassVar[tuple[str, ...]] = ("student", "fake")
 
@@ -130,7 +135,11 @@ class Rhythm(Single):
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         fake = ("fake",)
-        return [Update(fake, self.fake_loss), Update(fake, self.second_loss), Update(("student",), self.match_loss)]
+        return [
+            Update(fake, self.fake_loss),
+            Update(fake, self.second_loss),
+            Update(("student",), self.match_loss),
+        ]
 
     def fake_loss(self, nets: Any, batch: Batch, clock: Clock, update: int = 0) -> Losses:
         with torch.no_grad():
@@ -149,7 +158,9 @@ class Rhythm(Single):
 
 @dataclass(frozen=True)
 class Phased(Rhythm):
-    """Three phases as in progressive distillation: at the end of each the student becomes the target."""
+    """Three phases as in progressive distillation: at the end of each the student becomes the
+    target.
+    """
 
     def phases(self, steps: int) -> Sequence[int]:
         return (0, steps // 3, 2 * steps // 3)
@@ -160,7 +171,9 @@ class Phased(Rhythm):
 
 
 def config(**changes: Any) -> TrainerConfig:
-    """Twelve steps with all that a resumed run could get wrong: warm-up, two averages, a rate that moves."""
+    """Twelve steps with all that a resumed run could get wrong: warm-up, two averages, a rate that
+    moves.
+    """
     chosen: dict[str, Any] = {
         "steps": 12,
         "batch": 8,
@@ -174,13 +187,17 @@ def config(**changes: Any) -> TrainerConfig:
     return TrainerConfig(**{**chosen, **changes})
 
 
-def trainer(method: Any, folder: Any = None, chosen: TrainerConfig | None = None, stream: Any = None) -> Trainer:
+def trainer(
+    method: Any, folder: Any = None, chosen: TrainerConfig | None = None, stream: Any = None
+) -> Trainer:
     chosen = chosen or config()
     return Trainer(method, method.nets(), stream or data(chosen.seed, chosen.batch), chosen, folder)
 
 
 class Tokens(nn.Module):
-    """The smallest network that every method of the library takes: each pixel is a token, and sees the image's mean."""
+    """The smallest network that every method of the library takes: each pixel is a token, and sees
+    the image's mean.
+    """
 
     inputs: tuple[str, ...] = ()
 
@@ -212,9 +229,15 @@ def model(seed: int = 0, dropout: float = 0.0) -> Any:
 
 
 def real(
-    method: Any, folder: Any = None, chosen: TrainerConfig | None = None, of: Any = None, **clones: Any
+    method: Any,
+    folder: Any = None,
+    chosen: TrainerConfig | None = None,
+    of: Any = None,
+    **clones: Any,
 ) -> Trainer:
-    """A trainer of a method of the library. of: the model that is the teacher; clones: how the others are made."""
+    """A trainer of a method of the library. of: the model that is the teacher; clones: how the
+    others are made.
+    """
     chosen, of = chosen or config(), of or model()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)  # new heads
@@ -235,21 +258,31 @@ def stop_at(step: int) -> Any:
 
 
 def cut(method: Any, folder: Any, step: int, **changes: Any) -> None:
-    """A run that ended behind `step`, with checkpoints of the multiples of save_every (default: of that step)."""
+    """A run that ended behind `step`, with checkpoints of the multiples of save_every (default: of
+    that step).
+    """
     with pytest.raises(StopError):
         trainer(method, folder, config(**{"save_every": step, **changes})).fit(stop_at(step))
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
-    """Copies of everything that training changes, read from the trainer and not through its checkpoints."""
+    """Copies of everything that training changes, read from the trainer and not through its
+    checkpoints.
+    """
     found: dict[str, Tensor] = {}
     for name, module in trainer.state.modules.items():
         found |= {f"net/{name}/{k}": v for k, v in module.state_dict().items()}
     for name, by_decay in trainer.state.averages.items():
-        found |= {f"ema/{name}/{d}/{k}": v for d, average in by_decay.items() for k, v in average.items()}
+        found |= {
+            f"ema/{name}/{d}/{k}": v for d, average in by_decay.items() for k, v in average.items()
+        }
     for name, optimizer in trainer.state.optimizers.items():
         for index, values in optimizer.state_dict()["state"].items():
-            found |= {f"optimizer/{name}/{index}/{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+            found |= {
+                f"optimizer/{name}/{index}/{k}": v
+                for k, v in values.items()
+                if isinstance(v, Tensor)
+            }
     found |= {"flags": trainer.flags, "batches": torch.tensor(trainer.batches)}
     return {key: value.detach().clone() for key, value in found.items()}
 

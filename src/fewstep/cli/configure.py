@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,25 @@ RUNS = Path("runs")
 
 
 def listed(package: str) -> dict[str, str]:
-    """The files of a package and the first line of each docstring, read without importing them."""
-    home = Path(__file__).parent.parent / package
-    texts = {p.stem: p.read_text(encoding="utf-8") for p in sorted(home.glob("*.py")) if p.stem != "__init__"}
-    return {name: (ast.get_docstring(ast.parse(text)) or "").splitlines()[0] for name, text in texts.items()}
+    """The files of a package with the first sentence of each docstring, read without importing."""
+    found = {}
+    for path in sorted((Path(__file__).parent.parent / package).glob("*.py")):
+        if path.stem != "__init__":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found[path.stem] = first_sentence(ast.get_docstring(tree) or "")
+    return found
 
 
-def configured(recipe: str, overrides: Sequence[str], plugins: Sequence[str] = ()) -> tuple[Run, Path]:
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    first = " ".join(text.partition("\n\n")[0].split())
+    end = re.search(r"(?<!\bal)(?<!\beq)\.(?= |$)", first)  # "Song et al. 2023" goes on
+    return first[: end.end()] if end else first
+
+
+def configured(
+    recipe: str, overrides: Sequence[str], plugins: Sequence[str] = ()
+) -> tuple[Run, Path]:
     """The run and its folder. ValueError (pydantic's has every error) or FileNotFoundError."""
     from fewstep.run import Run
 
@@ -40,10 +53,17 @@ def configured(recipe: str, overrides: Sequence[str], plugins: Sequence[str] = (
             raise ValueError(f"{path} is no run file: it does not hold named values")
         name = path.parent.name if path.name == "run.yaml" else path.stem
     else:
-        names = [module.name for module in pkgutil.iter_modules(importlib.import_module("fewstep.recipes").__path__)]
+        names = [
+            module.name
+            for module in pkgutil.iter_modules(importlib.import_module("fewstep.recipes").__path__)
+        ]
         if recipe not in names:
             near = difflib.get_close_matches(recipe, names, n=2)
-            meant = f"did you mean {' or '.join(near)}?" if near else "`fewstep inspect recipes` lists what there is"
+            meant = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "`fewstep inspect recipes` lists what there is"
+            )
             raise ValueError(f"no recipe or run file {recipe!r}; {meant}")
         plain, name = importlib.import_module(f"fewstep.recipes.{recipe}").recipe().dump(), recipe
     for override in overrides:
@@ -60,7 +80,9 @@ def configured(recipe: str, overrides: Sequence[str], plugins: Sequence[str] = (
 
 
 def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Sets a dotted path; a name on the way ("method=x" before "method.y=1") becomes a mapping of that kind."""
+    """Sets a dotted path; a name on the way ("method=x" before "method.y=1") becomes a mapping of
+    that kind.
+    """
     *way, last = keys
     for key in way:
         inner = plain.get(key)
@@ -72,13 +94,19 @@ def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def source_of(text: str, overrides: Sequence[str] = ()) -> Any:
-    """A data source by name (digits) or by path, with `option=value` overrides. The kind is what is found there."""
+    """A data source by name (digits) or by path, with `option=value` overrides. The kind is what is
+    found there.
+    """
     from fewstep.data.source import Source
 
-    names = [name for name, kind in Source.kinds().items() if "path" not in kind.__dataclass_fields__]
+    names = [
+        name for name, kind in Source.kinds().items() if "path" not in kind.__dataclass_fields__
+    ]
     plain: dict[str, Any] = {"kind": text} if text in names else {"path": text}
     if text not in names and not Path(text).exists():
-        raise FileNotFoundError(f"no data {text!r}: expected a file, a folder, or {' or '.join(names)}")
+        raise FileNotFoundError(
+            f"no data {text!r}: expected a file, a folder, or {' or '.join(names)}"
+        )
     for override in overrides:
         key, _, value = override.partition("=")
         _set(plain, key.split("."), from_yaml(value, override))

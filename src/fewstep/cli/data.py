@@ -28,10 +28,15 @@ def check(
     for key, value in everything.notes.items():
         print(f"{key}: {value}")
     channels, height, width = everything.shape
-    print(f"images: {len(everything)} of {height}×{width}, {channels} channel{'s' * (channels > 1)}")
+    print(
+        f"images: {len(everything)} of {height}×{width}, {channels} channel{'s' * (channels > 1)}"
+    )
     if everything.labels is not None:
         counts = everything.labels.bincount(minlength=everything.classes).tolist()
         print(f"classes: {everything.classes}, images in each: {' '.join(map(str, counts))}")
     for split in ("train", "test"):
         print(f"split {split}: {len(chosen.choose(everything, split, empty=True))}")
-    print(f"kept with these options: {len(kept)} (split {chosen.split}), fingerprint {kept.fingerprint()}")
+    print(
+        f"kept with these options: {len(kept)} (split {chosen.split}), fingerprint "
+        f"{kept.fingerprint()}"
+    )

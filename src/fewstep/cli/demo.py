@@ -17,11 +17,14 @@ TEACHER, STUDENT = (1, 2, 4, 35), (1, 2, 4)
 
 
 def demo(
-    overrides: list[str] | None = typer.Argument(None, help="As for train: trainer.steps=200, name=…"),
+    overrides: list[str] | None = typer.Argument(
+        None, help="As for train: trainer.steps=200, name=…"
+    ),
     num: int = typer.Option(2000, min=20, help="Samples for each row of the table."),
     seed: int = typer.Option(0, help="The seed of the samples."),
 ) -> None:
-    """Distils the shipped digits teacher into a student of 1 to 4 evaluations, measures both, writes a report.
+    """Distils the shipped digits teacher into a student of 1 to 4 evaluations, measures both,
+    writes a report.
 
     Example: fewstep demo
     """
@@ -32,7 +35,13 @@ def demo(
     from fewstep.metrics.evaluation import data_row, ode_rows, row
     from fewstep.metrics.protocol import Reference, find_judge
     from fewstep.models.bundle import load
-    from fewstep.report.run_report import COLUMNS, progress_section, quality_section, table, write_report
+    from fewstep.report.run_report import (
+        COLUMNS,
+        progress_section,
+        quality_section,
+        table,
+        write_report,
+    )
     from fewstep.run import distil
 
     run, folder = configured("digits_cd", ["name=demo", *(overrides or [])])
@@ -43,13 +52,22 @@ def demo(
     teacher, student = load(run.teacher.path), load(folder)  # type: ignore[attr-defined]
     print("sampling and measuring", flush=True)
     results = ode_rows("teacher", teacher, reference, TEACHER, num, seed)
-    results += [row("student", student, student.sampler.with_steps(n), reference, num, seed) for n in STUDENT]
+    results += [
+        row("student", student, student.sampler.with_steps(n), reference, num, seed)
+        for n in STUDENT
+    ]
     results.append(data_row(held_out.floats(), held_out.labels, reference))
     write_json(folder / "results.json", results)
-    sections = [quality_section(results), *_pictures(teacher, student, results, reference, held_out, num, seed)]
+    sections = [
+        quality_section(results),
+        *_pictures(teacher, student, results, reference, held_out, num, seed),
+    ]
     sections.insert(2, progress_section(folder))
     page = write_report(
-        folder, "fewstep demo", sections, {k: v for k, v in results[0]["protocol"].items() if k != "sampler"}
+        folder,
+        "fewstep demo",
+        sections,
+        {k: v for k, v in results[0]["protocol"].items() if k != "sampler"},
     )
     print_table(COLUMNS, table(results))
     print(f"report: {page}\nresults: {folder / 'results.json'}\nstudent: {folder / 'student'}")
@@ -74,7 +92,9 @@ def _pictures(
     for result in results:
         if result["model"] != "data":
             model = teacher if result["model"] == "teacher" else student
-            images = model.generate(num=60, sampler=Sampler.parse(result["protocol"]["sampler"]), seed=seed)
+            images = model.generate(
+                num=60, sampler=Sampler.parse(result["protocol"]["sampler"]), seed=seed
+            )
             groups.append((f"{result['model']}, {result['evaluations']} evaluations", images))
     distances = {}
     for name, model, sampler in (

@@ -28,7 +28,9 @@ def export(
     folder = out or Path(model) / to
     if out is None and not Path(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"
-    if not (folder / "fewstep.json").is_file():  # what is there is replaced: it must have been an export
+    if not (
+        folder / "fewstep.json"
+    ).is_file():  # what is there is replaced: it must have been an export
         check_place(folder)
     difference = export_diffusers(load(model, ema), folder)
     print(f"{folder}: loads in diffusers, largest pixel difference {difference:.1e}")

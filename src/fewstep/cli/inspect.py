@@ -5,7 +5,9 @@ from pathlib import Path
 import typer
 
 
-def inspect(what: str = typer.Argument(help="methods, recipes, or a run's or model's folder or name.")) -> None:
+def inspect(
+    what: str = typer.Argument(help="methods, recipes, or a run's or model's folder or name."),
+) -> None:
     """Lists methods or recipes, or says what a model is.
 
     Example: fewstep inspect methods
@@ -24,7 +26,8 @@ def inspect(what: str = typer.Argument(help="methods, recipes, or a run's or mod
     model = load(what)
     network = model.denoiser.network
     facts = {
-        "network": f"{kind_of(type(network.spec))}, {sum(p.numel() for p in network.parameters()):,} parameters",
+        "network": f"{kind_of(type(network.spec))}, "
+        f"{sum(p.numel() for p in network.parameters()):,} parameters",
         "shape": "×".join(map(str, model.shape)),
         "classes": model.conditioner.classes or "none",
         "process": model.denoiser.process.dump(),

@@ -14,7 +14,8 @@ from fewstep.errors import DivergedError, RefusedError, connection_lost, out_of_
 
 app = typer.Typer(
     name="fewstep",
-    help="Turns slow diffusion and flow models into ones that make images in 1 to 8 network evaluations.",
+    help="Turns slow diffusion and flow models into ones that make images in 1 to 8 network "
+    "evaluations.",
     epilog="Example: fewstep demo",
     no_args_is_help=True,
     add_completion=False,
@@ -27,7 +28,9 @@ app = typer.Typer(
 def options(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and end."),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error; allowed anywhere."),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show the traceback of an error; allowed anywhere."
+    ),
 ) -> None:
     """Options of all verbs."""
     if version:
@@ -35,7 +38,15 @@ def options(
         raise typer.Exit
 
 
-for verb in (demo.demo, train.train, plan.plan, sample.sample, evaluate.evaluate, export.export, inspect.inspect):
+for verb in (
+    demo.demo,
+    train.train,
+    plan.plan,
+    sample.sample,
+    evaluate.evaluate,
+    export.export,
+    inspect.inspect,
+):
     app.command()(verb)
 app.add_typer(data.app, name="data")
 
@@ -51,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            warnings.simplefilter("ignore", DeprecationWarning)  # of libraries to those who write programs
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of libraries to those who write programs
             code = app(words, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -60,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         time.sleep(patience(error))
         for line in lines_of(error):
-            print(f"error: process {rank()}: {line}" if rank() else f"error: {line}", file=sys.stderr)
+            print(
+                f"error: process {rank()}: {line}" if rank() else f"error: {line}", file=sys.stderr
+            )
         code = code_of(error)
     sys.exit(code or 0)
 
@@ -72,7 +87,9 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def code_of(error: BaseException) -> int:
-    """2: configuration, input or output; 3: refused; 4: diverged; 5: out of memory; 1: a fault of fewstep's own."""
+    """2: configuration, input or output; 3: refused; 4: diverged; 5: out of memory; 1: a fault of
+    fewstep's own.
+    """
     if isinstance(error, RefusedError):
         return 3
     if isinstance(error, DivergedError):
@@ -83,8 +100,9 @@ def code_of(error: BaseException) -> int:
 
 
 def patience(error: BaseException) -> float:
-    """Seconds before this process says its error. Torchrun ends the others as soon as one has ended: so an error that
-    all processes have is said by the first of them, and a lost connection behind the error that caused it.
+    """Seconds before this process says its error. Torchrun ends the others as soon as one has
+    ended: so an error that all processes have is said by the first of them, and a lost connection
+    behind the error that caused it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0.0
@@ -96,13 +114,17 @@ def lines_of(error: BaseException) -> list[str]:
     if isinstance(error, typer.TyperException):
         return [" ".join(error.format_message().split())]
     if connection_lost(error):
-        return ["another process ended, or was silent for trainer.timeout seconds; --debug shows what was waited for"]
+        return [
+            "another process ended, or was silent for trainer.timeout seconds; --debug shows what "
+            "was waited for"
+        ]
     if out_of_memory(error):
         return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
     details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it
     if callable(details):
         return [
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: "
+            f"{e['msg'].removeprefix('Value error, ')}"
             f"{_got(e['input'])}"
             for e in details()
         ]

@@ -24,15 +24,22 @@ IMAGES = 64  # that stand for the data
 
 def plan(
     recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
-    overrides: list[str] | None = typer.Argument(None, help="As for train: trainer.batch=64, trainer.precision=bf16 …"),
+    overrides: list[str] | None = typer.Argument(
+        None, help="As for train: trainer.batch=64, trainer.precision=bf16 …"
+    ),
     shape: str | None = typer.Option(
         None, help="Of an image: channels,height,width. Known for digits, idx (28×28), cifar."
     ),
-    classes: int | None = typer.Option(None, min=0, help="Of the labels; 0: none. Known for the same."),
-    processes: int = typer.Option(1, min=1, help="How many share the batch; memory and time are those of each."),
+    classes: int | None = typer.Option(
+        None, min=0, help="Of the labels; 0: none. Known for the same."
+    ),
+    processes: int = typer.Option(
+        1, min=1, help="How many share the batch; memory and time are those of each."
+    ),
     plugin: list[str] = typer.Option([], help="As for train."),
 ) -> None:
-    """Says what memory, time and disk a run will need; neither its data nor its teacher has to be there.
+    """Says what memory, time and disk a run will need; neither its data nor its teacher has to be
+    there.
 
     Example: fewstep plan cifar10_cd_small trainer.batch=64
     """
@@ -48,14 +55,19 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
 
     kind = kind_of(type(run.data))
     if shape is None and kind not in KNOWN:
-        raise ValueError(f"the shape of {kind} data is not known before it is read: give --shape 3,64,64 and --classes")
+        raise ValueError(
+            f"the shape of {kind} data is not known before it is read: give --shape 3,64,64 and "
+            f"--classes"
+        )
     sides, labels = KNOWN.get(kind, ((), 0))
     if size := getattr(run.data, "size", 0):
         sides = (*sides[:1], size, size)
     if shape is not None:
         words = shape.split(",")
         if len(words) != 3 or not all(word.strip().isdecimal() and int(word) for word in words):
-            raise ValueError(f"--shape {shape!r} must be channels,height,width: for example 3,32,32")
+            raise ValueError(
+                f"--shape {shape!r} must be channels,height,width: for example 3,32,32"
+            )
         return tuple(map(int, words)), labels if classes is None else classes
     return sides, labels if classes is None else classes
 
@@ -80,8 +92,14 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
         labels = torch.randint(classes, (IMAGES,)) if classes else None
     dataset = Dataset(images, labels, classes, torch.arange(IMAGES), flip=run.data.flip)
     stream = Stream(dataset, model.codec, model.conditioner, 0, run.trainer.batch)
-    rows = health.HELD_OUT if run.data.split == "train" else health.IMAGES * isinstance(run.teacher, Saved)
-    return planned(run.method, nets, stream, run.trainer, processes, rows, model.denoiser, begin.denoiser)
+    rows = (
+        health.HELD_OUT
+        if run.data.split == "train"
+        else health.IMAGES * isinstance(run.teacher, Saved)
+    )
+    return planned(
+        run.method, nets, stream, run.trainer, processes, rows, model.denoiser, begin.denoiser
+    )
 
 
 def _model(source: ModelSource, shape: tuple[int, ...], classes: int) -> Any:
@@ -94,7 +112,9 @@ def _model(source: ModelSource, shape: tuple[int, ...], classes: int) -> Any:
         path = Path(source.path)
         made = any((folder / "model.json").is_file() for folder in (path, path / "student"))
         recipe = str(path / "run.yaml") if (path / "run.yaml").is_file() else path.name
-        if not made and (recipe != path.name or (recipe in listed("recipes") and not path.exists())):
+        if not made and (
+            recipe != path.name or (recipe in listed("recipes") and not path.exists())
+        ):
             run, _ = configured(recipe, [])
             return _model(run.start or run.teacher, shape, classes)
     return source.load(shape, classes, 0)
@@ -109,18 +129,25 @@ def show(run: Run, plan: Plan) -> None:
 
     roles = [(role, "always", size) for role, size in plan.held.items()]
     roles += [(role, "at times", size) for role, size in plan.passing.items()]
-    print_table(("role", "when", "MiB"), [(r, w, f"{_mib(size)}") for r, w, size in [*roles, ("peak", "", plan.peak)]])
+    print_table(
+        ("role", "when", "MiB"),
+        [(r, w, f"{_mib(size)}") for r, w, size in [*roles, ("peak", "", plan.peak)]],
+    )
     trainer, passes = run.trainer, math.ceil(plan.share / plan.rows)
     threads = torch.get_num_threads()
     gpu = pick_device(trainer.device).type == "cuda"
-    where = torch.cuda.get_device_name() if gpu else f"a CPU with {threads} thread{'s' * (threads > 1)}"
+    where = (
+        torch.cuda.get_device_name() if gpu else f"a CPU with {threads} thread{'s' * (threads > 1)}"
+    )
     print(f"batch: {plan.share} rows, in {passes} pass{'es' * (passes > 1)} of {plan.rows}")
     print(
-        f"time: {plan.step:.3g} s a step, {_duration(plan.step * trainer.steps)} for {trainer.steps:,} steps; "
+        f"time: {plan.step:.3g} s a step, {_duration(plan.step * trainer.steps)} for "
+        f"{trainer.steps:,} steps; "
         f"measured on {plan.tried} rows in {plan.precision} on {where}"
     )
     print(
-        f"disk: {trainer.keep + 1} checkpoints of {_mib(plan.checkpoint)} MiB (one of them being written), "
+        f"disk: {trainer.keep + 1} checkpoints of {_mib(plan.checkpoint)} MiB (one of them being "
+        f"written), "
         f"student {_mib(plan.student)} MiB"
     )
 
@@ -132,4 +159,10 @@ def _mib(size: int) -> str:
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     days, hours = divmod(hours, 24)
-    return f"{days} days {hours} h" if days else f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return (
+        f"{days} days {hours} h"
+        if days
+        else f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min"
+    )

@@ -11,7 +11,8 @@ from fewstep.errors import rank
 
 @contextmanager
 def training_progress(steps: int, title: str) -> Iterator[Any]:
-    """Gives the `watch` that the trainer calls: once per step, and with the numbers of a step now and then.
+    """Gives the `watch` that the trainer calls: once per step, and with the numbers of a step now
+    and then.
 
     None in a process that does not lead.
     """
@@ -24,16 +25,31 @@ def training_progress(steps: int, title: str) -> Iterator[Any]:
         def write(done: int, line: Mapping[str, Any] | None) -> None:
             if line is not None:
                 print(
-                    f"{title}: step {done} of {steps}, {time.monotonic() - started:.0f} s, {_numbers(line)}", flush=True
+                    f"{title}: step {done} of {steps}, {time.monotonic() - started:.0f} s, "
+                    f"{_numbers(line)}",
+                    flush=True,
                 )
 
         yield write
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True)) as progress:
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(
+        *columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True)
+    ) as progress:
         task = progress.add_task(title, total=steps, numbers="")
 
         def move(done: int, line: Mapping[str, Any] | None) -> None:
@@ -46,4 +62,6 @@ def training_progress(steps: int, title: str) -> Iterator[Any]:
 
 def _numbers(line: Mapping[str, Any]) -> str:
     left_out = ("step", "rate", "skipped")
-    return ", ".join(f"{k} {v:.4g}" for k, v in line.items() if k not in left_out and not k.startswith("norm."))
+    return ", ".join(
+        f"{k} {v:.4g}" for k, v in line.items() if k not in left_out and not k.startswith("norm.")
+    )

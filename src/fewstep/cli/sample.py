@@ -16,12 +16,22 @@ if TYPE_CHECKING:
 
 def sample(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
-    out: Path = typer.Option(help="x.npz (arr_0 images, arr_1 labels), x.png (a grid), or a folder of PNG files."),
+    out: Path = typer.Option(
+        help="x.npz (arr_0 images, arr_1 labels), x.png (a grid), or a folder of PNG files."
+    ),
     num: int | None = typer.Option(None, min=1, help="How many images; 16, or one per label."),
-    labels: str | None = typer.Option(None, help="Class labels, 3,3,5; none given: balanced classes."),
-    steps: int | None = typer.Option(None, min=1, help="Solver steps; the model's own number if not given."),
-    times: str | None = typer.Option(None, help="The times to evaluate at, first to last, 80,0.8; instead of --steps."),
-    sampler: str | None = typer.Option(None, help="euler, heun, midpoint, dpmpp_2m, renoise or flow_map."),
+    labels: str | None = typer.Option(
+        None, help="Class labels, 3,3,5; none given: balanced classes."
+    ),
+    steps: int | None = typer.Option(
+        None, min=1, help="Solver steps; the model's own number if not given."
+    ),
+    times: str | None = typer.Option(
+        None, help="The times to evaluate at, first to last, 80,0.8; instead of --steps."
+    ),
+    sampler: str | None = typer.Option(
+        None, help="euler, heun, midpoint, dpmpp_2m, renoise or flow_map."
+    ),
     guidance: float | None = typer.Option(None, help="Guidance scale; 1 is none."),
     seed: int = typer.Option(0, help="Image i depends on the seed and i alone."),
     batch: int | None = typer.Option(None, min=1, help="Images at a time."),
@@ -54,12 +64,21 @@ def sample(
     chosen = _sampler(loaded, sampler, times)
     count = num or (16 if wanted is None else len(wanted))
     images, used, rate = samples(
-        loaded, count, seed, labels=wanted, steps=steps, sampler=chosen, guidance=guidance, batch=batch
+        loaded,
+        count,
+        seed,
+        labels=wanted,
+        steps=steps,
+        sampler=chosen,
+        guidance=guidance,
+        batch=batch,
     )
     write_images(out, images, used)
     final = chosen if steps is None else chosen.with_steps(steps)
     each = loaded.evaluations(final, guidance)
-    print(f"{out}: {count} images, {final.steps} steps, {each} evaluations each, {rate:,.0f} images/s")
+    print(
+        f"{out}: {count} images, {final.steps} steps, {each} evaluations each, {rate:,.0f} images/s"
+    )
 
 
 def _labels(text: str) -> Tensor:
@@ -68,7 +87,9 @@ def _labels(text: str) -> Tensor:
     try:
         return torch.tensor([int(word) for word in text.split(",")])
     except ValueError:
-        raise ValueError(f"--labels {text!r}: expected whole numbers with commas between them") from None
+        raise ValueError(
+            f"--labels {text!r}: expected whole numbers with commas between them"
+        ) from None
 
 
 def _sampler(model: DiffusionModel, name: str | None, times: str | None) -> Sampler:
@@ -82,13 +103,20 @@ def _sampler(model: DiffusionModel, name: str | None, times: str | None) -> Samp
     chosen = model.sampler
     if name is not None:
         kinds = Solver.kinds()
-        ode = next((kind for key, kind in kinds.items() if key.replace("_", "") == name.replace("_", "")), None)
+        ode = next(
+            (kind for key, kind in kinds.items() if key.replace("_", "") == name.replace("_", "")),
+            None,
+        )
         others = {k: v for k, v in Sampler.kinds().items() if v is not Ode}
         if ode is None and name not in others:
             from fewstep.choice import did_you_mean
 
             raise ValueError(f"no sampler {name!r}{did_you_mean(name, [*kinds, *others])}")
-        chosen = Ode(steps=chosen.steps, solver=ode()) if ode else others[name]().with_steps(chosen.steps)
+        chosen = (
+            Ode(steps=chosen.steps, solver=ode())
+            if ode
+            else others[name]().with_steps(chosen.steps)
+        )
     if times is None:
         return chosen
     try:
@@ -97,6 +125,8 @@ def _sampler(model: DiffusionModel, name: str | None, times: str | None) -> Samp
         raise ValueError(f"--times {times!r}: expected numbers with commas between them") from None
     top = model.denoiser.process.t_max
     if not abs(points[0] - top) <= 1e-6 * top:
-        raise ValueError(f"--times must begin at {top:g}, where this model's noise begins, got {points[0]:g}")
+        raise ValueError(
+            f"--times must begin at {top:g}, where this model's noise begins, got {points[0]:g}"
+        )
     grid = Explicit((points[1:],), end=chosen.times.end)
     return replace(chosen, steps=len(points), times=grid)  # type: ignore[type-var]

@@ -11,7 +11,9 @@ def train(
         None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
     ),
     restart: bool = typer.Option(False, help="Begin at step 0, whatever the folder holds."),
-    plugin: list[str] = typer.Option([], help="A module of your own whose methods, data sources … may be named."),
+    plugin: list[str] = typer.Option(
+        [], help="A module of your own whose methods, data sources … may be named."
+    ),
 ) -> None:
     """Trains a teacher or distils a student; an unfinished run goes on where it stopped.
 
@@ -28,7 +30,9 @@ def train(
     if rank():
         return
     if not worked:
-        print(f"{folder} is finished already; --restart would begin again, name=… makes another run")
+        print(
+            f"{folder} is finished already; --restart would begin again, name=… makes another run"
+        )
         return
     sections = [progress_section(folder)]
     if run.method.sampler(_last(run)) is not None:
@@ -36,7 +40,9 @@ def train(
 
         model = load(folder)
         steps = sorted({1, 2, 4, model.sampler.steps})
-        images = [("1 step" if n == 1 else f"{n} steps", model.generate(num=60, steps=n)) for n in steps]
+        images = [
+            ("1 step" if n == 1 else f"{n} steps", model.generate(num=60, steps=n)) for n in steps
+        ]
         sections.insert(0, samples_section(images, columns=10))
     page = write_report(folder, folder.name, sections, {})
     print(f"finished: {folder}/student, report {page}")

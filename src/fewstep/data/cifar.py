@@ -1,4 +1,6 @@
-"""CIFAR-10 and CIFAR-100 as they are handed out: Parquet, the binary and the python version, packed or not."""
+"""CIFAR-10 and CIFAR-100 as they are handed out: Parquet, the binary and the python version, packed
+or not.
+"""
 
 import io
 import pickle
@@ -29,9 +31,9 @@ MOST_OPCODES = 2_000_000  # a pickle has 5 for each image
 
 @dataclass(frozen=True)
 class Cifar(Source):
-    """A file, or a folder with files in it or one level below; those of the training set where there are others too,
-    of several versions the largest. labels: the 100 fine or the 20 coarse classes of CIFAR-100. workers, on_bad: for
-    Parquet, as there.
+    """A file, or a folder with files in it or one level below; those of the training set where
+    there are others too, of several versions the largest. labels: the 100 fine or the 20 coarse
+    classes of CIFAR-100. workers, on_bad: for Parquet, as there.
     """
 
     path: str = ""
@@ -42,21 +44,34 @@ class Cifar(Source):
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
         """All but Parquet: its names do not tell what it holds."""
-        files = [f for f in files_below(path, 2) if ARCHIVE.fullmatch(f.name) or BATCH.fullmatch(f.name)]
+        files = [
+            f for f in files_below(path, 2) if ARCHIVE.fullmatch(f.name) or BATCH.fullmatch(f.name)
+        ]
         versions: dict[tuple[object, ...], list[Path]] = {}
         for file in of_training(files, path):
-            version = (file.parent, file.suffix, _is_hundred(file), ARCHIVE.fullmatch(file.name) and file.name)
+            version = (
+                file.parent,
+                file.suffix,
+                _is_hundred(file),
+                ARCHIVE.fullmatch(file.name) and file.name,
+            )
             versions.setdefault(version, []).append(file)
-        return max(versions.values(), key=lambda files: sum(f.stat().st_size for f in files), default=[])
+        return max(
+            versions.values(), key=lambda files: sum(f.stat().st_size for f in files), default=[]
+        )
 
     def read(self) -> Dataset:
         files = self.files_at(Path(self.path)) if self.path else []
         if not files:
             label = "coarse_label" if self.labels == "coarse" else "auto"
             tables = Parquet(label=label, channels="rgb", workers=self.workers, on_bad=self.on_bad)
-            return tables.read_files(tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)"))
+            return tables.read_files(
+                tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)")
+            )
         batches = {name: content for file in files for name, content in _contents(file).items()}
-        images, labels, classes = zip(*(self._batch(name, content) for name, content in batches.items()))
+        images, labels, classes = zip(
+            *(self._batch(name, content) for name, content in batches.items())
+        )
         pixels = torch.from_numpy(np.concatenate(images).reshape(-1, *SHAPE))
         notes = {"files": ", ".join(map(str, batches))}
         return Dataset(pixels, torch.cat(labels), max(classes), torch.arange(len(pixels)), notes)
@@ -68,7 +83,9 @@ class Cifar(Source):
         if kind not in labels:
             raise ValueError(f"{file} has no {kind}, only {', '.join(labels) or 'none'}")
         if images.shape != (len(labels[kind]), VALUES):
-            raise ValueError(f"{file} is no CIFAR: {len(labels[kind])} labels, pixels of shape {images.shape}")
+            raise ValueError(
+                f"{file} is no CIFAR: {len(labels[kind])} labels, pixels of shape {images.shape}"
+            )
         check_labels(labels[kind], CLASSES[kind], str(file))
         return images, labels[kind], CLASSES[kind]
 
@@ -79,7 +96,9 @@ def _is_hundred(file: Path) -> bool:
 
 
 def _contents(file: Path) -> dict[Path, bytes]:
-    """The batches in a file. Those in an archive never become files, and its links are passed over."""
+    """The batches in a file. Those in an archive never become files, and its links are passed
+    over.
+    """
     buffer = io.BytesIO()
     try:
         with unpacked(file) as stream:
@@ -98,7 +117,9 @@ def _contents(file: Path) -> dict[Path, bytes]:
                     found[Path(name)] = content[member.offset_data : end]
         end = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if content[end : end + tarfile.BLOCKSIZE] != bytes(tarfile.BLOCKSIZE):
-            raise ValueError("its end is missing")  # tarfile takes what stops at a header for a whole archive
+            raise ValueError(
+                "its end is missing"
+            )  # tarfile takes what stops at a header for a whole archive
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from None
     if not found:
@@ -110,7 +131,9 @@ def _binary(file: Path, content: bytes) -> tuple[Pixels, dict[str, Tensor]]:
     kinds = ("coarse_labels", "fine_labels") if _is_hundred(file) else ("labels",)
     record = len(kinds) + VALUES
     if not content or len(content) % record:
-        raise ValueError(f"{file} is cut off or empty: {len(content)} bytes are no multiple of {record}")
+        raise ValueError(
+            f"{file} is cut off or empty: {len(content)} bytes are no multiple of {record}"
+        )
     table = np.frombuffer(content, np.uint8).reshape(-1, record)
     return table[:, len(kinds) :], {
         kind: torch.from_numpy(table[:, i].astype(np.int64)) for i, kind in enumerate(kinds)
@@ -118,7 +141,9 @@ def _binary(file: Path, content: bytes) -> tuple[Pixels, dict[str, Tensor]]:
 
 
 class _Inert:
-    """Stands for everything that a pickle names. It keeps what it is given: nothing that a pickle asks for is run."""
+    """Stands for everything that a pickle names. It keeps what it is given: nothing that a pickle
+    asks for is run.
+    """
 
     state: Any = None
 
@@ -137,14 +162,20 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
-            raise ValueError(f"it asks for {f'{module}.{name}'[:80]!r}, which CIFAR does not need: refused")
+            raise ValueError(
+                f"it asks for {f'{module}.{name}'[:80]!r}, which CIFAR does not need: refused"
+            )
         return _Inert
 
 
 def _pickled(file: Path, content: bytes) -> tuple[Pixels, dict[str, Tensor]]:
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):  # ends at a length beyond the file
-            if count > MOST_OPCODES or ("PUT" in opcode.name and isinstance(argument, int) and argument > count):
+        for count, (opcode, argument, _) in enumerate(
+            pickletools.genops(content)
+        ):  # ends at a length beyond the file
+            if count > MOST_OPCODES or (
+                "PUT" in opcode.name and isinstance(argument, int) and argument > count
+            ):
                 raise ValueError("it would take more memory than CIFAR needs")
         loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         table = {_raw(key).decode(): value for key, value in loaded.items()}

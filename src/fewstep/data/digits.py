@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits: 1,797 images of 8×8 in 17 grey levels, on every machine without a download."""
+"""scikit-learn's handwritten digits: 1,797 images of 8×8 in 17 grey levels, on every machine
+without a download.
+"""
 
 from dataclasses import dataclass
 
@@ -17,4 +19,6 @@ class Digits(Source):
         digits = load_digits()
         images = (torch.from_numpy(digits.images) / 16 * 255).round().to(torch.uint8)[:, None]
         labels = torch.from_numpy(digits.target).long()
-        return Dataset(images, labels, 10, torch.arange(len(images)), {"source": "scikit-learn's digits"})
+        return Dataset(
+            images, labels, 10, torch.arange(len(images)), {"source": "scikit-learn's digits"}
+        )

@@ -17,9 +17,10 @@ MOST_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class Folder(Source):
-    """A folder of pictures, or one picture. A class is a sub-folder, or what stands before the first `_` of all names;
-    there are none where only one would be found. Whole numbers are classes themselves, other names count in order.
-    Where the sub-folders are train, test or val, the training set is used. The options are those of `decode_all`.
+    """A folder of pictures, or one picture. A class is a sub-folder, or what stands before the
+    first `_` of all names; there are none where only one would be found. Whole numbers are classes
+    themselves, other names count in order. Where the sub-folders are train, test or val, the
+    training set is used. The options are those of `decode_all`.
     """
 
     path: str = ""
@@ -38,7 +39,9 @@ class Folder(Source):
         files = self.found(self.path, "pictures (PNG, JPEG or WebP)")
         root = _root(Path(self.path), files)
         pictures = [(str(file), file) for file in files]
-        images, places, notes = decode_all(pictures, self.size, self.channels, self.workers, self.on_bad)
+        images, places, notes = decode_all(
+            pictures, self.size, self.channels, self.workers, self.on_bad
+        )
         words = _words([file.relative_to(root) for file in files])
         numbers = {word: int(word) for word in words if word.isdecimal() and str(int(word)) == word}
         if len(numbers) < len(set(words)) or max(numbers.values(), default=0) >= MOST_CLASSES:
@@ -52,7 +55,11 @@ class Folder(Source):
 def _root(path: Path, files: Sequence[Path]) -> Path:
     """The folder of the classes: that of a split, where there is nothing beside such."""
     tops = {file.relative_to(path).parts[0] for file in files if file != path}
-    return path / ("train" if "train" in tops else min(tops)) if tops and tops <= {"train", *TESTS} else path
+    return (
+        path / ("train" if "train" in tops else min(tops))
+        if tops and tops <= {"train", *TESTS}
+        else path
+    )
 
 
 def _words(names: Sequence[Path]) -> list[str]:
@@ -60,5 +67,7 @@ def _words(names: Sequence[Path]) -> list[str]:
     if all(len(name.parts) > 1 for name in names):
         words = [name.parts[0] for name in names]
         return words if len(set(words)) > 1 else []
-    words = [name.stem.partition("_")[0] for name in names if len(name.parts) == 1 and "_" in name.stem]
+    words = [
+        name.stem.partition("_")[0] for name in names if len(name.parts) == 1 and "_" in name.stem
+    ]
     return words if len(words) == len(names) and 1 < len(set(words)) < len(words) else []

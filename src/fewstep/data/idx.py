@@ -17,9 +17,9 @@ LABELS, IMAGES, COLOURS = 1, 3, 4  # numbers of dimensions, as the magic number 
 
 @dataclass(frozen=True)
 class Idx(Source):
-    """A folder or an images file. Whatever pair of images and labels is found is used and named; where there are
-    several, the one with the most images. Both files of a pair share their name but for "images"/"labels" and the
-    number of dimensions.
+    """A folder or an images file. Whatever pair of images and labels is found is used and named;
+    where there are several, the one with the most images. Both files of a pair share their name but
+    for "images"/"labels" and the number of dimensions.
     """
 
     path: str = ""
@@ -32,7 +32,9 @@ class Idx(Source):
         pairs = []
         for file, sizes in headers.items():
             if len(sizes) in (IMAGES, COLOURS) and path in (folder, file):
-                labels = [f for f, s in headers.items() if len(s) == LABELS and _stem(f) == _stem(file)]
+                labels = [
+                    f for f, s in headers.items() if len(s) == LABELS and _stem(f) == _stem(file)
+                ]
                 pairs.append((sizes[0], [file, *labels[:1]]))
         return max(pairs, key=lambda pair: pair[0])[1] if pairs else []
 
@@ -48,7 +50,9 @@ class Idx(Source):
             notes["labels file"] = str(labels_file)
             labels = torch.from_numpy(_read(labels_file).astype(np.int64))
             if len(labels) != len(images):
-                raise ValueError(f"{labels_file} has {len(labels)} labels for the {len(images)} images of {file}")
+                raise ValueError(
+                    f"{labels_file} has {len(labels)} labels for the {len(images)} images of {file}"
+                )
             check_labels(labels, self.classes, f"{labels_file} (data.classes={self.classes})")
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         return Dataset(pixels, labels, self.classes, torch.arange(len(pixels)), notes)
@@ -69,7 +73,11 @@ def _header(file: Path) -> tuple[int, ...] | None:
     try:
         with unpacked(file) as stream:
             magic = stream.read(4)
-            if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (LABELS, IMAGES, COLOURS):
+            if (
+                len(magic) < 4
+                or magic[:3] != b"\0\0\x08"
+                or magic[3] not in (LABELS, IMAGES, COLOURS)
+            ):
                 return None
             sizes = stream.read(4 * magic[3])
     except (OSError, EOFError, zlib.error):
@@ -85,10 +93,15 @@ def _read(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         with unpacked(file) as stream:
             stream.read(4 + 4 * len(sizes))
             # In pieces: a forged header must not reserve more memory than the file has bytes.
-            while len(content) <= wanted and (part := stream.read(min(1 << 24, wanted + 1 - len(content)))):
+            while len(content) <= wanted and (
+                part := stream.read(min(1 << 24, wanted + 1 - len(content)))
+            ):
                 content += part
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from None
     if len(content) != wanted:
-        raise ValueError(f"{file} is cut off or too long: its header announces {wanted} bytes, it has {len(content)}")
+        raise ValueError(
+            f"{file} is cut off or too long: its header announces {wanted} bytes, it has "
+            f"{len(content)}"
+        )
     return np.frombuffer(content, np.uint8).reshape(sizes)

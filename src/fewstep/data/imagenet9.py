@@ -11,8 +11,8 @@ from fewstep.data.folder import SUFFIXES
 from fewstep.data.pictures import Channels, OnBad, decode_all
 from fewstep.data.source import Dataset, Source, files_below
 
-# First and last WordNet id of each group. Sorted by id, ImageNet-1k's classes in between are exactly the group's
-# (their numbers in brackets); the larger ImageNet has others there as well.
+# First and last WordNet id of each group. Sorted by id, ImageNet-1k's classes in between are
+# exactly the group's (their numbers in brackets); the larger ImageNet has others there as well.
 GROUPS = {
     "dog": ("n02085620", "n02113978"),  # 151-268
     "cat": ("n02123045", "n02124075"),  # 281-285
@@ -28,10 +28,12 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Imagenet9(Source):
-    """A folder whose sub-folders, or those of its `train`, have WordNet ids as names (n02085620). Others are left out.
+    """A folder whose sub-folders, or those of its `train`, have WordNet ids as names (n02085620).
+    Others are left out.
 
-    per_folder: the first so many pictures of each (0: all). The other options are those of `decode_all`. All pictures
-    are held in memory: 203 folders of 1,300 at 64×64 take 3.3 GB, at 224×224 40 GB.
+    per_folder: the first so many pictures of each (0: all). The other options are those of
+    `decode_all`. All pictures are held in memory: 203 folders of 1,300 at 64×64 take 3.3 GB, at
+    224×224 40 GB.
     """
 
     path: str = ""
@@ -45,7 +47,11 @@ class Imagenet9(Source):
     def files_at(cls, path: Path) -> list[Path]:
         top = path / "train" if (path / "train").is_dir() else path
         files = files_below(top, 2) if top.is_dir() else []
-        return [f for f in files if f.suffix.lower() in SUFFIXES and group(f.parent.name) and f.parent.parent == top]
+        return [
+            f
+            for f in files
+            if f.suffix.lower() in SUFFIXES and group(f.parent.name) and f.parent.parent == top
+        ]
 
     def read(self) -> Dataset:
         seen, files = Counter[str](), []
@@ -54,12 +60,26 @@ class Imagenet9(Source):
             if not self.per_folder or seen[file.parent.name] <= self.per_folder:
                 files.append(file)
         pictures = [(str(file), file) for file in files]
-        images, places, notes = decode_all(pictures, self.size, self.channels, self.workers, self.on_bad)
-        labels = torch.tensor([list(GROUPS).index(group(file.parent.name)) for file in files])[places]
-        notes = {"files": f"{len(files)} in {len(seen)} folders", "class names": ", ".join(GROUPS)} | notes
+        images, places, notes = decode_all(
+            pictures, self.size, self.channels, self.workers, self.on_bad
+        )
+        labels = torch.tensor([list(GROUPS).index(group(file.parent.name)) for file in files])[
+            places
+        ]
+        notes = {
+            "files": f"{len(files)} in {len(seen)} folders",
+            "class names": ", ".join(GROUPS),
+        } | notes
         return Dataset(images, labels, len(GROUPS), places, notes)
 
 
 def group(wnid: str) -> str:
     """The group of a WordNet id, "" for none."""
-    return next((name for name, (first, last) in GROUPS.items() if first <= wnid <= last and len(wnid) == 9), "")
+    return next(
+        (
+            name
+            for name, (first, last) in GROUPS.items()
+            if first <= wnid <= last and len(wnid) == 9
+        ),
+        "",
+    )

@@ -1,4 +1,6 @@
-"""Data sources and what they read: a `Dataset` in memory, with its split, its fingerprint and its report."""
+"""Data sources and what they read: a `Dataset` in memory, with its split, its fingerprint and its
+report.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ TESTS = {"test", "val", "valid", "validation"}
 class Dataset:
     """Images (n, channels, height, width) uint8 with labels (n,) int64 in 0 … classes - 1, or None.
 
-    ids: the place of each image in its source, by which splits are chosen. notes: what was found, for `data check`.
-    flip: whether a training sees half of the images mirrored (`Stream` does it; `images` and `floats` never are).
+    ids: the place of each image in its source, by which splits are chosen. notes: what was found,
+    for `data check`. flip: whether a training sees half of the images mirrored (`Stream` does it;
+    `images` and `floats` never are).
     """
 
     images: Tensor
@@ -58,15 +61,18 @@ class Dataset:
     def select(self, keep: Tensor) -> Dataset:
         """The images at these indices."""
         labels = None if self.labels is None else self.labels[keep]
-        return Dataset(self.images[keep], labels, self.classes, self.ids[keep], dict(self.notes), self.flip)
+        return Dataset(
+            self.images[keep], labels, self.classes, self.ids[keep], dict(self.notes), self.flip
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Choice, ABC):
     """A data source. Its fields beside these are its own.
 
-    split: train and test are chosen by a hash of (seed, id), `held_out` of all to test; limit, fraction: a fixed choice
-    of the rest. flip: training mirrors each image with probability 1/2; the test split never is.
+    split: train and test are chosen by a hash of (seed, id), `held_out` of all to test; limit,
+    fraction: a fixed choice of the rest. flip: training mirrors each image with probability 1/2;
+    the test split never is.
     """
 
     folder: ClassVar[str | None] = "fewstep.data"
@@ -81,19 +87,28 @@ class Source(Choice, ABC):
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
-        """The files of an existing file or folder that this kind reads. Looks at names and first bytes only."""
+        """The files of an existing file or folder that this kind reads. Looks at names and first
+        bytes only.
+        """
         return []
 
     @classmethod
     def kind_at(cls, path: Path) -> str:
-        """The kind for a file or folder: the one that reads the most bytes of it. ValueError where none reads any."""
-        sizes = {name: sum(file.stat().st_size for file in kind.files_at(path)) for name, kind in cls.kinds().items()}
+        """The kind for a file or folder: the one that reads the most bytes of it. ValueError where
+        none reads any.
+        """
+        sizes = {
+            name: sum(file.stat().st_size for file in kind.files_at(path))
+            for name, kind in cls.kinds().items()
+        }
         if not any(sizes.values()):
             raise ValueError(f"no data in {path} (found: {_content(path)}) for {', '.join(sizes)}")
         return max(sizes, key=lambda name: sizes[name])
 
     def found(self, path: str, what: str) -> list[Path]:
-        """`files_at` of the path that the user gave. FileNotFoundError or ValueError where there are none."""
+        """`files_at` of the path that the user gave. FileNotFoundError or ValueError where there
+        are none.
+        """
         if not path:
             raise ValueError(f"no data: give data.path=DIR, a folder with {what}")
         if not Path(path).exists():
@@ -107,10 +122,14 @@ class Source(Choice, ABC):
         """Everything that the source holds. FileNotFoundError or ValueError that name the file."""
 
     def dataset(self, split: Split | None = None, empty: bool = False) -> Dataset:
-        """The images of the split, after limit and fraction. ValueError where nothing is left, unless `empty`."""
+        """The images of the split, after limit and fraction. ValueError where nothing is left,
+        unless `empty`.
+        """
         return self.choose(self.read(), split, empty)
 
-    def choose(self, everything: Dataset, split: Split | None = None, empty: bool = False) -> Dataset:
+    def choose(
+        self, everything: Dataset, split: Split | None = None, empty: bool = False
+    ) -> Dataset:
         """What `dataset` gives, of images that were read already."""
         split = self.split if split is None else split
         place = self._hash(everything.ids)
@@ -119,17 +138,24 @@ class Source(Choice, ABC):
             keep = (place < self.held_out) == (split == "test")
         index = keep.nonzero()[:, 0]
         if self.fraction < 1:
-            # Another hash than the split's, so that a fraction of the training split is an even choice of it.
+            # Another hash than the split's, so that a fraction of the training split is an even
+            # choice of it.
             index = index[self._hash(everything.ids[index], "fraction") < self.fraction]
         if self.limit:
             index = index[: self.limit]
         if not len(index) and not empty:
-            raise ValueError(f"no images left of {len(everything)} after split={split}, fraction={self.fraction}")
+            raise ValueError(
+                f"no images left of {len(everything)} after split={split}, fraction={self.fraction}"
+            )
         return replace(everything.select(index), flip=self.flip and split != "test")
 
     def _hash(self, ids: Tensor, salt: str = "split") -> Tensor:
-        """A number in [0, 1) for each id, the same on every machine (SplitMix64 of the id and the seed)."""
-        key = int.from_bytes(hashlib.blake2b(f"{salt}|{self.split_seed}".encode(), digest_size=8).digest(), "little")
+        """A number in [0, 1) for each id, the same on every machine (SplitMix64 of the id and the
+        seed).
+        """
+        key = int.from_bytes(
+            hashlib.blake2b(f"{salt}|{self.split_seed}".encode(), digest_size=8).digest(), "little"
+        )
         z = ids.numpy().astype(np.uint64) + np.uint64(key)
         with np.errstate(over="ignore"):
             z = z * np.uint64(0x9E3779B97F4A7C15)
@@ -139,7 +165,9 @@ class Source(Choice, ABC):
 
 
 def files_below(path: Path, depth: int) -> list[Path]:
-    """The files in a folder and its sub-folders, `depth` levels in all, by name, without hidden ones; a file itself."""
+    """The files in a folder and its sub-folders, `depth` levels in all, by name, without hidden
+    ones; a file itself.
+    """
     if not path.is_dir():
         return [path] if path.is_file() else []
     inner = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")] if depth else []
@@ -147,7 +175,9 @@ def files_below(path: Path, depth: int) -> list[Path]:
 
 
 def of_training(files: list[Path], root: Path) -> list[Path]:
-    """All but those that are for tests by their name or that of their folder; all, where there are only such."""
+    """All but those that are for tests by their name or that of their folder; all, where there are
+    only such.
+    """
     words = {file: re.split(r"[^a-z0-9]+", str(file.relative_to(root)).lower()) for file in files}
     return [file for file in files if not TESTS & set(words[file])] or files
 
@@ -170,6 +200,7 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
     if len(bad):
         first = int(bad[0])
         raise ValueError(
-            f"{where}: {len(bad)} labels out of range 0 … {classes - 1}, the first is {int(labels[first])} "
+            f"{where}: {len(bad)} labels out of range 0 … {classes - 1}, the first is "
+            f"{int(labels[first])} "
             f"of image {first}"
         )

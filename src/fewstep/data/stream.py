@@ -11,12 +11,16 @@ from fewstep.models.conditioner import Conditioner
 
 
 class Stream:
-    """Row r of batch k is a pure function of (seed, k, r): no state to save, and any part of a batch can be asked for.
+    """Row r of batch k is a pure function of (seed, k, r): no state to save, and any part of a
+    batch can be asked for.
 
-    Position k·batch + r walks through one random permutation per epoch; a batch may cross into the next one.
+    Position k·batch + r walks through one random permutation per epoch; a batch may cross into the
+    next one.
     """
 
-    def __init__(self, dataset: Dataset, codec: Codec, conditioner: Conditioner, seed: int, batch: int):
+    def __init__(
+        self, dataset: Dataset, codec: Codec, conditioner: Conditioner, seed: int, batch: int
+    ):
         self.dataset, self.codec, self.conditioner = dataset, codec, conditioner
         self.seed, self.batch = seed, batch
         self.fingerprint = dataset.fingerprint()

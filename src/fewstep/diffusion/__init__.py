@@ -1,1 +1,3 @@
-"""The mathematics: processes, predictions, times, solvers and samplers. Imports torch and nothing of fewstep's rest."""
+"""The mathematics: processes, predictions, times, solvers and samplers. Imports torch and nothing
+of fewstep's rest.
+"""

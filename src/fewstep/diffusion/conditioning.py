@@ -29,7 +29,9 @@ class Cond:
         return replace(self, values={k: self.null.get(k, v) for k, v in self.values.items()})
 
     def dropped(self, share: float, draws: Draws) -> Cond:
-        """The condition taken away from a random share of the rows, as guidance needs it (arXiv:2207.12598)."""
+        """The condition taken away from a random share of the rows, as guidance needs it
+        (arXiv:2207.12598).
+        """
         if share == 0 or not self.null:
             return self
         drop = draws.uniform() < share
@@ -54,7 +56,8 @@ class Cond:
     def select(self, start: int, stop: int) -> Cond:
         """Rows start … stop - 1."""
         return Cond(
-            {k: v[start:stop] for k, v in self.values.items()}, {k: v[start:stop] for k, v in self.null.items()}
+            {k: v[start:stop] for k, v in self.values.items()},
+            {k: v[start:stop] for k, v in self.null.items()},
         )
 
     def to(self, device: torch.device | str) -> Cond:

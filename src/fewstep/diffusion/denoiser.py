@@ -1,4 +1,6 @@
-"""`Denoiser`: a network, its process and its parameterization behind one question, "what is x0?"."""
+"""`Denoiser`: a network, its process and its parameterization behind one question, "what is
+x0?".
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,19 @@ class _LastTapReachedError(Exception):
 class Denoiser(nn.Module):
     """x0 of x_t.
 
-    network: called as network(x, t, cond, s) with t (and s) in the unit of `own`; names in `network.inputs` what it
-    reads of the condition. process: the one that callers speak. own: the network's process, where it differs.
-    Coefficients are computed in float64 and x0 in float32 (or the dtype of x_t, if higher); autocast surrounds the
-    network alone, in the dtype `autocast` (None: off).
+    network: called as network(x, t, cond, s) with t (and s) in the unit of `own`; names in
+    `network.inputs` what it reads of the condition. process: the one that callers speak. own: the
+    network's process, where it differs. Coefficients are computed in float64 and x0 in float32 (or
+    the dtype of x_t, if higher); autocast surrounds the network alone, in the dtype `autocast`
+    (None: off).
     """
 
     def __init__(
-        self, network: nn.Module, process: Process, parameterization: Parameterization, own: Process | None = None
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterization: Parameterization,
+        own: Process | None = None,
     ):
         super().__init__()
         self.network, self.process, self.parameterization = network, process, parameterization
@@ -46,8 +53,8 @@ class Denoiser(nn.Module):
         self._compiled: Callable[..., Tensor] | None = None
 
     def prepare(self, compiled: bool, checkpointing: bool) -> None:
-        """How the network runs: compiled, in a second callable beside it (`features` needs the eager one, whose hooks
-        fire), and recomputing activations in the backward pass.
+        """How the network runs: compiled, in a second callable beside it (`features` needs the
+        eager one, whose hooks fire), and recomputing activations in the backward pass.
         """
         self._compiled = torch.compile(self.network.forward) if compiled else None
         self.network.checkpointing = checkpointing  # type: ignore[assignment]
@@ -58,15 +65,17 @@ class Denoiser(nn.Module):
         return tuple(self.network.inputs)  # type: ignore[arg-type]
 
     def forward(self, x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-        """The expected clean sample, (batch, *shape). s: the target time of a flow map, where the network reads it."""
+        """The expected clean sample, (batch, *shape). s: the target time of a flow map, where the
+        network reads it.
+        """
         c, own_t, own_s = self._own(t, s)
         return self._affine(x_t, own_t, cond, own_s, c)
 
     def velocity(self, x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
         """dx_t/dt of the probability flow on [t_min, t_max], in the caller's process.
 
-        With x0 = skip·x + out·F it is (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) x0, composed in float64 before
-        it touches x: near the data both terms grow as 1/sigma and cancel.
+        With x0 = skip·x + out·F it is (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) x0, composed
+        in float64 before it touches x: near the data both terms grow as 1/sigma and cancel.
         """
         c, own_t, own_s = self._own(t, s)
         t = t.to(time_dtype(t.device))
@@ -82,11 +91,19 @@ class Denoiser(nn.Module):
         return self._own(t, None)[0]
 
     def features(
-        self, x_t: Sample, t: Time, cond: Cond, layers: Sequence[str], until_last: bool = True, s: Time | None = None
+        self,
+        x_t: Sample,
+        t: Time,
+        cond: Cond,
+        layers: Sequence[str],
+        until_last: bool = True,
+        s: Time | None = None,
     ) -> tuple[Sample | None, dict[str, Tensor]]:
-        """(x0, outputs of the named sub-modules of the network) of one pass; keys in the order of `layers`.
+        """(x0, outputs of the named sub-modules of the network) of one pass; keys in the order of
+        `layers`.
 
-        until_last: stop behind the last of them, x0 is then None. A layer that runs twice gives its first output.
+        until_last: stop behind the last of them, x0 is then None. A layer that runs twice gives its
+        first output.
         """
         taps: dict[str, Tensor] = {}
 
@@ -98,7 +115,9 @@ class Denoiser(nn.Module):
 
             return hook
 
-        modules = [self.network.get_submodule(name) for name in layers]  # a wrong name fails before any hook is there
+        modules = [
+            self.network.get_submodule(name) for name in layers
+        ]  # a wrong name fails before any hook is there
         handles = [module.register_forward_hook(tap(name)) for name, module in zip(layers, modules)]
         x0, compiled = None, self._compiled
         self._compiled = None
@@ -113,14 +132,17 @@ class Denoiser(nn.Module):
         return x0, {name: taps[name] for name in layers}
 
     def under(self, process: Process) -> Denoiser:
-        """The same network seen from another process. ValueError where the network's range ends before that one's."""
+        """The same network seen from another process. ValueError where the network's range ends
+        before that one's.
+        """
         ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
         low, high = process.angle(ends).tolist()
         own = torch.tensor([self.own.t_min, self.own.t_max], dtype=torch.float64)
         own_low, own_high = self.own.angle(own).tolist()
         if low < own_low * (1 - 1e-9) or high > own_high * (1 + 1e-9):
             raise ValueError(
-                f"the network knows noise levels of angle {own_low:.4g} to {own_high:.4g}, the process asks for "
+                f"the network knows noise levels of angle {own_low:.4g} to {own_high:.4g}, the "
+                f"process asks for "
                 f"{low:.4g} to {high:.4g}; narrow it first: process.within(denoiser.own)"
             )
         other = Denoiser(self.network, process, self.parameterization, self.own)

@@ -1,9 +1,10 @@
 """Random numbers keyed by sample, for training and sampling alike.
 
-A generator that runs on is a hidden state: it makes results depend on the batch size, the number of processes and on
-where a run was interrupted. Here every number is a pure function of (seed, stream, step, update, count, row): the rows
-of a batch come in blocks of 16, and each block has a generator of its own, seeded by a hash of that key. So a
-micro-batch or a process draws just its rows and gets the same values, and a resumed run needs no saved random state.
+A generator that runs on is a hidden state: it makes results depend on the batch size, the number of
+processes and on where a run was interrupted. Here every number is a pure function of (seed, stream,
+step, update, count, row): the rows of a batch come in blocks of 16, and each block has a generator
+of its own, seeded by a hash of that key. So a micro-batch or a process draws just its rows and gets
+the same values, and a resumed run needs no saved random state.
 """
 
 from __future__ import annotations
@@ -49,11 +50,17 @@ class Draws:
         return part
 
     def grouped(self, size: int) -> Draws:
-        """Draws whose values are the same for all rows of a group, rows size·i … size·(i + 1) - 1."""
-        return self._again(f"{self.stream}/groups-of-{size}", [row // size * size for row in self.rows])
+        """Draws whose values are the same for all rows of a group, rows size·i … size·(i + 1) -
+        1.
+        """
+        return self._again(
+            f"{self.stream}/groups-of-{size}", [row // size * size for row in self.rows]
+        )
 
     def shared(self) -> Draws:
-        """Draws without a batch dimension, the same for every row and process; advances this object's count."""
+        """Draws without a batch dimension, the same for every row and process; advances this
+        object's count.
+        """
         self.count += 1
         return Draws(
             self.seed,
@@ -66,7 +73,9 @@ class Draws:
         )
 
     def choice(self, high: int) -> int:
-        """One of 0 … high - 1, the same for every row and process, known on the host; advances this object's count."""
+        """One of 0 … high - 1, the same for every row and process, known on the host; advances this
+        object's count.
+        """
         one = self.shared()
         one.device = torch.device("cpu")
         return int(one.integers(high))
@@ -77,7 +86,9 @@ class Draws:
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on [0, 1), float64 (float32 on MPS), (rows, *shape)."""
-        drawn = self._draw(lambda g: torch.rand(BLOCK, *shape, generator=g, dtype=torch.float64), move=False)
+        drawn = self._draw(
+            lambda g: torch.rand(BLOCK, *shape, generator=g, dtype=torch.float64), move=False
+        )
         return drawn.to(self.device, time_dtype(self.device), non_blocking=True)
 
     def integers(self, high: int, *shape: int) -> Tensor:
@@ -87,7 +98,11 @@ class Draws:
     def _draw(self, block_of: Callable[[torch.Generator], Tensor], move: bool = True) -> Tensor:
         self.count += 1
         blocks = sorted({row // BLOCK for row in self.rows})
-        drawn = torch.cat([block_of(self._generator(block)) for block in blocks]) if blocks else _nothing(block_of)
+        drawn = (
+            torch.cat([block_of(self._generator(block)) for block in blocks])
+            if blocks
+            else _nothing(block_of)
+        )
         place = {block: i * BLOCK for i, block in enumerate(blocks)}
         index = [place[row // BLOCK] + row % BLOCK for row in self.rows]
         if index != list(range(len(drawn))):
@@ -102,7 +117,13 @@ class Draws:
 
     def _again(self, stream: str, rows: Sequence[int]) -> Draws:
         return Draws(
-            self.seed, rows, stream=stream, step=self.step, update=self.update, device=self.device, _one=self._one
+            self.seed,
+            rows,
+            stream=stream,
+            step=self.step,
+            update=self.update,
+            device=self.device,
+            _one=self._one,
         )
 
 

@@ -1,7 +1,7 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
-One convention everywhere, the g-form: x0 = x0_null + g (x0_cond - x0_null); g = 1 is no guidance. The w-form of some
-papers is g = 1 + w, converted where such numbers come in.
+One convention everywhere, the g-form: x0 = x0_null + g (x0_cond - x0_null); g = 1 is no guidance.
+The w-form of some papers is g = 1 + w, converted where such numbers come in.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,9 @@ Scale = float | Tensor | Callable[[Time], Time]
 class Guidance(NamedTuple):
     """What a model's `guidance` argument means.
 
-    doubled: two evaluations per step; input: the network reads the scale; fixed: it was distilled at `default`;
-    none: the model has no unconditional side. low … high: the range that it was made for.
+    doubled: two evaluations per step; input: the network reads the scale; fixed: it was distilled
+    at `default`; none: the model has no unconditional side. low … high: the range that it was made
+    for.
     """
 
     kind: Literal["doubled", "input", "fixed", "none"] = "none"
@@ -38,7 +39,8 @@ class Guidance(NamedTuple):
 def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
     """The denoiser with guidance `scale`: a number, one per sample, or a function of the time.
 
-    Where the network reads "guidance" it is told the scale; otherwise one doubled batch is evaluated (2 evaluations).
+    Where the network reads "guidance" it is told the scale; otherwise one doubled batch is
+    evaluated (2 evaluations).
     """
 
     def at(t: Time) -> Tensor:
@@ -50,14 +52,17 @@ def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
 
     def doubled(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
         both_s = None if s is None else torch.cat([s, s])
-        x0, x0_null = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.doubled(), both_s).chunk(2)
+        x0, x0_null = denoiser(
+            torch.cat([x_t, x_t]), torch.cat([t, t]), cond.doubled(), both_s
+        ).chunk(2)
         return x0_null + per_sample(at(t), x_t) * (x0 - x0_null)
 
     return told if "guidance" in denoiser.inputs else doubled
 
 
 def fading(scale: float, full: float, none: float) -> Callable[[Time], Time]:
-    """Dynamic guidance (arXiv:2406.14539): `scale` at times up to `full`, 1 from `none` on, a line between the two.
+    """Dynamic guidance (arXiv:2406.14539): `scale` at times up to `full`, 1 from `none` on, a line
+    between the two.
 
     full = none switches: that time itself is still guided. Times in the process's own unit.
     """

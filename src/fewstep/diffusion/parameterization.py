@@ -1,8 +1,9 @@
 """What a network predicts: x0 = skip·x_t + out·F(inp·x_t, t).
 
-Every prediction type of the field is affine in the network's output, so three coefficients per time cover them all.
-This file is the only place that knows prediction types. `1/out²` is also the weight that turns a squared error in x0
-into a squared error of the network's own output (EDM's lambda, SNR for epsilon, SNR + 1 for v, …).
+Every prediction type of the field is affine in the network's output, so three coefficients per time
+cover them all. This file is the only place that knows prediction types. `1/out²` is also the weight
+that turns a squared error in x0 into a squared error of the network's own output (EDM's lambda, SNR
+for epsilon, SNR + 1 for v, …).
 """
 
 from __future__ import annotations
@@ -47,14 +48,18 @@ class Boundary(Parameterization, ABC):
 
 
 def _identity_at_end(process: Process, t: Time, c: Coefficients) -> Coefficients:
-    """Exactly 1 and 0 at t_min: an elementary function need not give the same last bit in every place of a tensor."""
+    """Exactly 1 and 0 at t_min: an elementary function need not give the same last bit in every
+    place of a tensor.
+    """
     at_end = t == process.t_min
     return Coefficients(c.skip.masked_fill(at_end, 1.0), c.out.masked_fill(at_end, 0.0), c.inp)
 
 
 @dataclass(frozen=True)
 class Epsilon(Parameterization):
-    """F is the noise: x0 = (x_t - sigma F)/alpha (Ho et al. 2020, arXiv:2006.11239). Undefined at alpha = 0."""
+    """F is the noise: x0 = (x_t - sigma F)/alpha (Ho et al. 2020, arXiv:2006.11239). Undefined at
+    alpha = 0.
+    """
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -63,7 +68,9 @@ class Epsilon(Parameterization):
 
 @dataclass(frozen=True)
 class Velocity(Parameterization):
-    """F is v = (alpha noise - sigma x0)/rho, rho² = alpha² + sigma² (Salimans & Ho 2022, arXiv:2202.00512)."""
+    """F is v = (alpha noise - sigma x0)/rho, rho² = alpha² + sigma² (Salimans & Ho 2022,
+    arXiv:2202.00512).
+    """
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -73,7 +80,9 @@ class Velocity(Parameterization):
 
 @dataclass(frozen=True)
 class Flow(Parameterization):
-    """F is dx_t/dt = alpha' x0 + sigma' noise; noise - x0 for rectified flow (Lipman et al. 2022, arXiv:2210.02747)."""
+    """F is dx_t/dt = alpha' x0 + sigma' noise; noise - x0 for rectified flow (Lipman et al. 2022,
+    arXiv:2210.02747).
+    """
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -93,10 +102,12 @@ class SamplePrediction(Parameterization):
 
 @dataclass(frozen=True)
 class Edm(Parameterization):
-    """EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1), written for any process.
+    """EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1), written for any
+    process.
 
-    With q² = sigma_data² alpha² + sigma²: skip = sigma_data² alpha/q², out = sigma sigma_data/q, inp = 1/q. At
-    alpha = 1 it is the published one; TrigFlow's is the same map with F of opposite sign.
+    With q² = sigma_data² alpha² + sigma²: skip = sigma_data² alpha/q², out = sigma sigma_data/q,
+    inp = 1/q. At alpha = 1 it is the published one; TrigFlow's is the same map with F of opposite
+    sign.
     """
 
     sigma_data: Positive = 0.5
@@ -113,7 +124,8 @@ class Edm(Parameterization):
 
 @dataclass(frozen=True)
 class ConsistencyBoundary(Boundary):
-    """Any prediction, then `Process.step` to t_min: the identity at t_min, for every process and without sigma_data.
+    """Any prediction, then `Process.step` to t_min: the identity at t_min, for every process and
+    without sigma_data.
 
     With c = sigma_min/sigma_t and o = alpha_min - alpha_t c: skip' = c + o·skip, out' = o·out.
     """
@@ -125,12 +137,15 @@ class ConsistencyBoundary(Boundary):
         end = torch.full_like(t, process.t_min)
         c = process.sigma(end) / process.sigma(t)
         o = process.alpha(end) - process.alpha(t) * c
-        return _identity_at_end(process, t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp))
+        return _identity_at_end(
+            process, t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
+        )
 
 
 @dataclass(frozen=True)
 class CmBoundary(Boundary):
-    """The boundary published with consistency models (Song et al. 2023, arXiv:2303.01469, appendix C).
+    """The boundary published with consistency models (Song et al. 2023, arXiv:2303.01469, appendix
+    C).
 
     In VE units u = sigma/alpha: skip = sigma_data²/((u - u_min)² + sigma_data²),
     out = (u - u_min) sigma_data/√(u² + sigma_data²): the root keeps the unshifted u.
@@ -141,7 +156,9 @@ class CmBoundary(Boundary):
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         end = torch.full_like(t, process.t_min)
-        keep = process.alpha(end)  # the jump ends at t_min, where a sample is alpha times that of VE units
+        keep = process.alpha(
+            end
+        )  # the jump ends at t_min, where a sample is alpha times that of VE units
         above = (
             sigma - alpha * process.sigma(end) / keep
         )  # alpha (u - u_min): nothing is divided by alpha, which may be 0
@@ -153,10 +170,11 @@ class CmBoundary(Boundary):
 
 @dataclass(frozen=True)
 class LcmBoundary(Boundary):
-    """The boundary of released latent consistency models and of diffusers' LCMScheduler (arXiv:2310.04378).
+    """The boundary of released latent consistency models and of diffusers' LCMScheduler
+    (arXiv:2310.04378).
 
-    With tau = 10 t in table units: skip = c + o·skip_of, out = o·out_of, where c = 0.25/(tau² + 0.25) and
-    o = tau/√(tau² + 0.25).
+    With tau = 10 t in table units: skip = c + o·skip_of, out = o·out_of, where c = 0.25/(tau² +
+    0.25) and o = tau/√(tau² + 0.25).
     """
 
     of: Parameterization = dataclasses.field(default_factory=Epsilon)

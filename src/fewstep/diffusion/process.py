@@ -1,8 +1,9 @@
 """How data becomes noise: x_t = alpha(t) x0 + sigma(t) noise, noise ~ N(0, I).
 
-Time grows from data to noise in each process's own unit. Two processes describe the same trajectories up to a
-rescaling; they meet where their angles atan2(sigma, alpha) agree (SNR matching, docs/notation.md). All of this is
-computed in float64 and cast only when it touches a sample.
+Time grows from data to noise in each process's own unit. Two processes describe the same
+trajectories up to a rescaling; they meet where their angles atan2(sigma, alpha) agree (SNR
+matching, docs/notation.md). All of this is computed in float64 and cast only when it touches a
+sample.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from torch import Tensor
 from fewstep.choice import Choice, Count, Positive
 from fewstep.diffusion.types import Sample, Time, per_sample
 
-P = TypeVar("P", bound="Process")  # beartype, which checks shapes in tests, does not know `Self` here
+P = TypeVar(
+    "P", bound="Process"
+)  # beartype, which checks shapes in tests, does not know `Self` here
 
 
 class Process(Choice, ABC):
@@ -69,7 +72,9 @@ class Process(Choice, ABC):
 
         low, high = max(self.t_min, here(other.t_min)), min(self.t_max, here(other.t_max))
         if not low < high:
-            raise ValueError(f"{type(self).__name__} and {type(other).__name__} share no range of noise")
+            raise ValueError(
+                f"{type(self).__name__} and {type(other).__name__} share no range of noise"
+            )
         return dataclasses.replace(self, t_min=low, t_max=high)  # type: ignore[type-var]
 
     def add_noise(self, x0: Sample, noise: Sample, t: Time) -> Sample:
@@ -77,7 +82,8 @@ class Process(Choice, ABC):
         return per_sample(self.alpha(t), x0) * x0 + per_sample(self.sigma(t), x0) * noise
 
     def step(self, x_t: Sample, x0: Sample, t: Time, s: Time) -> Sample:
-        """From t to s along the straight way that x0 implies: DDIM, Euler in sigma (EDM), Euler on the velocity (flow).
+        """From t to s along the straight way that x0 implies: DDIM, Euler in sigma (EDM), Euler on
+        the velocity (flow).
 
         x_s = (sigma_s/sigma_t) x_t + (alpha_s - alpha_t sigma_s/sigma_t) x0; needs sigma(t) > 0.
         """
@@ -85,12 +91,16 @@ class Process(Choice, ABC):
         return per_sample(keep, x_t) * x_t + per_sample(move, x_t) * x0
 
     def x0_between(self, x_t: Sample, x_s: Sample, t: Time, s: Time) -> Sample:
-        """The x0 that carries x_t to x_s in one `step`: its inverse (the target of progressive distillation)."""
+        """The x0 that carries x_t to x_s in one `step`: its inverse (the target of progressive
+        distillation).
+        """
         keep, move = self._step_coefficients(t, s)
         return (x_s - per_sample(keep, x_t) * x_t) / per_sample(move, x_t)
 
     def prior(self, noise: Sample) -> Sample:
-        """x at t_max made of unit noise alone; VP models start from unit noise, though a table ends at alpha 0.068."""
+        """x at t_max made of unit noise alone; VP models start from unit noise, though a table ends
+        at alpha 0.068.
+        """
         return noise * self.sigma(torch.tensor([self.t_max], dtype=torch.float64)).item()
 
     def _step_coefficients(self, t: Time, s: Time) -> tuple[Time, Time]:
@@ -146,7 +156,8 @@ class VariancePreserving(Process):
 class VariancePreservingTable(Process):
     """A DDPM's table of noise levels; the time is its index, and -1 is the data.
 
-    `scaled_linear` with 0.00085 … 0.012 is Stable Diffusion's. Between two indices the angle is linear in t.
+    `scaled_linear` with 0.00085 … 0.012 is Stable Diffusion's. Between two indices the angle is
+    linear in t.
     """
 
     t_data: ClassVar[float] = -1.0
@@ -191,7 +202,9 @@ class VariancePreservingTable(Process):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Process):
-    """x_t = (1 - t) x0 + t noise (Liu et al. 2022, arXiv:2209.03003), t in [0, 1]; velocity noise - x0."""
+    """x_t = (1 - t) x0 + t noise (Liu et al. 2022, arXiv:2209.03003), t in [0, 1]; velocity noise -
+    x0.
+    """
 
     t_min: Positive = 1e-3
     t_max: Positive = 1.0
@@ -206,7 +219,9 @@ class RectifiedFlow(Process):
 
 @dataclass(frozen=True)
 class Trig(Process):
-    """TrigFlow: x_t = cos(t) x0 + sin(t) sigma_data noise (Lu & Song 2024, arXiv:2410.11081), t in [0, pi/2]."""
+    """TrigFlow: x_t = cos(t) x0 + sin(t) sigma_data noise (Lu & Song 2024, arXiv:2410.11081), t in
+    [0, pi/2].
+    """
 
     sigma_data: Positive = 0.5
     t_min: Positive = 0.004

@@ -21,7 +21,9 @@ S = TypeVar("S", bound="Sampler")
 
 
 class Sampler(Choice, ABC):
-    """Noise -> x0 in `steps` steps along `times`. Times stay on the CPU: no step waits for the device."""
+    """Noise -> x0 in `steps` steps along `times`. Times stay on the CPU: no step waits for the
+    device.
+    """
 
     steps: int
     times: Times
@@ -32,7 +34,9 @@ class Sampler(Choice, ABC):
         """Network evaluations; twice as many where guidance doubles the batch."""
 
     @abstractmethod
-    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
+    def __call__(
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Sample:
         """noise: unit normal; it is scaled to the process's prior inside."""
 
     def with_steps(self: S, n: int) -> S:
@@ -48,8 +52,8 @@ class Sampler(Choice, ABC):
 class Ode(Sampler):
     """A solver along a grid, with EDM's churn (arXiv:2206.00364, algorithm 2).
 
-    churn is S_churn: each step with sigma/alpha in [churn_min, churn_max] first raises the noise level by the factor
-    1 + min(churn/steps, √2 - 1), adding noise of std churn_noise.
+    churn is S_churn: each step with sigma/alpha in [churn_min, churn_max] first raises the noise
+    level by the factor 1 + min(churn/steps, √2 - 1), adding noise of std churn_noise.
     """
 
     steps: Count = 18
@@ -62,11 +66,15 @@ class Ode(Sampler):
 
     @property
     def evaluations(self) -> int:
-        """calls per step, and 1 in the step that ends at the data (where alpha(t_max) is 0, one fewer than this)."""
+        """calls per step, and 1 in the step that ends at the data (where alpha(t_max) is 0, one
+        fewer than this).
+        """
         last = self.solver.calls - 1 if self.times.end == "t_data" else 0
         return self.solver.calls * self.steps - last
 
-    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
+    def __call__(
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Sample:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
         history: History = []
@@ -80,7 +88,9 @@ class Ode(Sampler):
         r = process.sigma(t) / process.alpha(t)
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
         inside = (
-            (r >= self.churn_min) & (r <= (math.inf if self.churn_max is None else self.churn_max)) & (r < 1e8)
+            (r >= self.churn_min)
+            & (r <= (math.inf if self.churn_max is None else self.churn_max))
+            & (r < 1e8)
         )  # beyond it alpha is 0 up to rounding
         up = torch.where(inside, process.time_of(torch.atan(r * (1 + gamma))), t)
         noise = self.churn_noise * draws.normal(*x.shape[1:]).to(x)
@@ -89,7 +99,9 @@ class Ode(Sampler):
 
 
 def renoised(process: Process, x_s: Sample, noise: Sample, s: Time, t: Time) -> Sample:
-    """x_t from x_s with s < t, such that the marginals are kept: (alpha_t/alpha_s) x_s and the missing noise."""
+    """x_t from x_s with s < t, such that the marginals are kept: (alpha_t/alpha_s) x_s and the
+    missing noise.
+    """
     keep = process.alpha(t) / process.alpha(s)
     missing = torch.sqrt((process.sigma(t) ** 2 - (keep * process.sigma(s)) ** 2).clamp(min=0))
     return per_sample(keep, x_s) * x_s + per_sample(missing, x_s) * noise
@@ -97,10 +109,12 @@ def renoised(process: Process, x_s: Sample, noise: Sample, s: Time, t: Time) -> 
 
 @dataclass(frozen=True)
 class Renoise(Sampler):
-    """Multistep consistency sampling (arXiv:2303.01469, algorithm 1): jump to the end, add noise, jump again.
+    """Multistep consistency sampling (arXiv:2303.01469, algorithm 1): jump to the end, add noise,
+    jump again.
 
-    The last time of the grid says where the student's jumps end: t_min for the consistency boundary (noise added is
-    √(t² - t_min²)), t_data for a student that predicts clean data (noise added is t).
+    The last time of the grid says where the student's jumps end: t_min for the consistency boundary
+    (noise added is √(t² - t_min²)), t_data for a student that predicts clean data (noise added is
+    t).
     """
 
     steps: Count = 1
@@ -110,7 +124,9 @@ class Renoise(Sampler):
     def evaluations(self) -> int:
         return self.steps
 
-    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
+    def __call__(
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Sample:
         *rows, end = self._rows(process, len(noise))
         x = denoise(process.prior(noise), rows[0], cond)
         for t in rows[1:]:
@@ -122,9 +138,10 @@ class Renoise(Sampler):
 class FlowMap(Sampler):
     """Jumps of a student that carries x_t to any s: x0 = f(x_t, t, s), then `Process.step`.
 
-    gamma > 0 lands deeper and adds the missing noise: 0 is deterministic, 1 is multistep consistency sampling.
-    shortens "level": lands at sigma/alpha times √(1 - gamma²) (arXiv:2310.02279); "time": at the time itself times
-    1 - gamma, whole for a table (arXiv:2402.19159, gamma = 0.3). No landing is below the grid's end.
+    gamma > 0 lands deeper and adds the missing noise: 0 is deterministic, 1 is multistep
+    consistency sampling. shortens "level": lands at sigma/alpha times √(1 - gamma²)
+    (arXiv:2310.02279); "time": at the time itself times 1 - gamma, whole for a table
+    (arXiv:2402.19159, gamma = 0.3). No landing is below the grid's end.
     """
 
     steps: Count = 1
@@ -136,7 +153,9 @@ class FlowMap(Sampler):
     def evaluations(self) -> int:
         return self.steps
 
-    def __call__(self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws) -> Sample:
+    def __call__(
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Sample:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
         for i, (t, s) in enumerate(zip(rows, rows[1:])):
@@ -151,16 +170,22 @@ class FlowMap(Sampler):
     def landing(self, process: Process, s: Time) -> Time:
         """Where a jump that is to be at s, once noise is added, ends."""
         if self.shortens == "level":
-            return process.time_of(torch.atan(torch.tan(process.angle(s)) * math.sqrt(1 - self.gamma**2)))
+            return process.time_of(
+                torch.atan(torch.tan(process.angle(s)) * math.sqrt(1 - self.gamma**2))
+            )
         return (s * (1 - self.gamma)).floor() if process.t_data < 0 else s * (1 - self.gamma)
 
     def encoded(self, denoise: Denoise, process: Process, x0: Sample, cond: Cond) -> Sample:
-        """The way back, from x0 up the grid, with a network trained for that direction: the unit noise, nearly, from
-        which the student makes x0. x0 is taken for x at the grid's last time; ValueError where that has no noise.
+        """The way back, from x0 up the grid, with a network trained for that direction: the unit
+        noise, nearly, from which the student makes x0. x0 is taken for x at the grid's last time;
+        ValueError where that has no noise.
         """
         rows = self._rows(process, len(x0))[::-1]
         if not process.sigma(rows[0]).all():
-            raise ValueError("encoding starts at the grid's last time, where there must be some noise: end it at t_min")
+            raise ValueError(
+                "encoding starts at the grid's last time, where there must be some noise: end it "
+                "at t_min"
+            )
         x = x0
         for t, s in zip(rows, rows[1:]):
             x = process.step(x, denoise(x, t, cond, s), t, s)

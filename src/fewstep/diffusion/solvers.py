@@ -1,7 +1,7 @@
 """Solvers: one step from t to s of the probability-flow ODE, written with `Process.step`.
 
-Each second-order step is a first-order one with a corrected x0; r = sigma/alpha. So a solver works for every process,
-and a teacher's step and a sampler's step are the same code.
+Each second-order step is a first-order one with a corrected x0; r = sigma/alpha. So a solver works
+for every process, and a teacher's step and a sampler's step are the same code.
 """
 
 from abc import ABC, abstractmethod
@@ -20,12 +20,33 @@ History = list[tuple[Time, Sample]]
 
 
 class Step:
-    """What a solver knows of the step that it corrects: from (t, x_t) to s, with the x0 seen at t."""
+    """What a solver knows of the step that it corrects: from (t, x_t) to s, with the x0 seen at
+    t.
+    """
 
-    def __init__(self, denoise: Denoise, process: Process, x_t: Sample, x0: Sample, t: Time, s: Time, cond: Cond):
-        self.denoise, self.process, self.x_t, self.x0, self.t, self.s, self.cond = denoise, process, x_t, x0, t, s, cond
+    def __init__(
+        self,
+        denoise: Denoise,
+        process: Process,
+        x_t: Sample,
+        x0: Sample,
+        t: Time,
+        s: Time,
+        cond: Cond,
+    ):
+        self.denoise, self.process, self.x_t, self.x0, self.t, self.s, self.cond = (
+            denoise,
+            process,
+            x_t,
+            x0,
+            t,
+            s,
+            cond,
+        )
         self.r_t, self.r_s = (process.sigma(u) / process.alpha(u) for u in (t, s))
-        self.starts_with_data = self.r_t < 1e8  # above it alpha is 0 up to rounding: cos(pi/2) is 6e-17
+        self.starts_with_data = (
+            self.r_t < 1e8
+        )  # above it alpha is 0 up to rounding: cos(pi/2) is 6e-17
 
     def x0_seen_from(self, u: Time) -> Sample:
         """x0 at the point that a first-order step reaches at u."""
@@ -33,7 +54,9 @@ class Step:
 
 
 class Solver(Choice, ABC):
-    """One step t -> s. `order`: of the global error; `calls`: evaluations of a step that does not end at the data."""
+    """One step t -> s. `order`: of the global error; `calls`: evaluations of a step that does not
+    end at the data.
+    """
 
     order: ClassVar[int]
     calls: ClassVar[int]
@@ -50,8 +73,8 @@ class Solver(Choice, ABC):
     ) -> Sample:
         """x_s. history: the (t, x0) of the steps before, which is extended here.
 
-        Rows that end at the data (r_s = 0), or start where alpha is 0, take the first-order step: one
-        such step keeps the order of the whole.
+        Rows that end at the data (r_s = 0), or start where alpha is 0, take the first-order step:
+        one such step keeps the order of the whole.
         """
         x0 = denoise(x_t, t, cond)
         step = Step(denoise, process, x_t, x0, t, s, cond)
@@ -69,7 +92,9 @@ class Solver(Choice, ABC):
 
     @abstractmethod
     def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
-        """(other x0, share): the step is taken with x0 + share (other - x0); None for a first-order step."""
+        """(other x0, share): the step is taken with x0 + share (other - x0); None for a first-order
+        step.
+        """
 
 
 class OneStepSolver(Solver, ABC):
@@ -78,7 +103,9 @@ class OneStepSolver(Solver, ABC):
 
 @dataclass(frozen=True)
 class Euler(OneStepSolver):
-    """First order: DDIM (arXiv:2010.02502), Euler in sigma for EDM, Euler on the velocity for flows."""
+    """First order: DDIM (arXiv:2010.02502), Euler in sigma for EDM, Euler on the velocity for
+    flows.
+    """
 
     order: ClassVar[int] = 1
     calls: ClassVar[int] = 1
@@ -89,7 +116,9 @@ class Euler(OneStepSolver):
 
 @dataclass(frozen=True)
 class Heun(OneStepSolver):
-    """Heun's step in r (arXiv:2206.00364, algorithm 1): x0 + r_t/(2 r_s) (x0' - x0), x0' seen from the Euler point."""
+    """Heun's step in r (arXiv:2206.00364, algorithm 1): x0 + r_t/(2 r_s) (x0' - x0), x0' seen from
+    the Euler point.
+    """
 
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 2
@@ -112,10 +141,11 @@ class Midpoint(OneStepSolver):
 
 @dataclass(frozen=True)
 class Dpmpp2m(Solver):
-    """DPM-Solver++ 2M, midpoint form (arXiv:2211.01095): x0 extrapolated in lambda = ln(alpha/sigma) from the last one.
+    """DPM-Solver++ 2M, midpoint form (arXiv:2211.01095): x0 extrapolated in lambda =
+    ln(alpha/sigma) from the last one.
 
-    With h = lambda_s - lambda_t and h0 the step before: x0 + h/(2 h0) (x0 - x0_before). The first step is of first
-    order.
+    With h = lambda_s - lambda_t and h0 the step before: x0 + h/(2 h0) (x0 - x0_before). The first
+    step is of first order.
     """
 
     order: ClassVar[int] = 2

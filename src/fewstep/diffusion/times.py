@@ -1,4 +1,4 @@
-"""Times: grids for samplers and training, and the densities from which training draws. All float64."""
+"""Times: grids for samplers and training, in float64."""
 
 import dataclasses
 import math
@@ -8,14 +8,12 @@ from typing import Literal
 
 import torch
 
-from fewstep.choice import Choice, Count, Positive, Share
-from fewstep.diffusion.draws import Draws
+from fewstep.choice import Choice, Count, Positive
 from fewstep.diffusion.process import Process
-from fewstep.diffusion.types import Grid, Time, time_dtype
+from fewstep.diffusion.types import Grid
 
 End = Literal["t_min", "t_data"]
 LARGEST = 1e6  # a sigma/alpha above it is pure noise up to the rounding of cos(pi/2)
-NOISE = 1e3  # sigma/alpha above which a sample is noise, and float32 cannot tell two times
 
 
 def _end(process: Process, end: End) -> float:
@@ -27,7 +25,9 @@ def _spaced(start: float, stop: float, points: int) -> Grid:
 
 
 class Times(Choice, ABC):
-    """A decreasing grid: n intervals, n + 1 float64 times on the CPU, t_max first; `end` says where it ends."""
+    """A decreasing grid: n intervals, n + 1 float64 times on the CPU, t_max first; `end` says where
+    it ends.
+    """
 
     end: End = "t_data"
 
@@ -40,8 +40,9 @@ class Times(Choice, ABC):
 class Karras(Times):
     """Even steps in t^(1/rho), in units of sigma/alpha (arXiv:2206.00364, eq. 5).
 
-    end="t_data": n such points from t_max to t_min, then the data, as EDM's sampler has it; n = 1 is (t_max, t_data).
-    end="t_min": n + 1 points, the last at t_min, as consistency models train on.
+    end="t_data": n such points from t_max to t_min, then the data, as EDM's sampler has it; n = 1
+    is (t_max, t_data). end="t_min": n + 1 points, the last at t_min, as consistency models train
+    on.
     """
 
     rho: Positive = 7.0
@@ -53,7 +54,8 @@ class Karras(Times):
         if high >= LARGEST:
             name = type(process).__name__
             raise ValueError(
-                f"{name} has no finite sigma/alpha at t_max={process.t_max:g}; use uniform or linspace times"
+                f"{name} has no finite sigma/alpha at t_max={process.t_max:g}; use uniform or "
+                f"linspace times"
             )
         points = n if self.end == "t_data" else n + 1
         levels = _spaced(high ** (1 / self.rho), low ** (1 / self.rho), points) ** self.rho
@@ -67,7 +69,9 @@ class Karras(Times):
 
 @dataclass(frozen=True)
 class Linspace(Times):
-    """Even steps in t from t_max to the end; whole numbers (half to even) for a table with whole=True."""
+    """Even steps in t from t_max to the end; whole numbers (half to even) for a table with
+    whole=True.
+    """
 
     end: End = "t_data"
     whole: bool = False
@@ -79,10 +83,11 @@ class Linspace(Times):
 
 @dataclass(frozen=True)
 class Trailing(Times):
-    """A table's indices round(T - i T/n) - 1, then the end: starts at the last index (arXiv:2305.08891).
+    """A table's indices round(T - i T/n) - 1, then the end: starts at the last index
+    (arXiv:2305.08891).
 
-    For a continuous process the same without rounding: even steps in t. Trailing("t_min") in 50 steps is the grid on
-    which latent consistency models train: 999, 979, …, 19, 0.
+    For a continuous process the same without rounding: even steps in t. Trailing("t_min") in 50
+    steps is the grid on which latent consistency models train: 999, 979, …, 19, 0.
     """
 
     end: End = "t_data"
@@ -98,7 +103,9 @@ class Trailing(Times):
 
 @dataclass(frozen=True)
 class Uniform(Times):
-    """Even steps of the angle atan2(sigma, alpha): TrigFlow's linear grid, seen from any process."""
+    """Even steps of the angle atan2(sigma, alpha): TrigFlow's linear
+    grid, seen from any process.
+    """
 
     end: End = "t_data"
 
@@ -112,9 +119,9 @@ class Uniform(Times):
 
 @dataclass(frozen=True)
 class Auto(Times):
-    """What the process is used with: Karras where sigma/alpha is finite at t_max, trailing indices for a table (down to
-    t_min even whole steps, but with trailing=True), else even steps in t (rectified flow and TrigFlow begin at pure
-    noise, which has no place on a Karras grid).
+    """What the process is used with: Karras where sigma/alpha is finite at t_max, trailing indices
+    for a table (down to t_min even whole steps, but with trailing=True), else even steps in t
+    (rectified flow and TrigFlow begin at pure noise, which has no place on a Karras grid).
     """
 
     end: End = "t_data"
@@ -126,13 +133,16 @@ class Auto(Times):
             trails = self.end == "t_data" or self.trailing
             return (Trailing(self.end) if trails else Linspace("t_min", whole=True))(process, n)
         top = process.angle(torch.tensor([process.t_max], dtype=torch.float64))
-        return (Karras(self.rho, self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(process, n)
+        return (Karras(self.rho, self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(
+            process, n
+        )
 
 
 @dataclass(frozen=True)
 class Strided(Times):
-    """n points of a finer grid of `total` intervals, indices ⌊i total/n⌋, then its end: a student's steps nest in its
-    teacher's. Strided(Trailing(), 50) is the grid of latent consistency models: 999, 759, 499, 259 for n = 4.
+    """n points of a finer grid of `total` intervals, indices ⌊i total/n⌋, then its end: a student's
+    steps nest in its teacher's. Strided(Trailing(), 50) is the grid of latent consistency models:
+    999, 759, 499, 259 for n = 4.
     """
 
     of: Times = dataclasses.field(default_factory=Trailing)
@@ -152,12 +162,14 @@ class Strided(Times):
 
 @dataclass(frozen=True)
 class Segments(Times):
-    """n segments of a finer grid of `total` intervals: the boundaries at which the jumps of a student end.
+    """n segments of a finer grid of `total` intervals: the boundaries at which the jumps of a
+    student end.
 
-    Counted from the clean end, each segment has ⌈total/n⌋ intervals and the noisiest the rest (arXiv:2406.14539), or,
-    with even=True and where such n segments do not exist, boundary k lies ⌊k total/n⌋ intervals up (arXiv:2405.18407).
-    between: chosen boundaries, decreasing, moved to the nearest times of the finer grid; they serve their own number.
-    lifted: the lowest segment ends one interval higher, where a way upwards can start: the end may have no noise.
+    Counted from the clean end, each segment has ⌈total/n⌋ intervals and the noisiest the rest
+    (arXiv:2406.14539), or, with even=True and where such n segments do not exist, boundary k lies
+    ⌊k total/n⌋ intervals up (arXiv:2405.18407). between: chosen boundaries, decreasing, moved to
+    the nearest times of the finer grid; they serve their own number. lifted: the lowest segment
+    ends one interval higher, where a way upwards can start: the end may have no noise.
     """
 
     of: Times = dataclasses.field(default_factory=Auto)
@@ -173,7 +185,9 @@ class Segments(Times):
 
     def __call__(self, process: Process, n: int) -> Grid:
         if n > self.total:
-            raise ValueError(f"{n} segments are more than the {self.total} intervals of the finer grid")
+            raise ValueError(
+                f"{n} segments are more than the {self.total} intervals of the finer grid"
+            )
         fine, size = self.of(process, self.total), -(-self.total // n)
         if self.between and n == len(self.between) + 1:
             inner = [int((fine - t).abs().argmin()) for t in self.between]
@@ -183,16 +197,19 @@ class Segments(Times):
             inner = [self.total - k * size for k in range(n - 1, 0, -1)]
         places = [0, *inner, self.total - self.lifted]
         if any(a >= b for a, b in zip(places, places[1:])):
-            raise ValueError(f"boundaries {self.between} do not fall from one time of the finer grid to another")
+            raise ValueError(
+                f"boundaries {self.between} do not fall from one time of the finer grid to another"
+            )
         return fine[places]
 
 
 @dataclass(frozen=True)
 class Explicit(Times):
-    """Chosen times: t_max, the numbers given, the end. Each entry of `between` serves its own number of steps.
+    """Chosen times: t_max, the numbers given, the end. Each entry of `between` serves its own
+    number of steps.
 
-    between=((0.8,), (2.5, 0.8, 0.3)): 2 steps evaluate at t_max and 0.8, 4 steps at t_max, 2.5, 0.8, 0.3; any other
-    number falls back to `otherwise`.
+    between=((0.8,), (2.5, 0.8, 0.3)): 2 steps evaluate at t_max and 0.8, 4 steps at t_max, 2.5,
+    0.8, 0.3; any other number falls back to `otherwise`.
     """
 
     between: tuple[tuple[float, ...], ...] = ()
@@ -204,13 +221,18 @@ class Explicit(Times):
             if any(a <= b for a, b in zip(times, times[1:])):
                 raise ValueError(f"times must decrease, got {', '.join(f'{t:g}' for t in times)}")
         if len({len(times) for times in self.between}) < len(self.between):
-            raise ValueError(f"two entries of between={self.between} are for the same number of steps")
+            raise ValueError(
+                f"two entries of between={self.between} are for the same number of steps"
+            )
 
     def __call__(self, process: Process, n: int) -> Grid:
         for times in self.between:
             if len(times) == n - 1:
                 if times and not process.t_min < times[-1] <= times[0] < process.t_max:
-                    raise ValueError(f"times must lie between {process.t_min:g} and {process.t_max:g}, got {times}")
+                    raise ValueError(
+                        f"times must lie between {process.t_min:g} and {process.t_max:g}, got "
+                        f"{times}"
+                    )
                 ends = process.t_max, _end(process, self.end)
                 return torch.tensor([ends[0], *times, ends[1]], dtype=torch.float64)
         return self.otherwise(process, n)
@@ -218,8 +240,9 @@ class Explicit(Times):
 
 @dataclass(frozen=True)
 class Above(Times):
-    """`of`, for the process cut off where sigma/alpha is `low`, then one jump to the end: for a student that knows only
-    the noisier times (arXiv:2410.14895). For 2 steps t_max, the cut, the end; for 1 step t_max, the end.
+    """`of`, for the process cut off where sigma/alpha is `low`, then one jump to the end: for a
+    student that knows only the noisier times (arXiv:2410.14895). For 2 steps t_max, the cut, the
+    end; for 1 step t_max, the end.
     """
 
     low: Positive = 1.0
@@ -233,106 +256,3 @@ class Above(Times):
         upper = dataclasses.replace(process, t_min=cut)  # type: ignore[type-var]
         top = self.of(upper, n - 1) if n > 1 else torch.tensor([process.t_max], dtype=torch.float64)
         return torch.cat([top, torch.tensor([_end(process, self.end)], dtype=torch.float64)])
-
-
-def _known(process: Process, t: Time) -> Time:
-    """Times as they are, but for a table, beyond whose ends there is nothing."""
-    return t.clamp(process.t_min, process.t_max) if process.t_data < 0 else t
-
-
-class Density(Choice, ABC):
-    """The distribution of training times."""
-
-    @abstractmethod
-    def __call__(self, process: Process, draws: Draws) -> Time:
-        """One time per row of the draws, on their device."""
-
-
-@dataclass(frozen=True)
-class LogNormal(Density):
-    """ln(sigma/alpha) ~ N(mean, std²); EDM's (-1.2, 1.2). Not truncated, except to a table's ends."""
-
-    mean: float = -1.2
-    std: Positive = 1.2
-
-    def __call__(self, process: Process, draws: Draws) -> Time:
-        level = torch.exp(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
-        return _known(process, process.time_of(torch.atan(level)))
-
-
-@dataclass(frozen=True)
-class LogStudent(Density):
-    """ln(sigma/alpha) follows Student's t with `df` degrees of freedom, times std, plus mean; cut off below the level
-    `low` and above t_max (arXiv:2410.14895).
-
-    With ln(sigma/alpha) = mean + std √df sinh(y) the density of y is cosh(y)^-df, nearly even for a small df: so its
-    integral, by trapezia on 1,025 points, is inverted on straight lines.
-    """
-
-    df: Positive = 0.01
-    mean: float = 0.0
-    std: Positive = 0.2
-    low: Positive = 1.0
-
-    def __call__(self, process: Process, draws: Draws) -> Time:
-        top = torch.tan(process.angle(torch.tensor([process.t_max], dtype=torch.float64))).clamp(max=NOISE)
-        if not self.low < top:
-            raise ValueError(f"low={self.low:g} is not below the largest sigma/alpha, {top.item():g}")
-        scale = self.std * math.sqrt(self.df)
-        first, last = (math.asinh((math.log(level) - self.mean) / scale) for level in (self.low, top.item()))
-        y = _spaced(first, last, 1025)
-        below = torch.cumulative_trapezoid(torch.cosh(y) ** -self.df, y)
-        below = torch.cat([torch.zeros(1, dtype=torch.float64), below / below[-1]])
-        y, below = (v.to(draws.device, time_dtype(draws.device)) for v in (y, below))
-        u = draws.uniform()
-        above = torch.searchsorted(below, u).clamp(1, len(y) - 1)
-        share = (u - below[above - 1]) / (below[above] - below[above - 1])
-        level = torch.exp(self.mean + scale * torch.sinh(y[above - 1] + share * (y[above] - y[above - 1])))
-        return _known(process, process.time_of(torch.atan(level)))
-
-
-@dataclass(frozen=True)
-class LogitNormal(Density):
-    """sigma/(alpha + sigma), the time of rectified flow, is sigmoid(N(mean, std²)) (arXiv:2403.03206)."""
-
-    mean: float = 0.0
-    std: Positive = 1.0
-
-    def __call__(self, process: Process, draws: Draws) -> Time:
-        u = torch.sigmoid(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
-        return _known(process, process.time_of(torch.atan2(u, 1 - u)))
-
-
-@dataclass(frozen=True)
-class Along(Density):
-    """Even on the `points` times of a grid, but for the shares below `low` and above `high` of its cleaner end.
-
-    Along(low=0.02, high=0.98) is the choice of distribution matching (arXiv:2405.14867), there of a Karras grid.
-    """
-
-    times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
-    points: Count = 1000
-    low: Share = 0.0
-    high: Share = 1.0
-
-    def __post_init__(self) -> None:
-        if not int(self.low * self.points) <= min(int(self.high * self.points), self.points - 1):
-            raise ValueError(f"no time lies between low={self.low:g} and high={self.high:g}")
-
-    def __call__(self, process: Process, draws: Draws) -> Time:
-        rising = self.times(process, self.points - 1).flip(0).to(draws.device, time_dtype(draws.device))
-        first, last = int(self.low * self.points), min(int(self.high * self.points), self.points - 1)
-        return rising[first + draws.integers(last - first + 1)]
-
-
-@dataclass(frozen=True)
-class UniformTime(Density):
-    """Uniform in t on [t_min, t_max]; on whole numbers for a table with whole=True."""
-
-    whole: bool = False
-
-    def __call__(self, process: Process, draws: Draws) -> Time:
-        if self.whole:
-            low, high = round(process.t_min), round(process.t_max)
-            return (low + draws.integers(high - low + 1)).to(time_dtype(draws.device))
-        return process.t_min + (process.t_max - process.t_min) * draws.uniform()

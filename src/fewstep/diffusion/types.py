@@ -1,11 +1,15 @@
-"""Names of tensor shapes. They are checked while pytest runs (jaxtyping + beartype) and cost nothing otherwise."""
+"""Names of tensor shapes. They are checked while pytest runs (jaxtyping + beartype) and cost
+nothing otherwise.
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Sample = Float[Tensor, "batch *shape"]
-"""One row per sample, any shape behind it: images (batch, channels, height, width) or points (batch, d)."""
+"""One row per sample, any shape behind it: images (batch, channels, height, width) or points
+(batch, d).
+"""
 Time = Float[Tensor, "batch"]
 """One time per sample, in the unit of its process; float64 wherever the device has it."""
 Grid = Float[Tensor, "points"]
@@ -18,6 +22,8 @@ def time_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def per_sample(coefficient: Time, like: Sample) -> Tensor:
-    """A coefficient per sample, shaped to multiply `like`: cast to its dtype and device only after it was computed."""
+    """A coefficient per sample, shaped to multiply `like`: cast to its dtype and device only after
+    it was computed.
+    """
     cast = coefficient.to(device=like.device, dtype=like.dtype, non_blocking=True)
     return cast.view(-1, *(1,) * (like.ndim - 1))

@@ -1,8 +1,8 @@
 """Export to diffusers: a `ConsistencyModelPipeline` of a `UNet2DModel`, which needs no fewstep.
 
-The pipeline fixes: the VE process, the published boundary (CmBoundary), images in [-1, 1], square. What it cannot say
-is refused. Its bare call with n steps walks a Karras grid; with num_train_timesteps = 4001 that is the student's own
-grid exactly wherever n divides 4000.
+The pipeline fixes: the VE process, the published boundary (CmBoundary), images in [-1, 1], square.
+What it cannot say is refused. Its bare call with n steps walks a Karras grid; with
+num_train_timesteps = 4001 that is the student's own grid exactly wherever n divides 4000.
 """
 
 from pathlib import Path
@@ -27,10 +27,11 @@ TOLERANCE = 1e-4
 
 
 def export_diffusers(model: DiffusionModel, folder: Path) -> float:
-    """Writes the pipeline's folder and returns the largest difference of its images from the model's own.
+    """Writes the pipeline's folder and returns the largest difference of its images from the
+    model's own.
 
-    Raises ValueError where the target cannot say what the model is, or where the images differ by more than 1e-4;
-    then nothing is left under the folder's name. ImportError without diffusers.
+    Raises ValueError where the target cannot say what the model is, or where the images differ by
+    more than 1e-4; then nothing is left under the folder's name. ImportError without diffusers.
     """
     network = _checked(model)
     try:
@@ -60,7 +61,8 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
         difference = max(_difference(model, again, steps) for steps in (1, 2))
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"the exported pipeline's images differ from the model's by {difference:.2g}: not exported"
+                f"the exported pipeline's images differ from the model's by {difference:.2g}: not "
+                f"exported"
             )
     return difference
 
@@ -68,11 +70,14 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
 def _checked(model: DiffusionModel) -> UNetModule:
     d, network = model.denoiser, model.denoiser.network
     reasons = {
-        f"its network is no U-Net of this package ({type(network).__name__})": not isinstance(network, UNetModule),
+        f"its network is no U-Net of this package ({type(network).__name__})": not isinstance(
+            network, UNetModule
+        ),
         "it is no consistency student with the published boundary (CmBoundary)": (
             not isinstance(d.parameterization, CmBoundary)
         ),
-        "its process is not variance exploding": not isinstance(d.process, VarianceExploding) or d.own != d.process,
+        "its process is not variance exploding": not isinstance(d.process, VarianceExploding)
+        or d.own != d.process,
         "its sampler is not multistep consistency sampling on a Karras grid down to t_min": not (
             isinstance(model.sampler, Renoise)
             and isinstance(model.sampler.times, Karras | Auto)  # the same on this process
@@ -83,11 +88,18 @@ def _checked(model: DiffusionModel) -> UNetModule:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise ValueError(f"diffusers' ConsistencyModelPipeline cannot hold this model: {reason}")
+            raise ValueError(
+                f"diffusers' ConsistencyModelPipeline cannot hold this model: {reason}"
+            )
     assert isinstance(network, UNetModule)
-    if network.spec.extra or network.spec.time_input != "log_sigma" or network.spec.multipliers[0] != 1:
+    if (
+        network.spec.extra
+        or network.spec.time_input != "log_sigma"
+        or network.spec.multipliers[0] != 1
+    ):
         raise ValueError(
-            "diffusers' UNet2DModel cannot hold this network: it has other inputs than noise level and label"
+            "diffusers' UNet2DModel cannot hold this network: it has other inputs than noise level "
+            "and label"
         )
     return network
 
@@ -103,8 +115,12 @@ def unet_config(network: UNetModule) -> dict[str, Any]:
         "out_channels": outside.shape[0],
         "layers_per_block": spec.blocks,
         "block_out_channels": tuple(spec.channels * m for m in spec.multipliers),
-        "down_block_types": tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends),
-        "up_block_types": tuple("AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)),
+        "down_block_types": tuple(
+            "AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends
+        ),
+        "up_block_types": tuple(
+            "AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)
+        ),
         "attention_head_dim": spec.head_channels,
         "norm_num_groups": spec.groups,
         "attn_norm_num_groups": spec.groups,
@@ -112,7 +128,8 @@ def unet_config(network: UNetModule) -> dict[str, Any]:
         "downsample_type": "resnet",
         "upsample_type": "resnet",
         "dropout": 0.0,
-        # A class that means "no label" is left out: the pipeline draws labels from all that there are.
+        # A class that means "no label" is left out: the pipeline draws labels from all that there
+        # are.
         "num_class_embeds": outside.classes or None,
     }
 
@@ -122,7 +139,9 @@ def unet_weights(network: UNetModule) -> dict[str, Tensor]:
     spec, levels = network.spec, len(network.spec.multipliers)
     homes = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"}
     homes |= {"input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}
-    homes |= _res("middle_block.0", "mid_block.resnets.0") | _res("middle_block.2", "mid_block.resnets.1")
+    homes |= _res("middle_block.0", "mid_block.resnets.0") | _res(
+        "middle_block.2", "mid_block.resnets.1"
+    )
     homes |= _attention("middle_block.1", "mid_block.attentions.0")
     n, up = 1, 0
     for level in range(levels):
@@ -139,7 +158,9 @@ def unet_weights(network: UNetModule) -> dict[str, Tensor]:
             if attends:
                 homes |= _attention(f"output_blocks.{up}.1", f"up_blocks.{level}.attentions.{j}")
             up += 1
-        homes |= _res(f"output_blocks.{up - 1}.{2 if attends else 1}", f"up_blocks.{level}.upsamplers.0")
+        homes |= _res(
+            f"output_blocks.{up - 1}.{2 if attends else 1}", f"up_blocks.{level}.upsamplers.0"
+        )
     renamed = {}
     for name, tensor in network.state_dict().items():
         owner, _, kind = name.rpartition(".")
@@ -169,16 +190,23 @@ def _res(ours: str, theirs: str) -> dict[str, str]:
 
 
 def _attention(ours: str, theirs: str) -> dict[str, str]:
-    return {f"{ours}.norm": f"{theirs}.group_norm", f"{ours}.qkv": theirs, f"{ours}.proj_out": f"{theirs}.to_out.0"}
+    return {
+        f"{ours}.norm": f"{theirs}.group_norm",
+        f"{ours}.qkv": theirs,
+        f"{ours}.proj_out": f"{theirs}.to_out.0",
+    }
 
 
 @torch.no_grad()
 def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) -> float:
-    """The largest pixel difference between the pipeline's images and the sampler's, from the same noise."""
+    """The largest pixel difference between the pipeline's images and the sampler's, from the same
+    noise.
+    """
     denoiser: Denoiser = model.denoiser.cpu().eval()
     labels = model.conditioner.labels(0, num)
     cond = Cond() if labels is None else model.conditioner(labels)
-    # The sampler's own way, with the noise that the pipeline will draw from a generator of the same seed.
+    # The sampler's own way, with the noise that the pipeline will draw from a generator of the same
+    # seed.
     draws = torch.Generator().manual_seed(1)
     noise = torch.randn(num, *model.shape, generator=draws)
     process = denoiser.process

@@ -14,8 +14,8 @@ from fewstep.diffusion.types import Sample
 class Batch:
     """Rows of the global batch, in model space.
 
-    draws.rows are the rows' places in the global batch. x0 is None where there are only conditions. pairs: other
-    tensors by name, one row per sample.
+    draws.rows are the rows' places in the global batch. x0 is None where there are only conditions.
+    pairs: other tensors by name, one row per sample.
     """
 
     cond: Cond

@@ -1,4 +1,6 @@
-"""What consistency methods share: times of a grid, points of one trajectory, jumps, and two looks at one answer."""
+"""What consistency methods share: times of a grid, points of one trajectory, jumps, and two looks
+at one answer.
+"""
 
 import contextlib
 from typing import Literal
@@ -7,10 +9,10 @@ import torch
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
+from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.solvers import OneStepSolver
-from fewstep.diffusion.times import LogNormal
 from fewstep.diffusion.types import Grid, Sample, Time, per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout, without_dropout
@@ -19,11 +21,14 @@ from fewstep.learning.losses import Metric
 Masks = Literal["shared", "own", "none"]
 
 
-def adjacent(grid: Grid, draws: Draws, process: Process, density: LogNormal | None = None) -> tuple[Time, Time]:
+def adjacent(
+    grid: Grid, draws: Draws, process: Process, density: LogNormal | None = None
+) -> tuple[Time, Time]:
     """(t, s) with t > s: the ends of one random interval of the decreasing grid per row.
 
-    density None: all intervals alike. LogNormal: with the probability that it gives to the interval (arXiv:2310.14189).
-    A grid that names a time twice (a table has only so many) has no interval there.
+    density None: all intervals alike. LogNormal: with the probability that it gives to the interval
+    (arXiv:2310.14189). A grid that names a time twice (a table has only so many) has no interval
+    there.
     """
     grid = torch.unique_consecutive(grid)
     if density is None:
@@ -39,11 +44,19 @@ def adjacent(grid: Grid, draws: Draws, process: Process, density: LogNormal | No
 
 
 def jump_and_goal(
-    student: Denoise, target: Denoise, x_t: Sample, t: Time, x_s: Sample, s: Time, cond: Cond, masks: Masks = "shared"
+    student: Denoise,
+    target: Denoise,
+    x_t: Sample,
+    t: Time,
+    x_s: Sample,
+    s: Time,
+    cond: Cond,
+    masks: Masks = "shared",
 ) -> tuple[Sample, Sample]:
     """(student(x_t, t), target(x_s, s)); the goal carries no gradient.
 
-    masks: the target's pass has the student's dropout masks ("shared"), masks of its own ("own") or none ("none").
+    masks: the target's pass has the student's dropout masks ("shared"), masks of its own ("own") or
+    none ("none").
     """
     shared = SharedDropout(x_t.device)
     with shared:
@@ -60,9 +73,11 @@ def jump_and_goal(
 def pair(
     solver: OneStepSolver | None, teacher: Denoise, process: Process, batch: Batch, t: Time, s: Time
 ) -> tuple[Sample, Sample]:
-    """(x_t, x_s) of one trajectory: x_s is the teacher's step or, without a solver, of the same data and noise as x_t.
+    """(x_t, x_s) of one trajectory: x_s is the teacher's step or, without a solver, of the same
+    data and noise as x_t.
 
-    The latter is the step with x0 in the place of the teacher's answer: right on average (consistency training).
+    The latter is the step with x0 in the place of the teacher's answer: right on average
+    (consistency training).
     """
     x0, noise = batch.data, batch.noise()
     x_t = process.add_noise(x0, noise, t)
@@ -73,10 +88,14 @@ def pair(
 
 
 def landing(denoise: Denoise, process: Process, end: Time) -> Denoise:
-    """The map x_t -> x_end: one `Process.step` with the answer of `denoise`, and x_t itself, bit by bit, at t = end."""
+    """The map x_t -> x_end: one `Process.step` with the answer of `denoise`, and x_t itself, bit by
+    bit, at t = end.
+    """
 
     def carried(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-        start = t.clamp(min=process.t_min)  # where t = end is the data, what the step gives is thrown away
+        start = t.clamp(
+            min=process.t_min
+        )  # where t = end is the data, what the step gives is thrown away
         x_end = process.step(x_t, denoise(x_t, start, cond, end), start, end)
         return torch.where((t == end).view(-1, *(1,) * (x_t.ndim - 1)), x_t, x_end)
 
@@ -84,7 +103,9 @@ def landing(denoise: Denoise, process: Process, end: Time) -> Denoise:
 
 
 def compared(metric: Metric, process: Process, a: Sample, b: Sample, t: Time) -> Time:
-    """The distance of two samples at t, divided by √(alpha² + sigma²): the same number for every process."""
+    """The distance of two samples at t, divided by √(alpha² + sigma²): the same number for every
+    process.
+    """
     scale = per_sample(1 / torch.hypot(process.alpha(t), process.sigma(t)), a)
     return metric(scale * a, scale * b)
 
@@ -102,7 +123,11 @@ def at_or_above(bounds: Grid, t: Time) -> Time:
 
 
 def one_between(grid: Grid, low: Time, high: Time, draws: Draws) -> Time:
-    """One of the grid's times from low to high per row, both included, all alike. Both must be times of the grid."""
+    """One of the grid's times from low to high per row, both included, all alike. Both must be
+    times of the grid.
+    """
     rising = torch.unique_consecutive(grid).flip(0).to(high)
     first, last = (torch.searchsorted(rising, t.to(high).contiguous()) for t in (low, high))
-    return rising[torch.minimum(first + (draws.uniform() * (last - first + 1)).long(), last)]  # float32 may round to 1
+    return rising[
+        torch.minimum(first + (draws.uniform() * (last - first + 1)).long(), last)
+    ]  # float32 may round to 1

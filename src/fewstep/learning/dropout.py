@@ -34,7 +34,11 @@ class SharedDropout:
 @contextlib.contextmanager
 def without_dropout(network: object) -> Iterator[None]:
     """Passes of the network without masks, in training too. What is no module has none."""
-    layers = [m for m in network.modules() if isinstance(m, nn.Dropout)] if isinstance(network, nn.Module) else []
+    layers = (
+        [m for m in network.modules() if isinstance(m, nn.Dropout)]
+        if isinstance(network, nn.Module)
+        else []
+    )
     active = [layer for layer in layers if layer.training]
     try:
         for layer in active:

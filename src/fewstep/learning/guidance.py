@@ -1,4 +1,6 @@
-"""Guidance that a student learns from its teacher, so that one evaluation gives the guided sample."""
+"""Guidance that a student learns from its teacher, so that one evaluation gives the guided
+sample.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +21,11 @@ def check_guidable(model: Any, scale: float) -> None:
 
 @dataclass(frozen=True)
 class Guided(Choice):
-    """The teacher's guidance, in g-form (1: none; the w of some papers is g - 1), drawn from low … high per sample.
+    """The teacher's guidance, in g-form (1: none; the w of some papers is g - 1), drawn from low …
+    high per sample.
 
-    embed: the student reads the scale, through a zero-initialised embedding, and can be asked for any of the range;
-    otherwise it never sees it, and a range makes it learn an average.
+    embed: the student reads the scale, through a zero-initialised embedding, and can be asked for
+    any of the range; otherwise it never sees it, and a range makes it learn an average.
     """
 
     low: NonNegative = 1.0
@@ -34,12 +37,18 @@ class Guided(Choice):
             raise ValueError(f"guidance low={self.low:g} is above high={self.high:g}")
 
     def inputs(self, model: Any) -> frozenset[str]:
-        """What the student must read beside the teacher's own inputs. ValueError where the teacher cannot be guided."""
+        """What the student must read beside the teacher's own inputs. ValueError where the teacher
+        cannot be guided.
+        """
         told = "guidance" in model.denoiser.inputs
         if told and not self.embed:
-            raise ValueError("the teacher reads its guidance, so its student does too: set embed=true")
+            raise ValueError(
+                "the teacher reads its guidance, so its student does too: set embed=true"
+            )
         if not (told or model.conditioner.null or self.low == self.high == 1):
-            raise ValueError('guidance needs a teacher that knows "no label"; without it low and high must be 1')
+            raise ValueError(
+                'guidance needs a teacher that knows "no label"; without it low and high must be 1'
+            )
         return frozenset({"guidance"} if self.embed else ())
 
     def __call__(self, teacher: Denoiser, batch: Batch) -> tuple[Denoise, Cond]:
@@ -57,4 +66,6 @@ class Guided(Choice):
         """What the student's guidance argument means; its default is the middle of the range."""
         if self.low == self.high == 1 and not self.embed:
             return Guidance()
-        return Guidance("input" if self.embed else "fixed", self.low, self.high, (self.low + self.high) / 2)
+        return Guidance(
+            "input" if self.embed else "fixed", self.low, self.high, (self.low + self.high) / 2
+        )

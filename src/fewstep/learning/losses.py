@@ -44,8 +44,9 @@ class Absolute(Metric):
 class PseudoHuber(Metric):
     """√(‖a - b‖² + c²) - c over the whole sample (Song & Dhariwal 2023, arXiv:2310.14189).
 
-    c = scale·√d with d elements, so that a scale means the same at every resolution. scale = 0 is the plain norm, whose
-    gradient has length 1 whatever the error; at a = b it is given the gradient 0.
+    c = scale·√d with d elements, so that a scale means the same at every resolution. scale = 0 is
+    the plain norm, whose gradient has length 1 whatever the error; at a = b it is given the
+    gradient 0.
     """
 
     scale: NonNegative = 0.00054
@@ -55,29 +56,36 @@ class PseudoHuber(Metric):
         if self.scale == 0:
             return torch.linalg.vector_norm(difference, dim=1)
         c, square = self.scale * difference.shape[1] ** 0.5, difference.square().sum(1)
-        return square / (torch.sqrt(square + c * c) + c)  # = √(square + c²) - c without its cancellation
+        return square / (
+            torch.sqrt(square + c * c) + c
+        )  # = √(square + c²) - c without its cancellation
 
 
 @dataclass(frozen=True)
 class Huber(Metric):
-    """Mean over the elements of √((a - b)² + c²) - c, as latent consistency models use it (arXiv:2310.04378).
+    """Mean over the elements of √((a - b)² + c²) - c, as latent consistency models use it
+    (arXiv:2310.04378).
 
-    Far above c it is the mean absolute error, far below half the squared one over c. It is not `PseudoHuber`, which
-    takes one root of the whole sample.
+    Far above c it is the mean absolute error, far below half the squared one over c. It is not
+    `PseudoHuber`, which takes one root of the whole sample.
     """
 
     c: Positive = 0.001
 
     def __call__(self, a: Sample, b: Sample) -> Time:
         square = (a - b).square().flatten(1)
-        return (square / (torch.sqrt(square + self.c**2) + self.c)).mean(1)  # without the cancellation of √(…) - c
+        return (square / (torch.sqrt(square + self.c**2) + self.c)).mean(
+            1
+        )  # without the cancellation of √(…) - c
 
 
 @dataclass(frozen=True)
 class AdaptivePower(Metric):
-    """S/sg(S + c)^power with S the sum over the elements of (a - b)²: mean flow's weight (arXiv:2505.13447).
+    """S/sg(S + c)^power with S the sum over the elements of (a - b)²: mean flow's weight
+    (arXiv:2505.13447).
 
-    power 0 is the plain sum; power 1 bounds the gradient's length by 1/√c and makes samples of all errors count alike.
+    power 0 is the plain sum; power 1 bounds the gradient's length by 1/√c and makes samples of all
+    errors count alike.
     """
 
     power: Share = 0.75
@@ -90,10 +98,12 @@ class AdaptivePower(Metric):
 
 @dataclass(frozen=True)
 class Lpips(Metric):
-    """LPIPS with VGG-16 (Zhang et al. 2018, arXiv:1801.03924), computed by a package of the user's own installation.
+    """LPIPS with VGG-16 (Zhang et al. 2018, arXiv:1801.03924), computed by a package of the user's
+    own installation.
 
-    package: "piq", with average pooling as in the official code of consistency models; "lpips", of LPIPS's authors.
-    Samples are images in [-1, 1]; grey ones get three equal channels, those less than 256 wide are resized to 224×224.
+    package: "piq", with average pooling as in the official code of consistency models; "lpips", of
+    LPIPS's authors. Samples are images in [-1, 1]; grey ones get three equal channels, those less
+    than 256 wide are resized to 224×224.
     """
 
     package: Literal["piq", "lpips"] = "piq"
@@ -103,7 +113,10 @@ class Lpips(Metric):
 
     def _fitted(self, x: Sample) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"lpips compares images of 1 or 3 channels, not samples of shape {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"lpips compares images of 1 or 3 channels, not samples of shape "
+                f"{tuple(x.shape[1:])}"
+            )
         x = x.float().expand(-1, 3, -1, -1)
         if x.shape[-1] < 256:
             x = F.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
@@ -116,16 +129,24 @@ def _lpips(package: str, device: torch.device) -> Callable[[Tensor, Tensor], Ten
     try:
         module = importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(f"the metric lpips needs the package {package} ({error}): pip install {package}") from None
-    made = module.LPIPS(replace_pooling=True, reduction="none") if package == "piq" else module.LPIPS(net="vgg")
+        raise ImportError(
+            f"the metric lpips needs the package {package} ({error}): pip install {package}"
+        ) from None
+    made = (
+        module.LPIPS(replace_pooling=True, reduction="none")
+        if package == "piq"
+        else module.LPIPS(net="vgg")
+    )
     return _frozen(made, device)
 
 
 @dataclass(frozen=True)
 class Features(Metric):
-    """Distance in the features of a saved classifier: its folder, or the name of a shipped one. It is not LPIPS.
+    """Distance in the features of a saved classifier: its folder, or the name of a shipped one. It
+    is not LPIPS.
 
-    The sum over the classifier's stages of the mean over positions of ‖a/|a| - b/|b|‖², the norms over the channels.
+    The sum over the classifier's stages of the mean over positions of ‖a/|a| - b/|b|‖², the norms
+    over the channels.
     """
 
     classifier: str = "digits_classifier"
@@ -133,7 +154,9 @@ class Features(Metric):
     def __call__(self, a: Sample, b: Sample) -> Time:
         judge = _judge(self.classifier, a.device)
         if tuple(a.shape[1:]) != tuple(judge.shape):
-            raise ValueError(f"the classifier {self.classifier} takes {judge.shape}, not {tuple(a.shape[1:])}")
+            raise ValueError(
+                f"the classifier {self.classifier} takes {judge.shape}, not {tuple(a.shape[1:])}"
+            )
         assert isinstance(judge.network, ClassifierModule)
         total = torch.zeros(len(a), device=a.device)
         for x, y in zip(judge.network.stages(a.float()), judge.network.stages(b.float())):

@@ -1,7 +1,8 @@
 """The contract between methods and the trainer.
 
-A method says which networks train on which loss, and when. From that the trainer derives optimizers, freezing,
-precision, accumulation, checkpoints, averages and logs; neither knows the other.
+A method says which networks train on which loss, and when. From that the trainer derives
+optimizers, freezing, precision, accumulation, checkpoints, averages and logs; neither knows the
+other.
 """
 
 from abc import ABC, abstractmethod
@@ -43,7 +44,9 @@ class Losses(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One optimizer step of the networks `trains` on a loss(nets, batch, clock); it takes its own next batch."""
+    """One optimizer step of the networks `trains` on a loss(nets, batch, clock); it takes its own
+    next batch.
+    """
 
     trains: tuple[str, ...]
     loss: Callable[[Any, Batch, Clock], Losses]
@@ -51,7 +54,9 @@ class Update(NamedTuple):
 
 @runtime_checkable
 class Clone(Protocol):
-    """Makes a network from another: a full copy or a view on shared weights. Methods cannot tell which."""
+    """Makes a network from another: a full copy or a view on shared weights. Methods cannot tell
+    which.
+    """
 
     def __call__(
         self,
@@ -61,15 +66,18 @@ class Clone(Protocol):
         parameterization: Parameterization | None = None,
         dropout: float | None = None,
     ) -> Denoiser:
-        """`inputs` are added to the network's own; without `of`, the student's start is cloned. dropout: another."""
+        """`inputs` are added to the network's own; without `of`, the student's start is cloned.
+        dropout: another.
+        """
         ...
 
 
 class Method(Choice, ABC):
     """A training method; its fields are its hyperparameters and its options on the command line.
 
-    trains: networks with an optimizer. moves: networks that `after_step` writes. exports: networks that are saved, each
-    with its averages. needs: fields of the batch that it reads. All other networks are frozen.
+    trains: networks with an optimizer. moves: networks that `after_step` writes. exports: networks
+    that are saved, each with its averages. needs: fields of the batch that it reads. All other
+    networks are frozen.
     """
 
     folder: ClassVar[str | None] = "fewstep.methods"
@@ -80,7 +88,9 @@ class Method(Choice, ABC):
 
     @abstractmethod
     def build_nets(self, model: Any, clone: Clone) -> Any:
-        """A dataclass of modules. The model's own denoiser is the teacher: never written, clone what moves."""
+        """A dataclass of modules. The model's own denoiser is the teacher: never written, clone
+        what moves.
+        """
 
     @abstractmethod
     def updates(self, clock: Clock) -> Sequence[Update]:
@@ -90,11 +100,15 @@ class Method(Choice, ABC):
         """Moves slow copies."""
 
     def phases(self, steps: int) -> Sequence[int]:
-        """First steps of the phases; at each, learning rate, optimizer state and averages start anew."""
+        """First steps of the phases; at each, learning rate, optimizer state and averages start
+        anew.
+        """
         return (0,)
 
     def group(self) -> int:
-        """Rows that a loss must see together: passes and processes get whole groups, from row 0 of the global batch."""
+        """Rows that a loss must see together: passes and processes get whole groups, from row 0 of
+        the global batch.
+        """
         return 1
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler | None:

@@ -21,7 +21,9 @@ class Schedule(Choice, ABC):
         """The factor at this step: linear over `warmup` steps, then the schedule's own shape."""
         if clock.phase_step < self.warmup:
             return (clock.phase_step + 1) / self.warmup
-        return self.after_warmup((clock.phase_step - self.warmup) / max(1, clock.phase_steps - self.warmup))
+        return self.after_warmup(
+            (clock.phase_step - self.warmup) / max(1, clock.phase_steps - self.warmup)
+        )
 
 
 @dataclass(frozen=True)

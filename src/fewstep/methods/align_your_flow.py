@@ -1,4 +1,6 @@
-"""Align your flow: flow maps distilled in continuous time (Sabour et al. 2025, arXiv:2506.14603)."""
+"""Align your flow: flow maps distilled in continuous time (Sabour et al. 2025,
+arXiv:2506.14603).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +11,10 @@ import torch
 
 from fewstep.choice import NonNegative, Positive, Share
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Density, LogitNormal
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
-from fewstep.diffusion.times import Density, LogitNormal, Times, Uniform
+from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
@@ -34,16 +37,19 @@ from fewstep.learning.tangent import (
 
 @dataclass(frozen=True)
 class AlignYourFlow(Method):
-    """d( F, sg[F + g/(‖g‖ + floor)] ) for the flow map f(x_t, t, s) = x_t - (t - s) F(x_t, t, s) of rectified flow.
+    """d( F, sg[F + g/(‖g‖ + floor)] ) for the flow map f(x_t, t, s) = x_t - (t - s) F(x_t, t, s) of
+    rectified flow.
 
-    side "eulerian": g = df/dt along the teacher's trajectory, on which the end of the jump must not move:
-    v - F - (t - s) dF/dt, its second term times `warm`, which rises from 0 to `warm_limit` in the first `warmup` of the
-    run. "lagrangian": g = v(f, s) + (t - s) dF/ds - F, without warm-up, which vanishes where df/ds is the teacher's
-    velocity at the point reached; the authors found it the weaker one.
+    side "eulerian": g = df/dt along the teacher's trajectory, on which the end of the jump must not
+    move: v - F - (t - s) dF/dt, its second term times `warm`, which rises from 0 to `warm_limit` in
+    the first `warmup` of the run. "lagrangian": g = v(f, s) + (t - s) dF/ds - F, without warm-up,
+    which vanishes where df/ds is the teacher's velocity at the point reached; the authors found it
+    the weaker one.
 
-    The student predicts the x0 = x_t - t F with which one `Process.step` makes the jump, so any process will do (see
-    mean_flow.py). How the authors draw (t, s) is not known to us: as mean flows do. Their guidance by a weaker teacher
-    and their adversarial tuning are left out; teacher_guidance is the classifier-free one.
+    The student predicts the x0 = x_t - t F with which one `Process.step` makes the jump, so any
+    process will do (see mean_flow.py). How the authors draw (t, s) is not known to us: as mean
+    flows do. Their guidance by a weaker teacher and their adversarial tuning are left out;
+    teacher_guidance is the classifier-free one.
     """
 
     side: Literal["eulerian", "lagrangian"] = "eulerian"
@@ -75,7 +81,11 @@ class AlignYourFlow(Method):
     def map_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
         process, cond = nets.student.process, batch.cond
-        teacher = nets.teacher if self.teacher_guidance == 1 else guided(nets.teacher, self.teacher_guidance)
+        teacher = (
+            nets.teacher
+            if self.teacher_guidance == 1
+            else guided(nets.teacher, self.teacher_guidance)
+        )
         t, s = ordered(process, batch.draws, self.density, self.target_density, self.equal)
         x_t = process.add_noise(batch.data, batch.noise(), t)
         late, early = rectified(process, t), rectified(process, s)
@@ -90,8 +100,12 @@ class AlignYourFlow(Method):
             jump, seen, change = jump_and_rate(self.tangent, nets.student, at, rate, cond)
             with torch.no_grad():
                 x0 = teacher(process.step(wide, seen, t, s), s, cond)
-            # In rectified flow v - F, at the point reached, is the student's x0 less the teacher's, over s.
-            g = per_sample(1 / early, seen) * (seen - x0) - per_sample((late - early) / late, seen) * change
+            # In rectified flow v - F, at the point reached, is the student's x0 less the teacher's,
+            # over s.
+            g = (
+                per_sample(1 / early, seen) * (seen - x0)
+                - per_sample((late - early) / late, seen) * change
+            )
         error = regressed(jump, normalised(g, self.floor), late)
         size = torch.linalg.vector_norm(g.flatten(1), dim=1).float()
         return Losses({"map": self.metric(error, torch.zeros_like(error))}, {"tangent": size})

@@ -22,11 +22,13 @@ from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 @dataclass(frozen=True)
 class ConsistencyDistillation(Method):
-    """w d( f(x_t, t), f_target(x_s, s) ): x_s is the teacher's step from t to the next lower time s of a grid.
+    """w d( f(x_t, t), f_target(x_s, s) ): x_s is the teacher's step from t to the next lower time s
+    of a grid.
 
-    The target is a slow copy of the student (decay 0: the student itself). The optimum is the chain of the teacher's
-    own steps over the grid, whatever the metric and the weight w. `bins` counts intervals (papers count the bins + 1
-    points). `sample_times`: where the few-step sampler evaluates.
+    The target is a slow copy of the student (decay 0: the student itself). The optimum is the chain
+    of the teacher's own steps over the grid, whatever the metric and the weight w. `bins` counts
+    intervals (papers count the bins + 1 points). `sample_times`: where the few-step sampler
+    evaluates.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("target",)

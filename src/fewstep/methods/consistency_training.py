@@ -1,4 +1,6 @@
-"""Consistency training without a teacher (Song & Dhariwal 2023, arXiv:2310.14189; first in arXiv:2303.01469)."""
+"""Consistency training without a teacher (Song & Dhariwal 2023, arXiv:2310.14189; first in
+arXiv:2303.01469).
+"""
 
 import dataclasses
 import math
@@ -8,8 +10,9 @@ from typing import Any, Literal
 
 from fewstep.choice import Count, Decay
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.times import Auto, LogNormal, Times
+from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import Masks, adjacent, jump_and_goal
@@ -20,16 +23,19 @@ from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 @dataclass(frozen=True)
 class ConsistencyTraining(Method):
-    """w d( f(x_t, t), f_target(x_s, s) ), w = 1/(t - s): x_t and x_s are made of the same sample and the same noise.
+    """w d( f(x_t, t), f_target(x_s, s) ), w = 1/(t - s): x_t and x_s are made of the same sample
+    and the same noise.
 
-    That is the teacher's Euler step with x0 in the place of its answer, right on average. The grid grows with the run:
-    "doubling" (first, 2·first, … last intervals, in equal parts of the run), "progressive" (as published in 2023), or
-    "fixed" at `last`. density: how intervals are drawn; None for all alike. target: the student itself, a slow copy
-    with target_decay ("fixed"), or one with target_decay^(first/intervals) ("adaptive"; so the official code, while the
-    paper counts the grid's points instead). target_masks: the dropout of the target's pass.
+    That is the teacher's Euler step with x0 in the place of its answer, right on average. The grid
+    grows with the run: "doubling" (first, 2·first, … last intervals, in equal parts of the run),
+    "progressive" (as published in 2023), or "fixed" at `last`. density: how intervals are drawn;
+    None for all alike. target: the student itself, a slow copy with target_decay ("fixed"), or one
+    with target_decay^(first/intervals) ("adaptive"; so the official code, while the paper counts
+    the grid's points instead). target_masks: the dropout of the target's pass.
 
-    The form of the first paper: first=2 last=150 curriculum=progressive density=null weighting=uniform target=adaptive
-    metric=lpips. What a slow target lags behind does not shrink with the interval, as what is to be learned does.
+    The form of the first paper: first=2 last=150 curriculum=progressive density=null
+    weighting=uniform target=adaptive metric=lpips. What a slow target lags behind does not shrink
+    with the interval, as what is to be learned does.
     """
 
     first: Count = 10
@@ -87,7 +93,11 @@ class ConsistencyTraining(Method):
 
     def decay(self, clock: Clock) -> float:
         """How much of the slow copy this step keeps."""
-        return self.target_decay ** (self.first / self.bins(clock)) if self.target == "adaptive" else self.target_decay
+        return (
+            self.target_decay ** (self.first / self.bins(clock))
+            if self.target == "adaptive"
+            else self.target_decay
+        )
 
     def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample."""
@@ -96,7 +106,9 @@ class ConsistencyTraining(Method):
         x0, noise = batch.data, batch.noise()
         x_t, x_s = process.add_noise(x0, noise, t), process.add_noise(x0, noise, s)
         target = nets.target if isinstance(nets, self.TargetNets) else nets.student
-        distance = self.metric(*jump_and_goal(nets.student, target, x_t, t, x_s, s, batch.cond, self.target_masks))
+        distance = self.metric(
+            *jump_and_goal(nets.student, target, x_t, t, x_s, s, batch.cond, self.target_masks)
+        )
         w = interval_weight(self.weighting, process, t, s)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 

@@ -11,9 +11,10 @@ import torch
 from fewstep.choice import Count, Decay, NonNegative, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Density, LogNormal
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
-from fewstep.diffusion.times import Auto, Density, LogNormal, Strided, Times
+from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import Sample, Time, time_dtype
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -25,15 +26,16 @@ from fewstep.learning.weights import weight
 
 @dataclass(frozen=True)
 class ConsistencyTrajectory(Method):
-    """d( C(G(x_t, t, s)), C(sg G(x_u, u, s)) ) + denoising·‖g(x_t', t', t') - x0‖²/out(t')²: x_u is several of the
-    teacher's steps from x_t, s any time of the grid from its end up to u, G(x, t, s) the step from t to s with the
-    student's answer g(x, t, s). C = G_target(·, s, end) carries both to the end of the grid, where they are compared;
-    the gradient goes through it, not into it.
+    """d( C(G(x_t, t, s)), C(sg G(x_u, u, s)) ) + denoising·‖g(x_t', t', t') - x0‖²/out(t')²: x_u is
+    several of the teacher's steps from x_t, s any time of the grid from its end up to u, G(x, t, s)
+    the step from t to s with the student's answer g(x, t, s). C = G_target(·, s, end) carries both
+    to the end of the grid, where they are compared; the gradient goes through it, not into it.
 
-    Between 1 and `longest` steps are taken, the same for all rows, k of them with probability proportional to k. g(x,
-    t, t) is a denoiser, which the second term teaches. Unlike the official code: fixed weights, for adaptive ones would
-    depend on the rows of a pass; the mean squared error for LPIPS; no adversarial term; fewer teacher steps (there: up
-    to the whole grid). `bins` counts intervals; gamma shortens sigma/alpha itself, not its distance from t_min.
+    Between 1 and `longest` steps are taken, the same for all rows, k of them with probability
+    proportional to k. g(x, t, t) is a denoiser, which the second term teaches. Unlike the official
+    code: fixed weights, for adaptive ones would depend on the rows of a pass; the mean squared
+    error for LPIPS; no adversarial term; fewer teacher steps (there: up to the whole grid). `bins`
+    counts intervals; gamma shortens sigma/alpha itself, not its distance from t_min.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("target",)
@@ -50,7 +52,9 @@ class ConsistencyTrajectory(Method):
 
     def __post_init__(self) -> None:
         if self.longest > self.bins:
-            raise ValueError(f"longest={self.longest} steps are more than the bins={self.bins} of the grid")
+            raise ValueError(
+                f"longest={self.longest} steps are more than the bins={self.bins} of the grid"
+            )
 
     @dataclass
     class Nets:
@@ -62,7 +66,9 @@ class ConsistencyTrajectory(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         own = model.denoiser.parameterization
-        student, target = (clone(name, inputs={"s"}, parameterization=own) for name in ("student", "target"))
+        student, target = (
+            clone(name, inputs={"s"}, parameterization=own) for name in ("student", "target")
+        )
         return self.Nets(student, target, model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
@@ -73,7 +79,9 @@ class ConsistencyTrajectory(Method):
         process, x0 = nets.teacher.process, batch.data
         grid = self.times(process, self.bins)
         times = grid.to(x0.device, time_dtype(x0.device))
-        steps = (math.isqrt(8 * batch.draws.choice(self.longest * (self.longest + 1) // 2) + 1) + 1) // 2
+        steps = (
+            math.isqrt(8 * batch.draws.choice(self.longest * (self.longest + 1) // 2) + 1) + 1
+        ) // 2
         first = batch.draws.integers(len(times) - steps)
         t, *later = (times[first + k] for k in range(steps + 1))
         x_t = process.add_noise(x0, batch.noise(), t)
@@ -88,11 +96,17 @@ class ConsistencyTrajectory(Method):
             x_s = landing(nets.student, process, middle)(x_t, t, cond)
             return landing(nets.target, process, last)(x_s, middle, cond)
 
-        terms = {"trajectory": self.metric(*jump_and_goal(cleaned, cleaned, x_t, t, x_u, u, batch.cond))}
+        terms = {
+            "trajectory": self.metric(*jump_and_goal(cleaned, cleaned, x_t, t, x_u, u, batch.cond))
+        }
         if self.denoising:
             t = self.density(process, batch.draws)
-            error = Squared()(nets.student(process.add_noise(x0, batch.noise(), t), t, batch.cond, t), x0)
-            terms["denoising"] = self.denoising * error * weight("output", nets.student, t).to(error)
+            error = Squared()(
+                nets.student(process.add_noise(x0, batch.noise(), t), t, batch.cond, t), x0
+            )
+            terms["denoising"] = (
+                self.denoising * error * weight("output", nets.student, t).to(error)
+            )
         return Losses(terms)
 
     def after_step(self, nets: Nets, clock: Clock) -> None:

@@ -1,4 +1,6 @@
-"""Consistency models in continuous time, sCM: by a teacher or by the data (Lu & Song 2024, arXiv:2410.11081)."""
+"""Consistency models in continuous time, sCM: by a teacher or by the data (Lu & Song 2024,
+arXiv:2410.11081).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +12,10 @@ from torch import nn
 
 from fewstep.choice import NonNegative, Positive, kind_of
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Density, LogNormal
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.times import Density, LogNormal, Times, Uniform
+from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
@@ -34,17 +37,20 @@ from fewstep.models.heads import Uncertainty
 
 @dataclass(frozen=True)
 class ContinuousConsistency(Method):
-    """‖F(x_t, t) - sg[F + g/(‖g‖ + floor)]‖² e^-u(t) + u(t), g = cos t df/dt: F moves so that f stays on a trajectory.
+    """‖F(x_t, t) - sg[F + g/(‖g‖ + floor)]‖² e^-u(t) + u(t), g = cos t df/dt: F moves so that f
+    stays on a trajectory.
 
-    Published for TrigFlow, where f = cos t x_t - sigma_data sin t F and t = atan2(sigma, sigma_data alpha). f, and its
-    derivative in ln(sigma/alpha), are the same in every process, so it is computed in the teacher's own:
+    Published for TrigFlow, where f = cos t x_t - sigma_data sin t F and t = atan2(sigma, sigma_data
+    alpha). f, and its derivative in ln(sigma/alpha), are the same in every process, so it is
+    computed in the teacher's own:
 
         g = [warm df/d ln(sigma/alpha) + (1 - warm) cos² t (f - x0)]/sin t
 
-    where `warm` rises from 0 to 1 in the first `warmup` of the run (in steps, 10,000, as published); an EDM network's
-    output is -F. velocity: "teacher" (sCD, with guidance) moves x_t along the teacher's trajectory and takes its x0,
-    "data" (sCT) the sample itself. u: the learned log-variance, which makes all times count alike; False leaves it out.
-    f ends at the data, where the student's prediction is the identity: it keeps the teacher's parameterization.
+    where `warm` rises from 0 to 1 in the first `warmup` of the run (in steps, 10,000, as
+    published); an EDM network's output is -F. velocity: "teacher" (sCD, with guidance) moves x_t
+    along the teacher's trajectory and takes its x0, "data" (sCT) the sample itself. u: the learned
+    log-variance, which makes all times count alike; False leaves it out. f ends at the data, where
+    the student's prediction is the identity: it keeps the teacher's parameterization.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("student", "uncertainty")
@@ -75,9 +81,14 @@ class ContinuousConsistency(Method):
         check_guidable(model, self.teacher_guidance)
         student = clone("student")
         process, of = student.own, student.parameterization
-        skip, out, _ = of(process, torch.tensor([process.t_data, process.t_min], dtype=torch.float64))
+        skip, out, _ = of(
+            process, torch.tensor([process.t_data, process.t_min], dtype=torch.float64)
+        )
         if ((skip - 1).abs() + out.abs() > 1e-6).all():  # every constant f would solve df/dt = 0
-            raise ValueError(f"{kind_of(type(of))} is not the identity at the data, from which this method learns")
+            raise ValueError(
+                f"{kind_of(type(of))} is not the identity at the data, from which this method "
+                f"learns"
+            )
         return self.Nets(student, Uncertainty(), model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
@@ -91,7 +102,11 @@ class ContinuousConsistency(Method):
         with torch.no_grad():
             x0 = batch.data
             if self.velocity == "teacher":
-                teacher = nets.teacher if self.teacher_guidance == 1 else guided(nets.teacher, self.teacher_guidance)
+                teacher = (
+                    nets.teacher
+                    if self.teacher_guidance == 1
+                    else guided(nets.teacher, self.teacher_guidance)
+                )
                 x0 = teacher(x_t.to(time_dtype(x_t.device)), t, batch.cond)
         rate = along(process, x_t, x0, t, per_log_ratio(process, t))
         jump, f, change = jump_and_rate(self.tangent, nets.student, Point(x_t, t), rate, batch.cond)
@@ -108,7 +123,9 @@ class ContinuousConsistency(Method):
         return Losses({"consistency": torch.exp(-u) * distance + u}, notes | {"distance": distance})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
-        """The middle time of 2 steps lies at sigma/alpha = 1, near the published 1.1 of TrigFlow (0.98)."""
+        """The middle time of 2 steps lies at sigma/alpha = 1, near the published 1.1 of TrigFlow
+        (0.98).
+        """
         return Renoise(steps=2, times=self.sample_times)
 
     def guidance(self) -> Guidance:

@@ -1,4 +1,6 @@
-"""Denoising score matching: how teachers are trained (Karras et al. 2022, arXiv:2206.00364, eq. 2 and 8)."""
+"""Denoising score matching: how teachers are trained (Karras et al. 2022, arXiv:2206.00364, eq. 2
+and 8).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,9 +9,9 @@ from typing import Any
 
 from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Density, LogNormal
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import Ode, Sampler
-from fewstep.diffusion.times import Density, LogNormal
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
@@ -17,11 +19,13 @@ from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
 @dataclass(frozen=True)
 class Diffusion(Method):
-    """E[ ‖D(x_t, t) - x0‖² / out(t)² ], x_t = alpha x0 + sigma noise: regression on the network's own output.
+    """E[ ‖D(x_t, t) - x0‖² / out(t)² ], x_t = alpha x0 + sigma noise: regression on the network's
+    own output.
 
-    1/out² is EDM's weight (sigma² + sigma_data²)/(sigma sigma_data)² for EDM networks, and the plain squared error
-    of the predicted noise, v, flow or sample for those predictions: one line for every teacher.
-    label_dropout: the share of rows whose condition is taken away, so that guidance has an unconditional side.
+    1/out² is EDM's weight (sigma² + sigma_data²)/(sigma sigma_data)² for EDM networks, and the
+    plain squared error of the predicted noise, v, flow or sample for those predictions: one line
+    for every teacher. label_dropout: the share of rows whose condition is taken away, so that
+    guidance has an unconditional side.
     """
 
     density: Density = dataclasses.field(default_factory=LogNormal)

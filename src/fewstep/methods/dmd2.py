@@ -1,4 +1,6 @@
-"""Improved distribution matching distillation (Yin et al. 2024, arXiv:2405.14867; DMD: arXiv:2311.18828)."""
+"""Improved distribution matching distillation (Yin et al. 2024, arXiv:2405.14867; DMD:
+arXiv:2311.18828).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 
 from fewstep.choice import Count, NonNegative
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Along, Density
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import Renoise, Sampler, renoised
-from fewstep.diffusion.times import Along, Auto, Density, Times
+from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
@@ -25,12 +28,14 @@ from fewstep.models.heads import Head
 
 @dataclass(frozen=True)
 class DMD2(Method):
-    """The student's samples x move along x^_real - x^_fake: what the teacher, and what a denoiser of the student's own
-    samples (`fake`), see behind the same noised x_t, over mean |x - x^_real|. `fake` learns `fake_steps` times a step.
+    """The student's samples x move along x^_real - x^_fake: what the teacher, and what a denoiser
+    of the student's own samples (`fake`), see behind the same noised x_t, over mean |x - x^_real|.
+    `fake` learns `fake_steps` times a step.
 
-    gan, gan_fake: weights of the adversarial loss on noised images, for the student and for `fake` with its head, which
-    reads fake's features; 0 leaves it out, and then no image of the data is read. steps > 1: the student also learns at
-    the later times of its sampler, from what its own earlier steps make of noise (backward simulation).
+    gan, gan_fake: weights of the adversarial loss on noised images, for the student and for `fake`
+    with its head, which reads fake's features; 0 leaves it out, and then no image of the data is
+    read. steps > 1: the student also learns at the later times of its sampler, from what its own
+    earlier steps make of noise (backward simulation).
     """
 
     trains: ClassVar[tuple[str, ...]] = ("student", "fake", "head")
@@ -46,7 +51,9 @@ class DMD2(Method):
 
     @dataclass
     class Nets:
-        """The student, the denoiser of its samples with the discriminator's head, and the frozen teacher."""
+        """The student, the denoiser of its samples with the discriminator's head, and the frozen
+        teacher.
+        """
 
         student: Denoiser
         fake: Denoiser
@@ -55,7 +62,9 @@ class DMD2(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.teacher_guidance)
-        student = clone("student", dropout=0.0)  # masks would be noise in the difference of two scores
+        student = clone(
+            "student", dropout=0.0
+        )  # masks would be noise in the difference of two scores
         student.parameterization = student.parameterization.boundary()  # whatever it starts from
         fake = clone("fake", of=model.denoiser, dropout=0.0)
         (channels,) = fake.network.taps.values()  # type: ignore[operator]
@@ -68,7 +77,9 @@ class DMD2(Method):
     def made(self, student: Denoiser, batch: Batch) -> Sample:
         """Samples of the student, with the gradient of their last evaluation."""
         process = student.process
-        *grid, end = (t.expand(len(batch.draws.rows)) for t in self.sample_times(process, self.steps))
+        *grid, end = (
+            t.expand(len(batch.draws.rows)) for t in self.sample_times(process, self.steps)
+        )
         last = batch.draws.choice(self.steps)
         x_t = process.prior(batch.noise())
         for t, s in zip(grid[:last], grid[1:]):
@@ -87,7 +98,9 @@ class DMD2(Method):
         with torch.no_grad():
             x = self.made(nets.student, batch)
         t = self.fake_density(nets.fake.process, batch.draws)
-        error = Squared()(nets.fake(nets.fake.process.add_noise(x, batch.noise(), t), t, batch.cond), x)
+        error = Squared()(
+            nets.fake(nets.fake.process.add_noise(x, batch.noise(), t), t, batch.cond), x
+        )
         terms = {"fake": error * weight("output", nets.fake, t).to(error)}
         if self.gan_fake:
             t = self.fake_density(nets.fake.process, batch.draws)
@@ -101,9 +114,15 @@ class DMD2(Method):
         with torch.no_grad():
             t = self.density(nets.teacher.process, batch.draws)
             x_t = nets.teacher.process.add_noise(x, batch.noise(), t)
-            teacher = nets.teacher if self.teacher_guidance == 1 else guided(nets.teacher, self.teacher_guidance)
+            teacher = (
+                nets.teacher
+                if self.teacher_guidance == 1
+                else guided(nets.teacher, self.teacher_guidance)
+            )
             real, fake = teacher(x_t, t, batch.cond), nets.fake(x_t, t, batch.cond)
-            scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-6).view(-1, *(1,) * (x.ndim - 1))
+            scale = (
+                (x - real).abs().flatten(1).mean(1).clamp(min=1e-6).view(-1, *(1,) * (x.ndim - 1))
+            )
             goal = x - (fake - real) / scale
         terms = {"matching": 0.5 * Squared()(x, goal)}
         if self.gan:

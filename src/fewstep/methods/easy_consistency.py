@@ -1,4 +1,6 @@
-"""Easy consistency tuning (Geng et al. 2024, arXiv:2406.14548), with a step by the data or by the teacher."""
+"""Easy consistency tuning (Geng et al. 2024, arXiv:2406.14548), with a step by the data or by the
+teacher.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,10 +11,11 @@ import torch
 
 from fewstep.choice import Count, Decay, NonNegative, Positive
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Density, LogNormal
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import OneStepSolver
-from fewstep.diffusion.times import Auto, Density, LogNormal, Times
+from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal
@@ -23,13 +26,15 @@ from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 @dataclass(frozen=True)
 class EasyConsistency(Method):
-    """w d( f(x_t, t), sg f(x_r, r) ), w = 1/(t - r), with r moving from far below t towards t in `stages`.
+    """w d( f(x_t, t), sg f(x_r, r) ), w = 1/(t - r), with r moving from far below t towards t in
+    `stages`.
 
-    Stage a has r/t = max(0, 1 - q^-(a+1) n(t)), n(t) = 1 + k sigmoid(-b t), in units of sigma/alpha; q^-(a+1) is never
-    below 1 - limit. x_r comes from the same sample and noise (solver None, as published), or from the teacher's step (a
-    solver). Published for 64×64 images: metric=pseudo_huber, whose c is then 0.06, weighting=karras, q=4. Unlike the
-    published code the boundary is at t_min, not at 0, and r stops there: the student can be exported, and its anchor is
-    x at t_min instead of x0, which differ by noise of std t_min.
+    Stage a has r/t = max(0, 1 - q^-(a+1) n(t)), n(t) = 1 + k sigmoid(-b t), in units of
+    sigma/alpha; q^-(a+1) is never below 1 - limit. x_r comes from the same sample and noise (solver
+    None, as published), or from the teacher's step (a solver). Published for 64×64 images:
+    metric=pseudo_huber, whose c is then 0.06, weighting=karras, q=4. Unlike the published code the
+    boundary is at t_min, not at 0, and r stops there: the student can be exported, and its anchor
+    is x at t_min instead of x0, which differ by noise of std t_min.
     """
 
     solver: OneStepSolver | None = None
@@ -82,11 +87,14 @@ class EasyConsistency(Method):
         process = nets.student.process
         t = self.density(process, batch.draws).clamp(max=process.t_max)
         end = torch.full_like(t, process.t_min)
-        # A little above the end, as a level: a table's first index is 0, which has no "a little above".
+        # A little above the end, as a level: a table's first index is 0, which has no "a little
+        # above".
         t = torch.maximum(t, process.time_of(torch.atan(1.001 * torch.tan(process.angle(end)))))
         r = self.lower(process, t, self.share(clock))
         x_t, x_r = self.pair(nets, batch, t, r)
-        distance = self.metric(*jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, batch.cond))
+        distance = self.metric(
+            *jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, batch.cond)
+        )
         w = interval_weight(self.weighting, process, t, r)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 

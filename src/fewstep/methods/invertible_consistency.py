@@ -1,4 +1,6 @@
-"""Invertible consistency distillation (Starodubcev et al. 2024, arXiv:2406.14539): a student for each direction."""
+"""Invertible consistency distillation (Starodubcev et al. 2024, arXiv:2406.14539): a student for
+each direction.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,23 +17,34 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import adjacent, at_or_above, at_or_below, compared, jump_and_goal, landing, pair
+from fewstep.learning.consistency import (
+    adjacent,
+    at_or_above,
+    at_or_below,
+    compared,
+    jump_and_goal,
+    landing,
+    pair,
+)
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.methods.multi_boundary import MultiBoundary
 
 
 @dataclass(frozen=True)
 class InvertibleConsistency(Method):
-    """`reverse` trains the student downwards; `forward`, a network of its own, learns the way up, without guidance:
-    d( J(x_s; s -> e), sg J(x_t; t -> e) ), where x_t is the teacher's step up from x_s and e the smallest boundary not
-    below t. It starts one interval above the end, where there is noise to see.
+    """`reverse` trains the student downwards; `forward`, a network of its own, learns the way up,
+    without guidance: d( J(x_s; s -> e), sg J(x_t; t -> e) ), where x_t is the teacher's step up
+    from x_s and e the smallest boundary not below t. It starts one interval above the end, where
+    there is noise to see.
 
-    cycle: the weight of two more updates, steps of their own as released; 0 leaves them out. `forward` must undo the
-    student's jump over a whole segment; behind a jump of `forward` the student must answer as it does before it. Both
-    without guidance, so a student that cannot be told so must not be guided. The lowest segment lies between the data,
-    where the student ends, and the lifted end, where `forward` begins: there the second pair is compared at the
-    student's own end, and the first is left out (released: both at the lifted end, where the exact pair is not
-    stationary). Encode with `sampler.encoded(forward.denoiser, …)` of the saved `forward`, decode with the student.
+    cycle: the weight of two more updates, steps of their own as released; 0 leaves them out.
+    `forward` must undo the student's jump over a whole segment; behind a jump of `forward` the
+    student must answer as it does before it. Both without guidance, so a student that cannot be
+    told so must not be guided. The lowest segment lies between the data, where the student ends,
+    and the lifted end, where `forward` begins: there the second pair is compared at the student's
+    own end, and the first is left out (released: both at the lifted end, where the exact pair is
+    not stationary). Encode with `sampler.encoded(forward.denoiser, …)` of the saved `forward`,
+    decode with the student.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("student", "forward")
@@ -44,7 +57,8 @@ class InvertibleConsistency(Method):
         one = self.reverse.guided
         if self.cycle and not one.embed and not one.low == one.high == 1:
             raise ValueError(
-                "a guided student that does not read its guidance cannot undo an unguided jump: set cycle=0"
+                "a guided student that does not read its guidance cannot undo an unguided jump: "
+                "set cycle=0"
             )
 
     @dataclass
@@ -57,12 +71,19 @@ class InvertibleConsistency(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         down = self.reverse.build_nets(model, clone)
-        self.reverse.ends(model.denoiser.process, lifted=True)  # ValueError where `forward` has no segments
+        self.reverse.ends(
+            model.denoiser.process, lifted=True
+        )  # ValueError where `forward` has no segments
         inputs = self.reverse.guided.inputs(model)
-        return self.Nets(down.student, clone("forward", of=model.denoiser, inputs=inputs), model.denoiser)
+        return self.Nets(
+            down.student, clone("forward", of=model.denoiser, inputs=inputs), model.denoiser
+        )
 
     def updates(self, clock: Clock) -> Sequence[Update]:
-        both = [Update(("student",), self.reverse.consistency_loss), Update(("forward",), self.forward_loss)]
+        both = [
+            Update(("student",), self.reverse.consistency_loss),
+            Update(("forward",), self.forward_loss),
+        ]
         if self.cycle and self.reverse.steps > 1:
             both.append(Update(("forward",), self.up_again_loss))
         return [*both, Update(("student",), self.down_again_loss)] if self.cycle else both
@@ -86,10 +107,14 @@ class InvertibleConsistency(Method):
         with torch.no_grad():
             moved = landing(nets.student, process, low)(x, top, cond)
         again = landing(nets.forward, process, top)(moved, low, cond)
-        return Losses({"up_again": self.cycle * compared(self.reverse.metric, process, again, x, top)})
+        return Losses(
+            {"up_again": self.cycle * compared(self.reverse.metric, process, again, x, top)}
+        )
 
     def down_again_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
-        """From the low end of a segment up with `forward`, and down to where the student comes from there."""
+        """From the low end of a segment up with `forward`, and down to where the student comes from
+        there.
+        """
         process = nets.teacher.process
         top, low = adjacent(self.reverse.ends(process, lifted=True), batch.draws, process)
         cond, x = self.start(batch, process, low)
@@ -98,7 +123,9 @@ class InvertibleConsistency(Method):
         with torch.no_grad():
             moved = landing(nets.forward, process, top)(x, low, cond)
         again, goal = jump_and_goal(student, student, moved, top, x, low, cond)
-        return Losses({"down_again": self.cycle * compared(self.reverse.metric, process, again, goal, end)})
+        return Losses(
+            {"down_again": self.cycle * compared(self.reverse.metric, process, again, goal, end)}
+        )
 
     def start(self, batch: Batch, process: Process, t: Time) -> tuple[Cond, Sample]:
         """The condition without guidance, and a sample at t."""

@@ -1,4 +1,6 @@
-"""Latent consistency distillation (Luo et al. 2023, arXiv:2310.04378); LCM-LoRA's way: arXiv:2311.05556."""
+"""Latent consistency distillation (Luo et al. 2023, arXiv:2310.04378); LCM-LoRA's way:
+arXiv:2311.05556.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,13 +24,15 @@ from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
 @dataclass(frozen=True)
 class LatentConsistency(Method):
-    """d( f(x_t, t, g), f_target(x_s, s, g) ): x_s is one DDIM step of the guided teacher over an interval of the grid.
+    """d( f(x_t, t, g), f_target(x_s, s, g) ): x_s is one DDIM step of the guided teacher over an
+    interval of the grid.
 
-    A grid of 50 skips 20 indices of a table of 1000. g is drawn per sample and read by the student, which needs no
-    second evaluation. guided.embed=false and target_decay=0 is the way of LCM-LoRA: the student never sees g. Students
-    of a table have the released boundary (`LcmBoundary`), others that of consistency models. The published range is
-    3 … 15 (w = 2 … 14), for text. Unlike the released code: g enters as a plain number, zero-initialised, so that the
-    first student is the teacher; the sampler adds the noise that is missing at index 0, not that missing at the data.
+    A grid of 50 skips 20 indices of a table of 1000. g is drawn per sample and read by the student,
+    which needs no second evaluation. guided.embed=false and target_decay=0 is the way of LCM-LoRA:
+    the student never sees g. Students of a table have the released boundary (`LcmBoundary`), others
+    that of consistency models. The published range is 3 … 15 (w = 2 … 14), for text. Unlike the
+    released code: g enters as a plain number, zero-initialised, so that the first student is the
+    teacher; the sampler adds the noise that is missing at index 0, not that missing at the data.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("target",)
@@ -42,7 +46,10 @@ class LatentConsistency(Method):
 
     def __post_init__(self) -> None:
         if self.times.end != "t_min":
-            raise ValueError("a consistency function is the identity at t_min: the grid must end there (end=t_min)")
+            raise ValueError(
+                "a consistency function is the identity at t_min: the grid must end there "
+                "(end=t_min)"
+            )
 
     @dataclass
     class Nets:
@@ -54,7 +61,9 @@ class LatentConsistency(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs, boundary = self.guided.inputs(model), boundary_of(model.denoiser)
-        student, target = (clone(name, inputs=inputs, parameterization=boundary) for name in ("student", "target"))
+        student, target = (
+            clone(name, inputs=inputs, parameterization=boundary) for name in ("student", "target")
+        )
         return self.Nets(student, target, model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
@@ -66,7 +75,13 @@ class LatentConsistency(Method):
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
         teacher, cond = self.guided(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
-        return Losses({"consistency": self.metric(*jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, cond))})
+        return Losses(
+            {
+                "consistency": self.metric(
+                    *jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, cond)
+                )
+            }
+        )
 
     def after_step(self, nets: Nets, clock: Clock) -> None:
         ema_update(nets.target, nets.student, self.target_decay)
@@ -79,11 +94,17 @@ class LatentConsistency(Method):
 
 
 def boundary_of(teacher: Denoiser) -> Parameterization:
-    """The teacher's prediction as a consistency function: the released one for a network that speaks a table's own.
+    """The teacher's prediction as a consistency function: the released one for a network that
+    speaks a table's own.
 
     That one is the identity at index 0 alone, whatever t_min is.
     """
     of, process = teacher.parameterization, teacher.process
-    if process.t_data < 0 and process.t_min == 0 and teacher.own == process and not isinstance(of, Boundary):
+    if (
+        process.t_data < 0
+        and process.t_min == 0
+        and teacher.own == process
+        and not isinstance(of, Boundary)
+    ):
         return LcmBoundary(of)
     return of.boundary()

@@ -1,4 +1,6 @@
-"""Mean flows: the average velocity between two times, learned from the data or a teacher (arXiv:2505.13447)."""
+"""Mean flows: the average velocity between two times, learned from the data or a teacher
+(arXiv:2505.13447).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,31 +12,43 @@ import torch
 from fewstep.choice import Decay, Positive, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import Density, LogitNormal
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
-from fewstep.diffusion.times import Density, LogitNormal, Times, Uniform
+from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import AdaptivePower, Metric
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
-from fewstep.learning.tangent import Forward, Point, Tangent, flow_error, ordered, rectified, regressed
+from fewstep.learning.tangent import (
+    Forward,
+    Point,
+    Tangent,
+    flow_error,
+    ordered,
+    rectified,
+    regressed,
+)
 
 
 @dataclass(frozen=True)
 class MeanFlow(Method):
-    """d( u(x_t, t, s), sg[v - (t - s) du/dt] ): the average velocity u from t to s, for rectified flow.
+    """d( u(x_t, t, s), sg[v - (t - s) du/dt] ): the average velocity u from t to s, for rectified
+    flow.
 
-    The student predicts the x0 with which one `Process.step` goes from x_t to x_s. In rectified flow that is
-    u = (x_t - x0)/t; in every other process the same student makes the same jump, and its error differs from the one
-    above by a factor of (t, s) alone. So any teacher can be used, with the error weighted as in rectified flow.
+    The student predicts the x0 with which one `Process.step` goes from x_t to x_s. In rectified
+    flow that is u = (x_t - x0)/t; in every other process the same student makes the same jump, and
+    its error differs from the one above by a factor of (t, s) alone. So any teacher can be used,
+    with the error weighted as in rectified flow.
 
-    A share `equal` of the rows has s = t, plain flow matching; the others s = min(t, its own draw), as in the authors'
-    PyTorch code. velocity: "data" (noise - x0, as published) or "teacher". guidance_scale g: of the velocity that is
-    learned, so that sampling needs one evaluation. For the data that is w (noise - x0) + mix u(x, t, t) + (1 - w - mix)
-    u_null(x, t, t) with w = g (1 - mix); a share `label_dropout` of rows loses its label and keeps the plain velocity.
-    The published limits of the times that are guided are left out. u and u_null have no dropout there.
+    A share `equal` of the rows has s = t, plain flow matching; the others s = min(t, its own draw),
+    as in the authors' PyTorch code. velocity: "data" (noise - x0, as published) or "teacher".
+    guidance_scale g: of the velocity that is learned, so that sampling needs one evaluation. For
+    the data that is w (noise - x0) + mix u(x, t, t) + (1 - w - mix) u_null(x, t, t) with w = g (1 -
+    mix); a share `label_dropout` of rows loses its label and keeps the plain velocity. The
+    published limits of the times that are guided are left out. u and u_null have no dropout there.
     """
 
     velocity: Literal["data", "teacher"] = "data"
@@ -77,7 +91,10 @@ class MeanFlow(Method):
         jump, error = flow_error(self.tangent, nets.student, Point(x_t, t, s), x0, cond)
         error = regressed(jump, error, rectified(process, t))
         nothing = torch.zeros_like(error)
-        return Losses({"flow": self.metric(error, nothing)}, {"distance": error.detach().square().flatten(1).mean(1)})
+        return Losses(
+            {"flow": self.metric(error, nothing)},
+            {"distance": error.detach().square().flatten(1).mean(1)},
+        )
 
     @torch.no_grad()
     def clean(self, nets: Nets, x_t: Sample, t: Time, x0: Sample, cond: Cond) -> Sample:
@@ -93,7 +110,9 @@ class MeanFlow(Method):
             if g == 1:
                 return mixed
             mixed = mixed + (1 - w - self.mix) * nets.student(wide, t, cond.unconditional(), t)
-        bare = torch.stack([(cond[k] == v).view(len(v), -1).all(1) for k, v in cond.null.items()]).all(0)
+        bare = torch.stack(
+            [(cond[k] == v).view(len(v), -1).all(1) for k, v in cond.null.items()]
+        ).all(0)
         return torch.where(per_sample(bare.to(t.dtype), mixed) > 0, x0.to(mixed), mixed)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:

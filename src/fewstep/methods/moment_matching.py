@@ -22,18 +22,22 @@ from fewstep.learning.tangent import rectified
 
 @dataclass(frozen=True)
 class MomentMatching(Method):
-    """w(t) MMD²( f(x_t, t, s), sg f(x_r, r, s) ) over groups of `samples` rows with common times t > r >= s.
+    """w(t) MMD²( f(x_t, t, s), sg f(x_r, r, s) ) over groups of `samples` rows with common times t
+    > r >= s.
 
-    f is one `Process.step` with the student's x0; x_r has the sample and noise of x_t, and r lies the 2^-k-th of the
-    whole range of sigma/alpha below t, or at s. The kernel is exp(-‖a - b‖/(d |c|)), c what f multiplies the network's
-    output by; two rows meet only where their conditions are equal, so that samples and conditions are matched jointly.
-    The MMD is the V-statistic, split by rows: the mean over a group of its rows' losses is the group's. A group is
-    `samples` rows of the global batch that follow each other, and the trainer never cuts one. Where few of them share a
-    condition the statistic is mostly each row's own pair, which pulls to the mean: take several times the labels.
+    f is one `Process.step` with the student's x0; x_r has the sample and noise of x_t, and r lies
+    the 2^-k-th of the whole range of sigma/alpha below t, or at s. The kernel is exp(-‖a - b‖/(d
+    |c|)), c what f multiplies the network's output by; two rows meet only where their conditions
+    are equal, so that samples and conditions are matched jointly. The MMD is the V-statistic, split
+    by rows: the mean over a group of its rows' losses is the group's. A group is `samples` rows of
+    the global batch that follow each other, and the trainer never cuts one. Where few of them share
+    a condition the statistic is mostly each row's own pair, which pulls to the mean: take several
+    times the labels.
 
-    Times are uniform in that of rectified flow for data scaled by sigma_data, and with its λ = ln(α²/σ²) the weight is
-    w = ½ sigmoid(b - λ) (-dλ/dt) α^a/(α² + σ²). The authors' training code is not public: a, b and k are as reported of
-    the paper, w and the treatment of conditions are ours.
+    Times are uniform in that of rectified flow for data scaled by sigma_data, and with its λ =
+    ln(α²/σ²) the weight is w = ½ sigmoid(b - λ) (-dλ/dt) α^a/(α² + σ²). The authors' training code
+    is not public: a, b and k are as reported of the paper, w and the treatment of conditions are
+    ours.
     """
 
     samples: Count = 4
@@ -77,7 +81,9 @@ class MomentMatching(Method):
         early = low + (late - low) * second
         step = (high / (1 - high) - low / (1 - low)) / 2**self.k
         down = torch.maximum(late / (1 - late) - step, early / (1 - early))
-        return tuple(self.at(process, level) for level in (late / (1 - late), down, early / (1 - early)))  # type: ignore[return-value]
+        return tuple(
+            self.at(process, level) for level in (late / (1 - late), down, early / (1 - early))
+        )  # type: ignore[return-value]
 
     def matching_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One triple of times per group, one noise per sample."""
@@ -93,7 +99,9 @@ class MomentMatching(Method):
         keep = process.sigma(s) / process.sigma(t)
         width = ((process.alpha(s) - process.alpha(t) * keep) * student.coefficients(t).out).abs()
         distance = self.discrepancy(y_t, y_r, width, *self.partners(batch))
-        return Losses({"matching": self.weight(process, t).to(distance) * distance}, {"distance": distance})
+        return Losses(
+            {"matching": self.weight(process, t).to(distance) * distance}, {"distance": distance}
+        )
 
     def weight(self, process: Process, t: Time) -> Time:
         """w(t), with -dλ/dt = 2/(t (1 - t)) of rectified flow."""
@@ -103,14 +111,18 @@ class MomentMatching(Method):
         return rate * alpha**self.a / (alpha**2 + sigma**2)
 
     def partners(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(places, shares), both (batch, samples): where the rows of each row's group stand, and what each counts.
+        """(places, shares), both (batch, samples): where the rows of each row's group stand, and
+        what each counts.
 
-        A row that is not here (outside of training a group may be cut) counts nothing; one with another condition is
-        no partner, but it counts in the mean.
+        A row that is not here (outside of training a group may be cut) counts nothing; one with
+        another condition is no partner, but it counts in the mean.
         """
         place = {row: i for i, row in enumerate(batch.draws.rows)}
-        groups = [range(row // self.samples * self.samples, row + self.samples)[: self.samples] for row in place]
-        table = torch.tensor([[place.get(other, -1) for other in group] for group in groups])
+        members = []
+        for row in place:
+            first = row // self.samples * self.samples
+            members.append([place.get(other, -1) for other in range(first, first + self.samples)])
+        table = torch.tensor(members)
         places, here = table.clamp(min=0).to(batch.data.device), (table >= 0).to(batch.data.device)
         shares = here / here.sum(1, keepdim=True)
         for value in batch.cond.values.values():
@@ -118,8 +130,10 @@ class MomentMatching(Method):
             shares = shares * (rows == rows[places, 0]).all(2)
         return places, shares
 
-    def discrepancy(self, y_t: Sample, y_r: Sample, width: Time, places: Tensor, shares: Tensor) -> Tensor:
-        """Each row's part of the V-statistic, (batch,): the mean over its group of k(t, t') + k(r, r') - 2 k(t, r')."""
+    def discrepancy(
+        self, y_t: Sample, y_r: Sample, width: Time, places: Tensor, shares: Tensor
+    ) -> Tensor:
+        """Each row's part of the V-statistic, (batch,): k(t, t') + k(r, r') - 2 k(t, r'), mean."""
         late, early = y_t.flatten(1), y_r.flatten(1)
         scale = (width * late.shape[1]).clamp(min=1e-12).to(late)[:, None]
 
@@ -127,7 +141,8 @@ class MomentMatching(Method):
             return torch.exp(-torch.linalg.vector_norm(a[:, None] - b[places], dim=2) / scale)
 
         # Half of each k(t, r') belongs to the one row, half to the other.
-        parts = kernel(late, late) + kernel(early, early) - kernel(late, early) - kernel(early, late)
+        inside = kernel(late, late) + kernel(early, early)
+        parts = inside - kernel(late, early) - kernel(early, late)
         return (parts * shares.to(late)).sum(1)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:

@@ -14,7 +14,14 @@ from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Segments, Times
 from fewstep.diffusion.types import Grid
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import adjacent, at_or_below, compared, jump_and_goal, landing, pair
+from fewstep.learning.consistency import (
+    adjacent,
+    at_or_below,
+    compared,
+    jump_and_goal,
+    landing,
+    pair,
+)
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Metric
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
@@ -22,14 +29,16 @@ from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
 @dataclass(frozen=True)
 class MultiBoundary(Method):
-    """d( J(x_t; t -> e), sg J(x_s; s -> e) ): x_s is the teacher's step, J one DDIM jump with the student's answer, and
-    e the largest boundary that is not above s; where s = e the goal is x_s itself.
+    """d( J(x_t; t -> e), sg J(x_s; s -> e) ): x_s is the teacher's step, J one DDIM jump with the
+    student's answer, and e the largest boundary that is not above s; where s = e the goal is x_s
+    itself.
 
-    The student carries any point to the lower end of its segment, so `segments` deterministic steps sample it. At zero
-    loss they equal the teacher's steps over all `bins` intervals, whatever their number; with one segment it is LCM's
-    loss for a student of x0. boundaries: chosen ones, decreasing, moved to the nearest time of the grid. solver None
-    trains without a teacher. Unlike the released code, the teacher's last step ends where the student's does (there:
-    at index 0 and at the data), and samples are compared at unit scale, which is no change for a table.
+    The student carries any point to the lower end of its segment, so `segments` deterministic steps
+    sample it. At zero loss they equal the teacher's steps over all `bins` intervals, whatever their
+    number; with one segment it is LCM's loss for a student of x0. boundaries: chosen ones,
+    decreasing, moved to the nearest time of the grid. solver None trains without a teacher. Unlike
+    the released code, the teacher's last step ends where the student's does (there: at index 0 and
+    at the data), and samples are compared at unit scale, which is no change for a table.
     """
 
     segments: Count = 4
@@ -42,7 +51,10 @@ class MultiBoundary(Method):
 
     def __post_init__(self) -> None:
         if self.solver is None and not self.guided.low == self.guided.high == 1:
-            raise ValueError("without a solver there is no teacher to guide: guided.low and guided.high must be 1")
+            raise ValueError(
+                "without a solver there is no teacher to guide: guided.low and guided.high must be "
+                "1"
+            )
 
     @dataclass
     class Nets:

@@ -34,7 +34,9 @@ from fewstep.models.heads import Head
 
 
 class Jumps(NamedTuple):
-    """The student's jump and its goal at the lower `end` of a phase, and the phase's upper end `top`."""
+    """The student's jump and its goal at the lower `end` of a phase, and the phase's upper end
+    `top`.
+    """
 
     jump: Sample
     goal: Sample
@@ -44,14 +46,16 @@ class Jumps(NamedTuple):
 
 @dataclass(frozen=True)
 class PhasedConsistency(Method):
-    """d( J(x_t; t -> e), sg J(x_s; s -> e) ) + adversarial·relu(1 - D(J(x_t; t -> e))): the loss of multi-boundary
-    distillation with phases of equal length down to t_min, and a discriminator at each phase's end.
+    """d( J(x_t; t -> e), sg J(x_s; s -> e) ) + adversarial·relu(1 - D(J(x_t; t -> e))): the loss of
+    multi-boundary distillation with phases of equal length down to t_min, and a discriminator at
+    each phase's end.
 
-    D reads features of the frozen teacher: the student's jump and its goal, which counts as real, are both noised from
-    e to a random time of the phase; the head learns by the hinge loss, one step before each of the student's.
-    adversarial = 0 leaves it out. As published, phase k ends ⌊k bins/phases⌋ intervals up, the last at t_min (index 0).
-    Unlike the released code, head and student both learn in every step, the noise level is one of the grid's times, and
-    samples are made along the phases' own ends (there: 999, 749, 499, 249 instead of 999, 739, 499, 239).
+    D reads features of the frozen teacher: the student's jump and its goal, which counts as real,
+    are both noised from e to a random time of the phase; the head learns by the hinge loss, one
+    step before each of the student's. adversarial = 0 leaves it out. As published, phase k ends ⌊k
+    bins/phases⌋ intervals up, the last at t_min (index 0). Unlike the released code, head and
+    student both learn in every step, the noise level is one of the grid's times, and samples are
+    made along the phases' own ends (there: 999, 749, 499, 249 instead of 999, 739, 499, 239).
     """
 
     trains: ClassVar[tuple[str, ...]] = ("student", "head")
@@ -96,7 +100,9 @@ class PhasedConsistency(Method):
         teacher, cond = self.guided(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = landing(nets.student, process, end)
-        return Jumps(*jump_and_goal(student, student, x_t, t, x_s, s, cond), end, at_or_above(ends, t))
+        return Jumps(
+            *jump_and_goal(student, student, x_t, t, x_s, s, cond), end, at_or_above(ends, t)
+        )
 
     def logits(self, nets: Nets, x: Sample, jumps: Jumps, level: Time, batch: Batch) -> Tensor:
         """The discriminator on samples at the phase's end, noised from there to `level`."""

@@ -22,12 +22,14 @@ from fewstep.learning.weights import Weighting, weight
 
 @dataclass(frozen=True)
 class Progressive(Method):
-    """w(t) d( f(x_t, t), x~ ): x~ is the x0 with which ONE step t -> s lands where `factor` steps of the teacher land.
+    """w(t) d( f(x_t, t), x~ ): x~ is the x0 with which ONE step t -> s lands where `factor` steps
+    of the teacher land.
 
-    In rounds: the teacher has `start` steps, the student a `factor` fewer, and at the round's end the student becomes
-    the teacher, until it has `end` steps. Rounds to 2 steps and to 1 last twice as long, as published. The last step's
-    x~ follows the same formula (the official code takes the teacher's x0 at the mid point: the same where the grid ends
-    at the data). The grid must nest: every `factor`-th time of the finer one is a time of the coarser.
+    In rounds: the teacher has `start` steps, the student a `factor` fewer, and at the round's end
+    the student becomes the teacher, until it has `end` steps. Rounds to 2 steps and to 1 last twice
+    as long, as published. The last step's x~ follows the same formula (the official code takes the
+    teacher's x0 at the mid point: the same where the grid ends at the data). The grid must nest:
+    every `factor`-th time of the finer one is a time of the coarser.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("teacher",)
@@ -41,8 +43,14 @@ class Progressive(Method):
     weighting: Weighting = "truncated_snr"
 
     def __post_init__(self) -> None:
-        if self.factor < 2 or self.start <= self.end or self.end * self.factor ** len(self.rounds()) != self.start:
-            raise ValueError(f"start={self.start} must be end={self.end} times a power of factor={self.factor}")
+        if (
+            self.factor < 2
+            or self.start <= self.end
+            or self.end * self.factor ** len(self.rounds()) != self.start
+        ):
+            raise ValueError(
+                f"start={self.start} must be end={self.end} times a power of factor={self.factor}"
+            )
 
     @dataclass
     class Nets:
@@ -54,14 +62,24 @@ class Progressive(Method):
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         process = model.denoiser.process
         for n in self.rounds():
-            if not torch.allclose(self.times(process, n * self.factor)[:: self.factor], self.times(process, n)):
-                raise ValueError(f"times of {n * self.factor} steps do not hold those of {n}: choose a grid that nests")
-        # Another start keeps its weights, but it must predict and read as the teacher that it becomes.
+            if not torch.allclose(
+                self.times(process, n * self.factor)[:: self.factor], self.times(process, n)
+            ):
+                raise ValueError(
+                    f"times of {n * self.factor} steps do not hold those of {n}: choose a grid "
+                    f"that nests"
+                )
+        # Another start keeps its weights, but it must predict and read as the teacher that it
+        # becomes.
         inputs = set(model.denoiser.inputs) - {"label"}
         student = clone("student", inputs=inputs, parameterization=model.denoiser.parameterization)
-        teacher = clone("teacher", of=model.denoiser, inputs=set(student.inputs) - {"label"}, dropout=0.0)
+        teacher = clone(
+            "teacher", of=model.denoiser, inputs=set(student.inputs) - {"label"}, dropout=0.0
+        )
         if [p.shape for p in student.parameters()] != [p.shape for p in teacher.parameters()]:
-            raise ValueError("the student becomes the teacher: its start must have the teacher's network")
+            raise ValueError(
+                "the student becomes the teacher: its start must have the teacher's network"
+            )
         return self.Nets(student, teacher)
 
     def rounds(self) -> list[int]:

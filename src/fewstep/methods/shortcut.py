@@ -1,4 +1,6 @@
-"""Shortcut models: each jump is learned from two of half its length (Frans et al. 2024, arXiv:2410.12557)."""
+"""Shortcut models: each jump is learned from two of half its length (Frans et al. 2024,
+arXiv:2410.12557).
+"""
 
 import dataclasses
 import math
@@ -25,16 +27,19 @@ from fewstep.learning.tangent import rectified
 
 @dataclass(frozen=True)
 class Shortcut(Method):
-    """d( u(x_t, t, s), target ): a jump over 2^k intervals of a grid learns two jumps of the target over half as many.
+    """d( u(x_t, t, s), target ): a jump over 2^k intervals of a grid learns two jumps of the target
+    over half as many.
 
-    On a share `bootstrap` of the rows k = 1, 2, … and t are drawn evenly, and the target is a slow copy's two jumps; on
-    the others one interval learns the velocity, of the data or of a teacher. So all jumps come to be chains of
-    first-order steps over the finest grid. u = (x_t - x0)/t is the velocity of rectified flow, and s
-    is the input that tells the length of the jump. guidance: of the two jumps of one interval that k = 1 learns from;
-    longer ones inherit it, and one interval itself stays without (it is not for sampling then).
+    On a share `bootstrap` of the rows k = 1, 2, … and t are drawn evenly, and the target is a slow
+    copy's two jumps; on the others one interval learns the velocity, of the data or of a teacher.
+    So all jumps come to be chains of first-order steps over the finest grid. u = (x_t - x0)/t is
+    the velocity of rectified flow, and s is the input that tells the length of the jump. guidance:
+    of the two jumps of one interval that k = 1 learns from; longer ones inherit it, and one
+    interval itself stays without (it is not for sampling then).
 
-    Departures: the lengths and which rows bootstrap are drawn per row (the official code cuts each batch into equal
-    groups), nothing is clipped to ±4, and labels are dropped only where guidance needs it.
+    Departures: the lengths and which rows bootstrap are drawn per row (the official code cuts each
+    batch into equal groups), nothing is clipped to ±4, and labels are dropped only where guidance
+    needs it.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("target",)
@@ -77,9 +82,14 @@ class Shortcut(Method):
         length = 2**level
         first = (draws.uniform() * (self.intervals // length)).long() * length
         t, middle, s = grid[first], grid[first + length // 2], grid[first + length]
-        cond = batch.cond.dropped(self.label_dropout, draws) if self.guidance_scale != 1 else batch.cond
+        cond = (
+            batch.cond.dropped(self.label_dropout, draws)
+            if self.guidance_scale != 1
+            else batch.cond
+        )
         x_t = process.add_noise(batch.data, batch.noise(), t)
-        # Rows that do not bootstrap go through the same passes, unread: their number must not decide who meets whom.
+        # Rows that do not bootstrap go through the same passes, unread: their number must not
+        # decide who meets whom.
         with torch.no_grad(), without_dropout(nets.target):
             x = x_t.to(time_dtype(x_t.device))
             plain = batch.data if self.velocity == "data" else nets.teacher(x, t, cond)
@@ -87,12 +97,20 @@ class Shortcut(Method):
             target = nets.target if self.guidance_scale == 1 else guided(nets.target, scale)
             half = process.step(x, target(x, t, cond, middle), t, middle)
             end = process.step(half, target(half, middle, cond, s), middle, s)
-            goal = torch.where(per_sample(doubles.to(t.dtype), x) > 0, process.x0_between(x, end, t, s), plain.to(x))
+            goal = torch.where(
+                per_sample(doubles.to(t.dtype), x) > 0,
+                process.x0_between(x, end, t, s),
+                plain.to(x),
+            )
         weight = 1 / rectified(process, t)
-        jump, goal = (per_sample(weight, x0) * x0 for x0 in (nets.student(x_t, t, cond, s), goal.to(x_t)))
+        jump, goal = (
+            per_sample(weight, x0) * x0 for x0 in (nets.student(x_t, t, cond, s), goal.to(x_t))
+        )
         distance = self.metric(jump, goal)
         share = doubles.to(distance)
-        return Losses({"shortcut": distance}, {"bootstrap": share * distance, "one": (1 - share) * distance})
+        return Losses(
+            {"shortcut": distance}, {"bootstrap": share * distance, "one": (1 - share) * distance}
+        )
 
     def after_step(self, nets: Nets, clock: Clock) -> None:
         ema_update(nets.target, nets.student, self.target_decay)

@@ -13,7 +13,14 @@ from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import adjacent, compared, jump_and_goal, landing, one_between, pair
+from fewstep.learning.consistency import (
+    adjacent,
+    compared,
+    jump_and_goal,
+    landing,
+    one_between,
+    pair,
+)
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Metric
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
@@ -21,11 +28,13 @@ from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
 @dataclass(frozen=True)
 class TrajectoryConsistency(Method):
-    """d( J(x_t; t -> e), J_target(x_s; s -> e) ): x_s is the guided teacher's step, J one DDIM jump with the network's
-    answer, and e any time of the grid from its end up to s, all alike; where e = s the goal is x_s itself.
+    """d( J(x_t; t -> e), J_target(x_s; s -> e) ): x_s is the guided teacher's step, J one DDIM jump
+    with the network's answer, and e any time of the grid from its end up to s, all alike; where e =
+    s the goal is x_s itself.
 
-    told_end: the student reads where it is to land ("TCF(S+)"). Without it ("TCF(1)", as published) one answer must
-    serve all ends, which no student does exactly. gamma is that of strategic stochastic sampling.
+    told_end: the student reads where it is to land ("TCF(S+)"). Without it ("TCF(1)", as published)
+    one answer must serve all ends, which no student does exactly. gamma is that of strategic
+    stochastic sampling.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("target",)
@@ -50,7 +59,9 @@ class TrajectoryConsistency(Method):
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs = self.guided.inputs(model) | ({"s"} if self.told_end else set())
         own = model.denoiser.parameterization
-        student, target = (clone(name, inputs=inputs, parameterization=own) for name in ("student", "target"))
+        student, target = (
+            clone(name, inputs=inputs, parameterization=own) for name in ("student", "target")
+        )
         return self.Nets(student, target, model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:

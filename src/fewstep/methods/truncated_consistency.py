@@ -1,4 +1,6 @@
-"""Truncated consistency models (Lee et al. 2024, arXiv:2410.14895): a second stage for the noisy times alone."""
+"""Truncated consistency models (Lee et al. 2024, arXiv:2410.14895): a second stage for the noisy
+times alone.
+"""
 
 import dataclasses
 import math
@@ -10,9 +12,10 @@ import torch
 
 from fewstep.choice import Decay, NonNegative, Positive
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.densities import LogStudent
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.times import Above, LogStudent
+from fewstep.diffusion.times import Above
 from fewstep.diffusion.types import Time, per_sample
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -24,14 +27,17 @@ from fewstep.methods.easy_consistency import EasyConsistency
 
 @dataclass(frozen=True)
 class TruncatedConsistency(Method):
-    """w d( f(x_t, t), sg f_mix(x_r, r) ) for t from `edge` up; f_mix is the frozen `first` below the edge, else f.
+    """w d( f(x_t, t), sg f_mix(x_r, r) ) for t from `edge` up; f_mix is the frozen `first` below
+    the edge, else f.
 
-    For `share` of the run the student learns by `easy`; then `first` becomes a copy of it, and the student needs to
-    know only the times from the edge (in sigma/alpha) up. share=0 begins with that, from a finished student (`start=`).
-    r is as close to t as easy.limit says. ln(sigma/alpha) of t follows Student's t from the edge on; a row is instead
-    put on the edge with probability `boundary`: there the goal is always first's. The published loss, the mean over the
-    other rows + boundary_weight · the mean over these, needs two counts over the batch; here each row is divided by its
-    probability instead of its share, which is the same on average. `first` has the dropout masks of the student.
+    For `share` of the run the student learns by `easy`; then `first` becomes a copy of it, and the
+    student needs to know only the times from the edge (in sigma/alpha) up. share=0 begins with
+    that, from a finished student (`start=`). r is as close to t as easy.limit says. ln(sigma/alpha)
+    of t follows Student's t from the edge on; a row is instead put on the edge with probability
+    `boundary`: there the goal is always first's. The published loss, the mean over the other rows +
+    boundary_weight · the mean over these, needs two counts over the batch; here each row is divided
+    by its probability instead of its share, which is the same on average. `first` has the dropout
+    masks of the student.
     """
 
     moves: ClassVar[tuple[str, ...]] = ("first",)
@@ -54,7 +60,10 @@ class TruncatedConsistency(Method):
         process = model.denoiser.process
         low, edge, high = process.t_min, self.edge_of(process).item(), process.t_max
         if not low < edge < high:
-            raise ValueError(f"edge={self.edge:g} is t={edge:g}, not between {low:g} and {high:g}, the teacher's times")
+            raise ValueError(
+                f"edge={self.edge:g} is t={edge:g}, not between {low:g} and {high:g}, the "
+                f"teacher's times"
+            )
         boundary = model.denoiser.parameterization.boundary()
         student, first = (clone(name, parameterization=boundary) for name in ("student", "first"))
         return self.Nets(student, model.denoiser, first)
@@ -76,7 +85,9 @@ class TruncatedConsistency(Method):
 
     def easy_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """Easy consistency, all of its stages within this phase."""
-        return self.easy.consistency_loss(nets, batch, clock._replace(step=clock.phase_step, steps=clock.phase_steps))
+        return self.easy.consistency_loss(
+            nets, batch, clock._replace(step=clock.phase_step, steps=clock.phase_steps)
+        )
 
     def truncated_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
@@ -99,7 +110,9 @@ class TruncatedConsistency(Method):
                 late = nets.student(x_r, r, cond)
             goal = torch.where(per_sample((r < edge).to(r), x_r) > 0, early, late)
         distance = self.easy.metric(jump, goal)
-        part = torch.where(at_edge, self.boundary_weight / max(self.boundary, 1e-9), 1 / (1 - self.boundary)).to(t)
+        part = torch.where(
+            at_edge, self.boundary_weight / max(self.boundary, 1e-9), 1 / (1 - self.boundary)
+        ).to(t)
         w = part * interval_weight(self.easy.weighting, process, t, r)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 

@@ -1,4 +1,6 @@
-"""How a classifier is trained: by the same trainer as every network here, through a method of its own."""
+"""How a classifier is trained: by the same trainer as every network here, through a method of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 
 @dataclass(frozen=True)
 class Classification(Method):
-    """Cross entropy, on images shifted by up to `shift` pixels and blurred by noise of std up to `noise`."""
+    """Cross entropy, on images shifted by up to `shift` pixels and blurred by noise of std up to
+    `noise`.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("x0", "label")
 
@@ -37,7 +41,9 @@ class Classification(Method):
         return [Update(("student",), self.cross_entropy)]
 
     def cross_entropy(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
-        """One shift, one noise level per image; plain images where the network is not in training."""
+        """One shift, one noise level per image; plain images where the network is not in
+        training.
+        """
         x, label = batch.data, batch.cond["label"]
         if nets.student.training:
             x = self._disturbed(x, batch)

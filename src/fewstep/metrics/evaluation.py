@@ -15,7 +15,9 @@ from fewstep.models.bundle import DiffusionModel
 SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), Dpmpp2m())
 
 
-def samples(model: DiffusionModel, num: int, seed: int, **options: Any) -> tuple[Tensor, Tensor | None, float]:
+def samples(
+    model: DiffusionModel, num: int, seed: int, **options: Any
+) -> tuple[Tensor, Tensor | None, float]:
     """`num` images in balanced classes, their labels, and images per second."""
     labels = options.pop("labels", None)
     labels = model.conditioner.labels(0, num) if labels is None else labels
@@ -47,7 +49,10 @@ def row(
         "steps": sampler.steps,
         "evaluations": evaluations or model.evaluations(sampler, guidance),
     }
-    told = {"guidance": model.guidance.default if guidance is None else guidance, "sampler": sampler.dump()}
+    told = {
+        "guidance": model.guidance.default if guidance is None else guidance,
+        "sampler": sampler.dump(),
+    }
     protocol = quality.pop("protocol") | told
     return head | quality | {"images_per_second": round(rate, 1), "protocol": protocol}
 
@@ -66,19 +71,29 @@ def ode_rows(
     for evaluations in allowed:
         tried: dict[Solver, Ode] = {}
         for solver in SOLVERS:
-            cost = {n: model.evaluations(Ode(n, solver=solver), guidance) for n in range(1, evaluations + 1)}
+            cost = {
+                n: model.evaluations(Ode(n, solver=solver), guidance)
+                for n in range(1, evaluations + 1)
+            }
             fitting = [n for n in cost if cost[n] <= evaluations]
-            if fitting and (fitting[-1] > 1 or not tried):  # one step is the same for all: it ends at the data
+            if fitting and (
+                fitting[-1] > 1 or not tried
+            ):  # one step is the same for all: it ends at the data
                 tried[solver] = Ode(fitting[-1], solver=solver)
         if not tried:
             raise ValueError(f"no solver takes a guided step with {evaluations} network evaluation")
-        found = [row(name, model, sampler, reference, num, seed, evaluations, guidance) for sampler in tried.values()]
+        found = [
+            row(name, model, sampler, reference, num, seed, evaluations, guidance)
+            for sampler in tried.values()
+        ]
         rows.append(min(found, key=lambda r: r["frechet"]))
     return rows
 
 
 def data_row(images: Tensor, labels: Tensor | None, reference: Reference) -> dict[str, Any]:
-    """The row of held-out images: what a perfect model of unseen data reaches with as many samples."""
+    """The row of held-out images: what a perfect model of unseen data reaches with as many
+    samples.
+    """
     quality = reference.quality(images, labels)
     head = {"model": "data", "solver": None, "steps": 0, "evaluations": 0}
     protocol = quality.pop("protocol")

@@ -8,14 +8,17 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased covariance of (n, d) features, float64. ValueError for n < 2."""
     if len(features) < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(features)}")
-    return features.double().mean(0), torch.cov(features.double().T).reshape(2 * (features.shape[1],))
+    return features.double().mean(0), torch.cov(features.double().T).reshape(
+        2 * (features.shape[1],)
+    )
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """‖m_a - m_b‖² + tr(S_a + S_b - 2 (S_a S_b)^½) of two (n, d) sets; 0 for equal sets.
 
-    The trace of the root is the sum of the roots of the eigenvalues of S_a^½ S_b S_a^½: symmetric, so never complex,
-    and stable where n < d (there the value means little: it falls with n, never compare different n).
+    The trace of the root is the sum of the roots of the eigenvalues of S_a^½ S_b S_a^½: symmetric,
+    so never complex, and stable where n < d (there the value means little: it falls with n, never
+    compare different n).
     """
     (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
     values, vectors = torch.linalg.eigh(cov_a)

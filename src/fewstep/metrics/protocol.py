@@ -1,4 +1,6 @@
-"""Quality numbers with the protocol under which they were measured; unlike protocols are not compared."""
+"""Quality numbers with the protocol under which they were measured; unlike protocols are not
+compared.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,22 @@ class Reference:
 
     @staticmethod
     def of(dataset: Dataset, judge: Classifier) -> Reference:
-        """The reference made of a labelled dataset. ValueError where shapes or classes do not fit the judge."""
+        """The reference made of a labelled dataset. ValueError where shapes or classes do not fit
+        the judge.
+        """
         if dataset.labels is None or dataset.classes != judge.classes:
-            raise ValueError(f"the reference needs labels of {judge.classes} classes, like the classifier's")
+            raise ValueError(
+                f"the reference needs labels of {judge.classes} classes, like the classifier's"
+            )
         images = dataset.floats()
-        return Reference(judge, images, dataset.labels, judge.measure(images)[0], dataset.fingerprint())
+        return Reference(
+            judge, images, dataset.labels, judge.measure(images)[0], dataset.fingerprint()
+        )
 
     def quality(self, images: Tensor, labels: Tensor | None, **protocol: Any) -> dict[str, Any]:
-        """frechet, confirmed and diversity (fractions; None without labels) of images in [0, 1], and the protocol."""
+        """frechet, confirmed and diversity (fractions; None without labels) of images in [0, 1],
+        and the protocol.
+        """
         if labels is not None:
             if labels.shape != images.shape[:1]:
                 raise ValueError(f"{len(labels)} labels for {len(images)} images")
@@ -82,12 +92,15 @@ def comparable(a: dict[str, Any], b: dict[str, Any]) -> str | None:
 
 
 def find_judge(name: str | Path | None, shape: tuple[int, ...]) -> Classifier:
-    """The classifier of that folder or shipped name; None: the shipped one for images of that shape."""
+    """The classifier of that folder or shipped name; None: the shipped one for images of that
+    shape.
+    """
     name = name or "digits_classifier"
     judge = find_classifier(name)
     if tuple(judge.shape) != tuple(shape):
         raise ValueError(
-            f"the classifier {Path(name).name} takes images of shape {judge.shape}, these have {tuple(shape)}; "
+            f"the classifier {Path(name).name} takes images of shape {judge.shape}, these have "
+            f"{tuple(shape)}; "
             "train one on your data (recipe mnist_classifier shows how) and give it as --features"
         )
     return judge

@@ -1,4 +1,6 @@
-"""What "a copy of the teacher" means. Methods ask for clones by name and cannot tell how they are made."""
+"""What "a copy of the teacher" means. Methods ask for clones by name and cannot tell how they are
+made.
+"""
 
 import copy
 from collections.abc import Set
@@ -13,10 +15,11 @@ from fewstep.diffusion.parameterization import Parameterization
 
 @dataclass(eq=False)
 class FullCopy:
-    """Clones with all weights of their own; inputs that the network lacks are added, zero-initialised under `seed`.
+    """Clones with all weights of their own; inputs that the network lacks are added,
+    zero-initialised under `seed`.
 
-    default: what is cloned where a method names nothing else (the start of the student: usually the teacher).
-    dropout: of the clones, where it differs from the source's.
+    default: what is cloned where a method names nothing else (the start of the student: usually the
+    teacher). dropout: of the clones, where it differs from the source's.
     """
 
     default: Denoiser
@@ -31,7 +34,9 @@ class FullCopy:
         parameterization: Parameterization | None = None,
         dropout: float | None = None,
     ) -> Denoiser:
-        """A denoiser named `name`, equal to `of` but for the parameterization, which shares no storage with it."""
+        """A denoiser named `name`, equal to `of` but for the parameterization, which shares no
+        storage with it.
+        """
         source = self.default if of is None else of
         missing = set(inputs) - set(source.inputs)
         with torch.random.fork_rng(devices=[]):
@@ -44,6 +49,8 @@ class FullCopy:
         for module in network.modules():
             if isinstance(module, nn.Dropout) and dropout is not None:
                 module.p = dropout
-        made = Denoiser(network, source.process, parameterization or source.parameterization, source.own)
+        made = Denoiser(
+            network, source.process, parameterization or source.parameterization, source.own
+        )
         made.autocast = source.autocast
         return made

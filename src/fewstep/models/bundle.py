@@ -1,4 +1,6 @@
-"""`DiffusionModel`: a denoiser with all that is needed to use it, and the folder that it is saved in."""
+"""`DiffusionModel`: a denoiser with all that is needed to use it, and the folder that it is saved
+in.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ WEIGHTS = "model.safetensors"
 class DiffusionModel:
     """A pixel EDM network and Stable Diffusion behind one type.
 
-    shape: of a sample in model space, (channels, height, width). card: plain facts (method, data, metrics), saved.
-    variants: other weights of the same network by name (EMA decays), saved beside.
+    shape: of a sample in model space, (channels, height, width). card: plain facts (method, data,
+    metrics), saved. variants: other weights of the same network by name (EMA decays), saved beside.
     """
 
     denoiser: Denoiser
@@ -52,8 +54,12 @@ class DiffusionModel:
         """Where the weights are."""
         return next(self.denoiser.parameters()).device
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DiffusionModel:
-        """Moves the weights; dtype (bfloat16, float16) is that of the network's arithmetic, by autocast."""
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> DiffusionModel:
+        """Moves the weights; dtype (bfloat16, float16) is that of the network's arithmetic, by
+        autocast.
+        """
         self.denoiser.to(device)
         self.denoiser.autocast = None if dtype in (None, torch.float32) else dtype
         return self
@@ -70,7 +76,12 @@ class DiffusionModel:
         if guidance.kind == "doubled" and not self.conditioner.null:
             guidance = Guidance()  # there is no "no label" to guide away from
         return dataclasses.replace(
-            self, denoiser=denoiser, sampler=sampler, guidance=guidance, card=card, variants=variants
+            self,
+            denoiser=denoiser,
+            sampler=sampler,
+            guidance=guidance,
+            card=card,
+            variants=variants,
         )
 
     def evaluations(self, sampler: Sampler, guidance: float | None = None) -> int:
@@ -90,9 +101,10 @@ class DiffusionModel:
     ) -> Tensor:
         """Images, float32 in [0, 1], (num, channels, height, width), on the CPU.
 
-        labels: one per image; none given: balanced classes. steps: solver steps, default the sampler's own.
-        guidance: in g-form (1: none). Image i depends on (seed, i) alone, up to the rounding of the arithmetic.
-        Raises ValueError for labels, steps or guidance that the model cannot serve.
+        labels: one per image; none given: balanced classes. steps: solver steps, default the
+        sampler's own. guidance: in g-form (1: none). Image i depends on (seed, i) alone, up to the
+        rounding of the arithmetic. Raises ValueError for labels, steps or guidance that the model
+        cannot serve.
         """
         if labels is not None:
             labels = torch.as_tensor(labels, dtype=torch.long)
@@ -105,7 +117,9 @@ class DiffusionModel:
             raise ValueError(f"steps must be at least 1, got {steps}")
         chosen = sampler or self.sampler
         chosen = chosen if steps is None else chosen.with_steps(steps)
-        chosen.times(self.denoiser.process, chosen.steps)  # a grid that cannot be made fails before the first image
+        chosen.times(
+            self.denoiser.process, chosen.steps
+        )  # a grid that cannot be made fails before the first image
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         if labels is not None and not self.conditioner.classes:
@@ -123,7 +137,9 @@ class DiffusionModel:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _chunk(self, denoise: Denoise, sampler: Sampler, labels: Tensor | None, draws: Draws) -> Tensor:
+    def _chunk(
+        self, denoise: Denoise, sampler: Sampler, labels: Tensor | None, draws: Draws
+    ) -> Tensor:
         self.denoiser.eval()
         cond = self.conditioner(labels).to(self.device)
         noise = draws.fork("noise").normal(*self.shape)
@@ -139,25 +155,34 @@ class DiffusionModel:
         if guidance is not None and not math.isfinite(guidance):
             raise ValueError(f"guidance must be a finite number, got {guidance}")
         if guidance is not None and kind in ("none", "fixed") and guidance != default:
-            reason = "has no unconditional side" if kind == "none" else f"was distilled at guidance {default:g}"
+            reason = (
+                "has no unconditional side"
+                if kind == "none"
+                else f"was distilled at guidance {default:g}"
+            )
             raise ValueError(f"this model {reason}: guidance {guidance:g} cannot be applied")
         scale = default if guidance is None else guidance
         low, high = self.guidance.low, self.guidance.high
         if kind != "fixed" and not low <= scale <= high:
             warnings.warn(
-                f"guidance {scale:g} is outside {low:g} to {high:g}, which this model was made for", stacklevel=3
+                f"guidance {scale:g} is outside {low:g} to {high:g}, which this model was made for",
+                stacklevel=3,
             )
         if kind == "input" or self._doubles(guidance):
             return guided(self.denoiser, scale)
         return self.denoiser
 
     def save(self, folder: Path) -> None:
-        """Writes model.json and the weights, and loads them again; the folder appears whole or not at all."""
+        """Writes model.json and the weights, and loads them again; the folder appears whole or not
+        at all.
+        """
         d = self.denoiser
         spec: Network = d.network.spec  # type: ignore[assignment]
         for name, tensor in d.network.state_dict().items():
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} holds numbers that are not finite; such a model is not saved")
+                raise ValueError(
+                    f"{name} holds numbers that are not finite; such a model is not saved"
+                )
         with new_folder(Path(folder)) as beside:
             save_tensors(beside / WEIGHTS, d.network.state_dict())
             for name, tensors in self.variants.items():
@@ -183,9 +208,11 @@ class DiffusionModel:
 
 
 def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
-    """The model saved in a folder. weights: the name of a variant (an EMA decay), default the model's own.
+    """The model saved in a folder. weights: the name of a variant (an EMA decay), default the
+    model's own.
 
-    Raises FileNotFoundError or ValueError, each saying which file is missing, damaged or of a newer format.
+    Raises FileNotFoundError or ValueError, each saying which file is missing, damaged or of a newer
+    format.
     """
     path = folder / "model.json"
     if not path.is_file():
@@ -198,7 +225,9 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
 
 
 def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
-    """model.json of a kind of model that has `key`; ValueError where it is another kind, damaged or newer."""
+    """model.json of a kind of model that has `key`; ValueError where it is another kind, damaged or
+    newer.
+    """
     described = read_json(path)
     if not isinstance(described, dict) or key not in described:
         raise ValueError(otherwise)
@@ -212,12 +241,20 @@ def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
 def _described(folder: Path, described: dict[str, Any], weights: str | None) -> DiffusionModel:
     shape = tuple(described["shape"])
     conditioner = Conditioner.parse(described["conditioner"])
-    network = Network.parse(described["network"]).build(Outside(shape, conditioner.classes, conditioner.null))
+    network = Network.parse(described["network"]).build(
+        Outside(shape, conditioner.classes, conditioner.null)
+    )
     assert isinstance(network, torch.nn.Module)
-    file = WEIGHTS if weights in (None, str(described["card"].get("ema"))) else f"model-{weights}.safetensors"
+    file = (
+        WEIGHTS
+        if weights in (None, str(described["card"].get("ema")))
+        else f"model-{weights}.safetensors"
+    )
     if file not in described["weights"]:
         known = [name[6:-12] for name in described["weights"] if name != WEIGHTS]
-        raise ValueError(f"{folder} has no weights {weights!r}; it has: {', '.join(known) or 'only its own'}")
+        raise ValueError(
+            f"{folder} has no weights {weights!r}; it has: {', '.join(known) or 'only its own'}"
+        )
     tensors = load_tensors(folder / file)
     if sha256(folder / file) != described["weights"][file]:
         raise ValueError(f"{folder / file} is damaged: its sha256 is not the one in model.json")
@@ -231,7 +268,9 @@ def _described(folder: Path, described: dict[str, Any], weights: str | None) -> 
     if guidance.kind not in ("doubled", "input", "fixed", "none"):
         raise ValueError(f"{folder} has guidance of an unknown kind: {guidance.kind!r}")
     process, own = Process.parse(described["process"]), Process.parse(described["own"])
-    denoiser = Denoiser(network, process, Parameterization.parse(described["parameterization"]), own).eval()
+    denoiser = Denoiser(
+        network, process, Parameterization.parse(described["parameterization"]), own
+    ).eval()
     return DiffusionModel(
         denoiser,
         Codec.parse(described["codec"]),
@@ -253,12 +292,15 @@ def shipped() -> dict[str, Path]:
 def shipped_folder(name: str | Path) -> Path:
     """The folder of a shipped model. FileNotFoundError with the names that there are."""
     if str(name) not in shipped():
-        raise FileNotFoundError(f"no model or run {str(name)!r}; shipped models: {', '.join(shipped())}")
+        raise FileNotFoundError(
+            f"no model or run {str(name)!r}; shipped models: {', '.join(shipped())}"
+        )
     return shipped()[str(name)]
 
 
 def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
-    """A model: the name of a shipped one, a run's folder, or a model's folder. ema: one of the run's EMA decays.
+    """A model: the name of a shipped one, a run's folder, or a model's folder. ema: one of the
+    run's EMA decays.
 
     Raises FileNotFoundError (with the shipped names) or ValueError.
     """
@@ -270,5 +312,7 @@ def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
     if (folder / "student" / "model.json").is_file():
         return load_folder(folder / "student", ema)
     if (folder / "run.yaml").is_file():
-        raise FileNotFoundError(f"the run {folder} has no finished model yet: train it to its end first")
+        raise FileNotFoundError(
+            f"the run {folder} has no finished model yet: train it to its end first"
+        )
     return load_folder(folder, ema)

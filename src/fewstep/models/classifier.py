@@ -1,4 +1,6 @@
-"""A small classifier: the features in which samples are compared, and the judge of their classes."""
+"""A small classifier: the features in which samples are compared, and the judge of their
+classes.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class ClassifierModule(nn.Module):
         return self.body(x)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """What comes out of each activation: maps (batch, channels, height, width), at last the feature layer."""
+        """What comes out of each activation: maps (batch, channels, height, width), at last the
+        feature layer.
+        """
         found = []
         for layer in self.body:
             x = layer(x)
@@ -71,7 +75,9 @@ class ClassifierModule(nn.Module):
 
 @dataclass(eq=False)
 class Classifier:
-    """A classifier with what is needed to use and save it; `stamp` identifies it in every result."""
+    """A classifier with what is needed to use and save it; `stamp`
+    identifies it in every result.
+    """
 
     network: nn.Module
     shape: tuple[int, ...]
@@ -90,7 +96,9 @@ class Classifier:
         """Labels as they are."""
         return Labels(self.classes, null=False)
 
-    def trained(self, net: nn.Module, sampler: None, guidance: Any, card: dict[str, Any], variants: Any) -> Classifier:
+    def trained(
+        self, net: nn.Module, sampler: None, guidance: Any, card: dict[str, Any], variants: Any
+    ) -> Classifier:
         """The same around a trained network."""
         return dataclasses.replace(self, network=net, card=card)
 
@@ -98,7 +106,9 @@ class Classifier:
     def measure(self, images: Tensor, batch: int = 512) -> tuple[Tensor, Tensor]:
         """(features, predicted classes) of images in [0, 1], (n, channels, height, width)."""
         if tuple(images.shape[1:]) != tuple(self.shape):
-            raise ValueError(f"the classifier takes images of shape {self.shape}, got {tuple(images.shape[1:])}")
+            raise ValueError(
+                f"the classifier takes images of shape {self.shape}, got {tuple(images.shape[1:])}"
+            )
         self.network.eval()
         found = [self._measure(part) for part in images.split(batch)]
         return torch.cat([f for f, _ in found]), torch.cat([c for _, c in found])
@@ -125,20 +135,28 @@ class Classifier:
 
 
 def load_classifier(folder: Path) -> Classifier:
-    """The classifier saved in a model's or a run's folder. FileNotFoundError, ValueError where there is none."""
+    """The classifier saved in a model's or a run's folder. FileNotFoundError, ValueError where
+    there is none.
+    """
     folder = folder / "student" if (folder / "student" / "model.json").is_file() else folder
     if not (folder / "model.json").is_file():
         raise FileNotFoundError(f"{folder} holds no classifier: it has no model.json")
-    described = read_description(folder / "model.json", "classifier", f"{folder} holds no classifier")
+    described = read_description(
+        folder / "model.json", "classifier", f"{folder} holds no classifier"
+    )
     try:
         return _described(folder, described)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__} {str(error).splitlines()[-1].strip()}"
-        raise ValueError(f"{folder / 'model.json'} is damaged or does not fit its weights: {reason}") from None
+        raise ValueError(
+            f"{folder / 'model.json'} is damaged or does not fit its weights: {reason}"
+        ) from None
 
 
 def find_classifier(name: str | Path) -> Classifier:
-    """The classifier of that folder, or the shipped one of that name. Errors as `load_classifier`."""
+    """The classifier of that folder, or the shipped one of that name.
+    Errors as `load_classifier`.
+    """
     return load_classifier(Path(name) if Path(name).exists() else shipped_folder(name))
 
 
@@ -149,7 +167,9 @@ def _described(folder: Path, described: dict[str, Any]) -> Classifier:
     if sha256(folder / WEIGHTS) != described["weights"][WEIGHTS]:
         raise ValueError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in model.json")
     network.eval().requires_grad_(False)
-    return Classifier(network, shape, classes, described["card"], described["weights"][WEIGHTS][:16])
+    return Classifier(
+        network, shape, classes, described["card"], described["weights"][WEIGHTS][:16]
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ class Codec(Choice, ABC):
 
 @dataclass(frozen=True)
 class Pixels(Codec):
-    """Model space is the image in [-1, 1], where the field's sigma_data = 0.5 and diffusers' pipelines live."""
+    """Model space is the image in [-1, 1], where the field's sigma_data = 0.5 and diffusers'
+    pipelines live.
+    """
 
     def encode(self, images: Tensor) -> Sample:
         return images * 2 - 1

@@ -1,4 +1,6 @@
-"""Conditioners: what a user says (a class label, later a prompt) to the `Cond` that a network reads."""
+"""Conditioners: what a user says (a class label, later a prompt) to the `Cond` that a network
+reads.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from fewstep.diffusion.conditioning import Cond
 
 
 class Conditioner(Choice, ABC):
-    """Makes conditions. `classes`: number of labels (0: none); `null`: the network knows "no condition"."""
+    """Makes conditions. `classes`: number of labels (0: none); `null`: the network knows "no
+    condition".
+    """
 
     classes: int
     null: bool
@@ -51,7 +55,8 @@ class Labels(Conditioner):
             raise ValueError("this model needs class labels")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(
-                f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … {int(labels.max())}"
+                f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … "
+                f"{int(labels.max())}"
             )
         null = {"label": torch.full_like(labels, self.classes)} if self.null else {}
         return Cond({"label": labels}, null)

@@ -1,7 +1,8 @@
 """The Diffusion Transformer with adaLN-zero blocks (Peebles & Xie 2022, arXiv:2212.09748).
 
-Against the published network: it has no second set of output channels (the learned variance), and it knows dropout, on
-what each branch adds, as transformers use it (Vaswani et al. 2017, arXiv:1706.03762).
+Against the published network: it has no second set of output channels (the learned variance), and
+it knows dropout, on what each branch adds, as transformers use it (Vaswani et al. 2017,
+arXiv:1706.03762).
 """
 
 import math
@@ -14,15 +15,24 @@ from torch import Tensor, nn
 from fewstep.choice import Count, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.types import Sample, Time
-from fewstep.models.network import ConditionedModule, Network, NetworkModule, Outside, TimeInput, sinusoid, zeroed
+from fewstep.models.network import (
+    ConditionedModule,
+    Network,
+    NetworkModule,
+    Outside,
+    TimeInput,
+    sinusoid,
+    zeroed,
+)
 
 
 @dataclass(frozen=True)
 class Dit(Network):
     """Options of the transformer; the defaults are DiT-S/2.
 
-    As published (width, depth, heads): S 384, 12, 6; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16. `patch`: the side
-    of the squares that become one token each. `mlp_ratio`: the hidden width of the MLPs, in widths.
+    As published (width, depth, heads): S 384, 12, 6; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28,
+    16. `patch`: the side of the squares that become one token each. `mlp_ratio`: the hidden width
+    of the MLPs, in widths.
     """
 
     width: Count = 384
@@ -40,12 +50,16 @@ class Dit(Network):
             raise ValueError(f"a DiT needs images (channels, height, width), got shape {shape}")
         if any(n % self.patch for n in shape[1:]):
             raise ValueError(
-                f"a DiT of patch={self.patch} needs images whose sides divide by {self.patch}, got shape {shape}; "
+                f"a DiT of patch={self.patch} needs images whose sides divide by {self.patch}, got "
+                f"shape {shape}; "
                 f"patch={math.gcd(self.patch, *shape[1:])} fits"
             )
-        if self.width % (unit := math.lcm(4, self.heads)):  # 4: sines and cosines of rows and of columns
+        if self.width % (
+            unit := math.lcm(4, self.heads)
+        ):  # 4: sines and cosines of rows and of columns
             raise ValueError(
-                f"a DiT of heads={self.heads} needs a width that divides by {unit}, got width={self.width}; "
+                f"a DiT of heads={self.heads} needs a width that divides by {unit}, got "
+                f"width={self.width}; "
                 f"width={math.ceil(self.width / unit) * unit} fits"
             )
         return DitModule(self, outside)
@@ -66,24 +80,32 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP. The embedding gives shift, scale and gate of both; zero gates make a fresh block x -> x."""
+    """Attention, then MLP. The embedding gives shift, scale and gate of both; zero gates make a
+    fresh block x -> x.
+    """
 
     def __init__(self, spec: Dit):
         super().__init__()
         width, hidden = spec.width, spec.mlp_ratio * spec.width
         self.modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, 6 * width)))
         self.attention = Attention(width, spec.heads)
-        self.mlp = nn.Sequential(_linear(width, hidden), nn.GELU(approximate="tanh"), _linear(hidden, width))
+        self.mlp = nn.Sequential(
+            _linear(width, hidden), nn.GELU(approximate="tanh"), _linear(hidden, width)
+        )
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(embedding)[:, None].chunk(6, dim=2)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(embedding)[
+            :, None
+        ].chunk(6, dim=2)
         x = x + gate * self.dropout(self.attention(_modulated(x, shift, scale)))
         return x + mlp_gate * self.dropout(self.mlp(_modulated(x, mlp_shift, mlp_scale)))
 
 
 class DitModule(ConditionedModule):
-    """The network; see `Dit`. `blocks.3` gives the tokens behind the fourth block, (batch, tokens, width)."""
+    """The network; see `Dit`. `blocks.3` gives the tokens behind the fourth block, (batch, tokens,
+    width).
+    """
 
     spec: Dit
 
@@ -94,7 +116,9 @@ class DitModule(ConditionedModule):
         if outside.classes:
             nn.init.normal_(self.label_emb.weight, std=0.02)
         self.patch_embed = _linear(channels * spec.patch**2, spec.width)
-        self.register_buffer("positions", position_embedding(self.rows, self.columns, spec.width), persistent=False)
+        self.register_buffer(
+            "positions", position_embedding(self.rows, self.columns, spec.width), persistent=False
+        )
         self.taps = {f"blocks.{spec.depth // 2}": spec.width}
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.modulation = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(spec.width, 2 * spec.width)))
@@ -106,7 +130,9 @@ class DitModule(ConditionedModule):
         for block in self.blocks:
             x = self.through(block, x, embedding)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
-        return unpatchify(self.out(_modulated(x, shift, scale)), self.rows, self.columns, self.spec.patch)
+        return unpatchify(
+            self.out(_modulated(x, shift, scale)), self.rows, self.columns, self.spec.patch
+        )
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -122,7 +148,9 @@ def unpatchify(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
 def position_embedding(rows: int, columns: int, width: int) -> Tensor:
     """(rows·columns, width): the sinusoid of a token's row, then that of its column."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.cat([sinusoid(place.flatten().float(), width // 2) for place in (row, column)], dim=1)
+    return torch.cat(
+        [sinusoid(place.flatten().float(), width // 2) for place in (row, column)], dim=1
+    )
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

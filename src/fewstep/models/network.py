@@ -20,7 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Outside(NamedTuple):
-    """What a network must fit: sample shape, number of classes (0: none), whether "no class" is one more of them."""
+    """What a network must fit: sample shape, number of classes (0: none), whether "no class" is one
+    more of them.
+    """
 
     shape: tuple[int, ...]
     classes: int = 0
@@ -30,7 +32,8 @@ class Outside(NamedTuple):
 class Network(Choice, ABC):
     """The options of a network family; `build` makes the module.
 
-    time_input: the number that stands for t, see `noise_features`. extra: inputs beside x, t and the label, of `known`.
+    time_input: the number that stands for t, see `noise_features`. extra: inputs beside x, t and
+    the label, of `known`.
     """
 
     folder: ClassVar[str | None] = "fewstep.models"
@@ -47,8 +50,8 @@ class Network(Choice, ABC):
 class NetworkModule(Protocol):
     """An nn.Module called as network(x, t, cond, s) with t and s in the network's own process.
 
-    checkpointing: recompute the blocks' activations in the backward pass. taps: the sub-modules whose output a
-    discriminator reads, with their channels.
+    checkpointing: recompute the blocks' activations in the backward pass. taps: the sub-modules
+    whose output a discriminator reads, with their channels.
     """
 
     outside: Outside
@@ -75,10 +78,11 @@ class NetworkModule(Protocol):
 
 
 class ConditionedModule(nn.Module, ABC):
-    """What our own networks share: time, label and extra inputs, each embedded, summed to one vector per sample.
+    """What our own networks share: time, label and extra inputs, each embedded, summed to one
+    vector per sample.
 
-    frequencies: the size of the sinusoids. size: that of the sum. Sub-modules carry the names of openai's layout.
-    Raises ValueError for an extra input that is not known.
+    frequencies: the size of the sinusoids. size: that of the sum. Sub-modules carry the names of
+    openai's layout. Raises ValueError for an extra input that is not known.
     """
 
     spec: Network
@@ -89,10 +93,14 @@ class ConditionedModule(nn.Module, ABC):
         self.checkpointing = False
         self.spec, self.outside, self.frequencies = spec, outside, frequencies
         self._refuse_unknown(set(spec.extra))
-        self.time_embed = nn.Sequential(nn.Linear(frequencies, size), nn.SiLU(), nn.Linear(size, size))
+        self.time_embed = nn.Sequential(
+            nn.Linear(frequencies, size), nn.SiLU(), nn.Linear(size, size)
+        )
         if outside.classes:
             self.label_emb = nn.Embedding(outside.classes + outside.null, size)
-        self.extra_embed = nn.ModuleDict({name: Embedding(frequencies, size) for name in spec.extra})
+        self.extra_embed = nn.ModuleDict(
+            {name: Embedding(frequencies, size) for name in spec.extra}
+        )
 
     @abstractmethod
     def forward(self, x: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
@@ -115,7 +123,9 @@ class ConditionedModule(nn.Module, ABC):
         return wider
 
     def through(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-        """block(x, embedding), its activations kept or, where `checkpointing` is set, computed again when needed."""
+        """block(x, embedding), its activations kept or, where `checkpointing` is set, computed
+        again when needed.
+        """
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, embedding, use_reentrant=False)
         return block(x, embedding)
@@ -125,8 +135,8 @@ class ConditionedModule(nn.Module, ABC):
         return noise_features(t, self.spec.time_input)
 
     def embedding(self, t: Time, cond: Cond, s: Time | None) -> Tensor:
-        """(batch, size), in the dtype of the network's arithmetic. Where s is missing, t takes its place; a guidance
-        that nobody names is 1, none.
+        """(batch, size), in the dtype of the network's arithmetic. Where s is missing, t takes its
+        place; a guidance that nobody names is 1, none.
         """
         weight = self.time_embed[0].weight
         features = sinusoid(self.number(t), self.frequencies)
@@ -169,7 +179,8 @@ def zeroed(module: M) -> M:
 
 
 def noise_features(t: Time, kind: TimeInput) -> Time:
-    """The number that the time embedding takes, of the network's own t: 250 ln t (0 stands for 1e-20), t, or 1000 t.
+    """The number that the time embedding takes, of the network's own t: 250 ln t (0 stands for
+    1e-20), t, or 1000 t.
 
     250 ln sigma is openai's scaling of EDM's ¼ ln sigma for sinusoids that expect 0 … 1000.
     """

@@ -22,11 +22,15 @@ from fewstep.models.unet import UNet
 
 
 class ModelSource(Choice, ABC):
-    """`teacher=` of a run. A bare string that names no kind is the path or name of a saved model."""
+    """`teacher=` of a run. A bare string that names no kind is the path or name of a saved
+    model.
+    """
 
     @abstractmethod
     def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Any:
-        """The model, fit for images of that shape with that many classes (0: unlabelled). ValueError if not."""
+        """The model, fit for images of that shape with that many classes (0: unlabelled).
+        ValueError if not.
+        """
 
     @classmethod
     def _chosen(cls, value: Any) -> tuple[type[Self], dict[str, Any]]:
@@ -35,8 +39,15 @@ class ModelSource(Choice, ABC):
             value = {"kind": value}
         if isinstance(value, Mapping):
             kind = value.get("kind", "saved" if "path" in value else None)
-            if isinstance(kind, str) and kind.replace("_", "").replace("-", "").lower() not in names:
-                value = {"path": kind, **value, "kind": "saved"}  # `teacher=runs/x teacher.ema=0.999`
+            if (
+                isinstance(kind, str)
+                and kind.replace("_", "").replace("-", "").lower() not in names
+            ):
+                value = {
+                    "path": kind,
+                    **value,
+                    "kind": "saved",
+                }  # `teacher=runs/x teacher.ema=0.999`
             if isinstance(ema := value.get("ema"), float | int):
                 value = {**value, "ema": f"{ema:g}"}
             value = {**value, "kind": value.get("kind", kind)}
@@ -53,15 +64,22 @@ class Saved(ModelSource):
     def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:
         model = load(self.path, self.ema)
         if tuple(model.shape) != tuple(shape):
-            raise ValueError(f"the teacher {self.path} makes samples of shape {model.shape}, the data has {shape}")
+            raise ValueError(
+                f"the teacher {self.path} makes samples of shape {model.shape}, the data has "
+                f"{shape}"
+            )
         if model.conditioner.classes not in (0, classes):
-            raise ValueError(f"the teacher {self.path} has {model.conditioner.classes} classes, the data has {classes}")
+            raise ValueError(
+                f"the teacher {self.path} has {model.conditioner.classes} classes, the data has "
+                f"{classes}"
+            )
         return model
 
 
 @dataclass(frozen=True)
 class Fresh(ModelSource):
-    """A new network, initialised under the run's seed. conditional=False ignores the labels of the data.
+    """A new network, initialised under the run's seed. conditional=False ignores the labels of the
+    data.
 
     null: the network also knows "no label", which guidance needs.
     """
@@ -78,7 +96,9 @@ class Fresh(ModelSource):
         conditioner: Conditioner = Labels(classes, self.null) if labelled else Unconditional()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.network.build(Outside(tuple(shape), conditioner.classes, conditioner.null))
+            network = self.network.build(
+                Outside(tuple(shape), conditioner.classes, conditioner.null)
+            )
         assert isinstance(network, torch.nn.Module)
         denoiser = Denoiser(network, self.process, self.parameterization)
         return DiffusionModel(denoiser, self.codec, conditioner, tuple(shape), Ode(), Guidance())

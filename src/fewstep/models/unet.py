@@ -1,8 +1,9 @@
-"""The U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233), in the layout of openai's checkpoints.
+"""The U-Net of guided diffusion (Dhariwal & Nichol 2021, arXiv:2105.05233), in the layout of
+openai's checkpoints.
 
-Sub-modules carry the names of that layout (input_blocks.4.0.in_layers.2 …), so that its weights load as they are and
-the export to diffusers' UNet2DModel is a renaming (export/diffusers.py). Fixed: scale-shift norms, residual blocks that
-resample, attention in the middle.
+Sub-modules carry the names of that layout (input_blocks.4.0.in_layers.2 …), so that its weights
+load as they are and the export to diffusers' UNet2DModel is a renaming (export/diffusers.py).
+Fixed: scale-shift norms, residual blocks that resample, attention in the middle.
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,22 @@ from torch import Tensor, nn
 from fewstep.choice import Count, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.types import Sample, Time
-from fewstep.models.network import ConditionedModule, Network, NetworkModule, Outside, TimeInput, zeroed
+from fewstep.models.network import (
+    ConditionedModule,
+    Network,
+    NetworkModule,
+    Outside,
+    TimeInput,
+    zeroed,
+)
 
 
 @dataclass(frozen=True)
 class UNet(Network):
     """Options of the U-Net. `attention`: the downsampling factors (1, 2, 4, …) whose blocks attend.
 
-    `extra`: inputs beside x, t and the label, each a zero-initialised embedding added to the time's.
+    `extra`: inputs beside x, t and the label, each a zero-initialised embedding added to the
+    time's.
     """
 
     channels: Count = 128
@@ -38,13 +47,15 @@ class UNet(Network):
         factor = 2 ** (len(self.multipliers) - 1)
         if len(outside.shape) != 3 or any(n % factor for n in outside.shape[1:]):
             raise ValueError(
-                f"a U-Net of {len(self.multipliers)} levels needs images whose sides divide by {factor}, "
+                f"a U-Net of {len(self.multipliers)} levels needs images whose sides divide by "
+                f"{factor}, "
                 f"got shape {tuple(outside.shape)}"
             )
         for channels in (self.channels * m for m in self.multipliers):
             if channels % self.groups or channels % self.head_channels:
                 raise ValueError(
-                    f"{channels} channels do not divide by groups={self.groups} and head_channels={self.head_channels}"
+                    f"{channels} channels do not divide by groups={self.groups} and "
+                    f"head_channels={self.head_channels}"
                 )
         return UNetModule(self, outside)
 
@@ -59,7 +70,9 @@ class Stack(nn.Sequential):
 
 
 class ResBlock(nn.Module):
-    """Norm-SiLU-(resample)-conv, the embedding as scale and shift of the second norm, norm-SiLU-dropout-conv, skip."""
+    """Norm-SiLU-(resample)-conv, the embedding as scale and shift of the second norm,
+    norm-SiLU-dropout-conv, skip.
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, spec: UNet, resample: str = ""):
         super().__init__()
@@ -91,7 +104,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions, with a residual; channel order of qkv: all q, all k, all v."""
+    """Self-attention over all positions, with a residual; channel order of qkv: all q, all k, all
+    v.
+    """
 
     def __init__(self, channels: int, spec: UNet):
         super().__init__()
@@ -103,7 +118,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         # Contiguous (batch, heads, positions, channels) lets PyTorch take its fast kernels.
-        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).permute(1, 0, 2, 4, 3).contiguous()
+        qkv = (
+            self.qkv(self.norm(x))
+            .view(b, 3, self.heads, c // self.heads, h * w)
+            .permute(1, 0, 2, 4, 3)
+            .contiguous()
+        )
         out = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
         return x + self.proj_out(out.transpose(2, 3).reshape(b, c, h, w))
 
@@ -134,7 +154,9 @@ class UNetModule(ConditionedModule):
                 skips.append(now)
                 factor *= 2
         self.middle_block = Stack(
-            ResBlock(now, now, embedding, spec), Attention(now, spec), ResBlock(now, now, embedding, spec)
+            ResBlock(now, now, embedding, spec),
+            Attention(now, spec),
+            ResBlock(now, now, embedding, spec),
         )
         self.taps = {"middle_block": now}
         self.output_blocks = nn.ModuleList()
@@ -147,7 +169,9 @@ class UNetModule(ConditionedModule):
                     factor //= 2
                 self.output_blocks.append(Stack(*layers))
         self.out = nn.Sequential(
-            nn.GroupNorm(spec.groups, now), nn.SiLU(), zeroed(nn.Conv2d(now, image_channels, 3, padding=1))
+            nn.GroupNorm(spec.groups, now),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(now, image_channels, 3, padding=1)),
         )
 
     def forward(self, x: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:

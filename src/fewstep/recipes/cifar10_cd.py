@@ -1,7 +1,8 @@
-"""A few-step student of the recipe cifar10_teacher in full size, by consistency distillation (arXiv:2303.01469).
+"""A few-step student of the recipe cifar10_teacher in full size, by consistency distillation
+(arXiv:2303.01469).
 
-39 intervals, target decay 0.95, squared distance, fp16. The published 600,000 steps; most of the way is made in the
-first 100,000.
+39 intervals, target decay 0.95, squared distance, fp16. The published 600,000 steps; most of the
+way is made in the first 100,000.
 """
 
 from fewstep.data.cifar import Cifar

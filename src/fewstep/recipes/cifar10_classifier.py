@@ -16,6 +16,9 @@ def recipe() -> Run:
         method=Classification(shift=3.0, noise=0.1),
         teacher=FreshClassifier(ClassifierNetwork(channels=48, features=128)),
         trainer=TrainerConfig(
-            steps=1500, optimizer=AdamW(lr=2e-3, weight_decay=0.05), schedule=Cosine(warmup=100), ema=(0.995,)
+            steps=1500,
+            optimizer=AdamW(lr=2e-3, weight_decay=0.05),
+            schedule=Cosine(warmup=100),
+            ema=(0.995,),
         ),
     )

@@ -1,4 +1,6 @@
-"""A few-step student of the recipe cifar10_teacher in full size, by easy consistency tuning (arXiv:2406.14548)."""
+"""A few-step student of the recipe cifar10_teacher in full size, by easy consistency tuning
+(arXiv:2406.14548).
+"""
 
 from fewstep.data.cifar import Cifar
 from fewstep.learning.schedules import Constant

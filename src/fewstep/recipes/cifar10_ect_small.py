@@ -1,4 +1,6 @@
-"""A few-step student of the recipe cifar10_teacher_small, by easy consistency tuning on the data."""
+"""A few-step student of the recipe cifar10_teacher_small, by easy consistency tuning on the
+data.
+"""
 
 from fewstep.data.cifar import Cifar
 from fewstep.learning.schedules import Cosine

@@ -1,7 +1,8 @@
-"""A class-conditional EDM teacher of CIFAR-10 in full size: openai's 32×32 U-Net of 42,737,411 parameters.
+"""A class-conditional EDM teacher of CIFAR-10 in full size: openai's 32×32 U-Net of 42,737,411
+parameters.
 
-For GPUs: `torchrun --nproc-per-node 8 .venv/bin/fewstep train cifar10_teacher data.path=DIR`. The 200 million images of
-EDM (arXiv:2206.00364) would be 780,000 steps.
+For GPUs: `torchrun --nproc-per-node 8 .venv/bin/fewstep train cifar10_teacher data.path=DIR`. The
+200 million images of EDM (arXiv:2206.00364) would be 780,000 steps.
 """
 
 from fewstep.data.cifar import Cifar

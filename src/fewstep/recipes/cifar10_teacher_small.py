@@ -1,4 +1,6 @@
-"""A class-conditional EDM teacher of CIFAR-10 for a laptop: a U-Net of 1.4 M parameters, half an hour."""
+"""A class-conditional EDM teacher of CIFAR-10 for a laptop: a U-Net of 1.4 M parameters, half an
+hour.
+"""
 
 from fewstep.data.cifar import Cifar
 from fewstep.learning.schedules import Cosine
@@ -12,7 +14,9 @@ from fewstep.training.optimizers import AdamW
 
 def recipe() -> Run:
     """EDM training on 80 % of the images of data.path."""
-    network = UNet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), head_channels=32, groups=16)
+    network = UNet(
+        channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), head_channels=32, groups=16
+    )
     return Run(
         data=Cifar(flip=True),
         method=Diffusion(),

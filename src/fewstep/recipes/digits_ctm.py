@@ -17,6 +17,10 @@ def recipe() -> Run:
         teacher=Saved("digits_teacher"),
         dropout=0.0,
         trainer=TrainerConfig(
-            steps=400, optimizer=AdamW(lr=1e-3), schedule=Cosine(warmup=50), ema=(0.98,), save_every=250
+            steps=400,
+            optimizer=AdamW(lr=1e-3),
+            schedule=Cosine(warmup=50),
+            ema=(0.98,),
+            save_every=250,
         ),
     )

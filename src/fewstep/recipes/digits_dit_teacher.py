@@ -1,9 +1,11 @@
-"""A transformer as the teacher of scikit-learn's digits (8×8): a class-conditional EDM DiT of 0.89 M parameters.
+"""A transformer as the teacher of scikit-learn's digits (8×8): a class-conditional EDM DiT of 0.89
+M parameters.
 
 Squares of 2×2 pixels are its tokens: with one token per pixel a step takes four times as long.
 
-Fréchet distance 6.31 with 35 evaluations (the U-Net of digits_teacher, of 0.83 M: 3.79), 97.9 % confirmed, diversity
-100.7 %; 2,000 samples. 35 minutes on one thread of a busy machine, seed 0, 2026-11-21.
+Fréchet distance 6.31 with 35 evaluations (the U-Net of digits_teacher, of 0.83 M: 3.79), 97.9 %
+confirmed, diversity 100.7 %; 2,000 samples. 35 minutes on one thread of a busy machine, seed 0,
+2026-11-21.
 """
 
 from fewstep.data.digits import Digits

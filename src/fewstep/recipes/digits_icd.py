@@ -11,13 +11,19 @@ from fewstep.training.optimizers import AdamW
 
 
 def recipe() -> Run:
-    """Four segments of a grid of 20 steps of the shipped teacher in each direction, without dropout."""
+    """Four segments of a grid of 20 steps of the shipped teacher in each direction, without
+    dropout.
+    """
     return Run(
         data=Digits(),
         method=InvertibleConsistency(reverse=MultiBoundary(bins=20)),
         teacher=Saved("digits_teacher"),
         dropout=0.0,
         trainer=TrainerConfig(
-            steps=300, optimizer=AdamW(lr=2e-4), schedule=Cosine(warmup=50), ema=(0.98,), save_every=250
+            steps=300,
+            optimizer=AdamW(lr=2e-4),
+            schedule=Cosine(warmup=50),
+            ema=(0.98,),
+            save_every=250,
         ),
     )

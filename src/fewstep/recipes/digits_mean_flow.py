@@ -17,6 +17,10 @@ def recipe() -> Run:
         teacher=Saved("digits_teacher"),
         dropout=0.0,
         trainer=TrainerConfig(
-            steps=500, optimizer=AdamW(lr=5e-4), schedule=Cosine(warmup=20), ema=(0.98,), save_every=100
+            steps=500,
+            optimizer=AdamW(lr=5e-4),
+            schedule=Cosine(warmup=20),
+            ema=(0.98,),
+            save_every=100,
         ),
     )

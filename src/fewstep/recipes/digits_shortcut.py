@@ -10,13 +10,19 @@ from fewstep.training.optimizers import AdamW
 
 
 def recipe() -> Run:
-    """The velocity of the teacher on a grid of 32 intervals; half of the rows join jumps; no dropout."""
+    """The velocity of the teacher on a grid of 32 intervals; half of the rows join jumps; no
+    dropout.
+    """
     return Run(
         data=Digits(),
         method=Shortcut(intervals=32, velocity="teacher", bootstrap=0.5, target_decay=0.95),
         teacher=Saved("digits_teacher"),
         dropout=0.0,
         trainer=TrainerConfig(
-            steps=500, optimizer=AdamW(lr=5e-4), schedule=Cosine(warmup=20), ema=(0.98,), save_every=100
+            steps=500,
+            optimizer=AdamW(lr=5e-4),
+            schedule=Cosine(warmup=20),
+            ema=(0.98,),
+            save_every=100,
         ),
     )

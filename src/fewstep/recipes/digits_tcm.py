@@ -11,9 +11,11 @@ from fewstep.training.optimizers import AdamW
 
 
 def recipe() -> Run:
-    """Half of the run for each stage; `method.share=0 start=runs/digits_ect` begins with the second.
+    """Half of the run for each stage; `method.share=0 start=runs/digits_ect` begins with the
+    second.
 
-    Longer intervals than published: 1/(t - r) turns what a short run has not yet learned into noise.
+    Longer intervals than published: 1/(t - r) turns what a short run has not yet learned into
+    noise.
     """
     return Run(
         data=Digits(),
@@ -21,6 +23,10 @@ def recipe() -> Run:
         teacher=Saved("digits_teacher"),
         dropout=0.0,
         trainer=TrainerConfig(
-            steps=500, optimizer=AdamW(lr=2e-4), schedule=Cosine(warmup=20), ema=(0.98,), save_every=250
+            steps=500,
+            optimizer=AdamW(lr=2e-4),
+            schedule=Cosine(warmup=20),
+            ema=(0.98,),
+            save_every=250,
         ),
     )

@@ -1,6 +1,8 @@
-"""Consistency training without a teacher on nine groups of animals of ImageNet-1k, 64×64 (up to 224×224).
+"""Consistency training without a teacher on nine groups of animals of ImageNet-1k, 64×64 (up to
+224×224).
 
-Needs a GPU to be trained to its end. `data.size=224 teacher.network.multipliers=[1,2,2,4,4,4]` for larger images.
+Needs a GPU to be trained to its end. `data.size=224 teacher.network.multipliers=[1,2,2,4,4,4]` for
+larger images.
 """
 
 from fewstep.data.imagenet9 import Imagenet9
@@ -18,8 +20,14 @@ def recipe() -> Run:
     """All pictures of data.path; grids at 2 and 5 steps while it trains."""
     return Run(
         data=Imagenet9(flip=True),
-        method=ConsistencyTraining(sample_times=Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))),
-        teacher=Fresh(network=UNet(channels=128, multipliers=(1, 2, 2, 4), blocks=2, attention=(4, 8), dropout=0.1)),
+        method=ConsistencyTraining(
+            sample_times=Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))
+        ),
+        teacher=Fresh(
+            network=UNet(
+                channels=128, multipliers=(1, 2, 2, 4), blocks=2, attention=(4, 8), dropout=0.1
+            )
+        ),
         trainer=TrainerConfig(
             steps=200_000,
             batch=256,

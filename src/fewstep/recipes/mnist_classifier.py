@@ -1,6 +1,7 @@
 """A judge of MNIST-like digits (28×28), for the other recipes of this family.
 
-Measured on MNIST's 10,000 test images (80 % to train on): 98.8 % of the held-out ones right; 134 s on a busy machine.
+Measured on MNIST's 10,000 test images (80 % to train on): 98.8 % of the held-out ones right; 134 s
+on a busy machine.
 """
 
 from fewstep.data.idx import Idx
@@ -19,6 +20,9 @@ def recipe() -> Run:
         method=Classification(shift=2.0),
         teacher=FreshClassifier(),
         trainer=TrainerConfig(
-            steps=1500, optimizer=AdamW(lr=2e-3, weight_decay=0.02), schedule=Cosine(warmup=100), ema=(0.99,)
+            steps=1500,
+            optimizer=AdamW(lr=2e-3, weight_decay=0.02),
+            schedule=Cosine(warmup=100),
+            ema=(0.99,),
         ),
     )

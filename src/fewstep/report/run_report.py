@@ -1,4 +1,6 @@
-"""The report of a run: how it went, what its samples look like and, where measured, how good they are."""
+"""The report of a run: how it went, what its samples look like and, where measured, how good they
+are.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,16 @@ from fewstep.report.page import Section, write_page
 from fewstep.training.health import verdict
 from fewstep.training.log import read_log
 
-COLUMNS = ("model", "solver", "steps", "evaluations", "Fréchet distance", "confirmed", "diversity", "images/s")
+COLUMNS = (
+    "model",
+    "solver",
+    "steps",
+    "evaluations",
+    "Fréchet distance",
+    "confirmed",
+    "diversity",
+    "images/s",
+)
 
 
 def table(results: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -44,12 +55,15 @@ def quality_section(results: Sequence[dict[str, Any]]) -> Section:
         student = by_key["student", 2]
         faster = student["images_per_second"] / best["images_per_second"]
         text = (
-            f"With 2 evaluations the student makes images {faster:.1f} times as fast as the teacher with 35; its "
+            f"With 2 evaluations the student makes images {faster:.1f} times as fast as the "
+            f"teacher with 35; its "
             f"Fréchet distance is {student['frechet']:.2f} against {best['frechet']:.2f}. "
         )
     text += (
-        "Distance: to the training images, lower is better; the data row is what unseen images reach. Confirmed: the "
-        "classifier sees the class that was asked for. Diversity: mean distance inside a class, relative to the data's."
+        "Distance: to the training images, lower is better; the data row is what unseen images "
+        "reach. Confirmed: the "
+        "classifier sees the class that was asked for. Diversity: mean distance inside a class, "
+        "relative to the data's."
     )
     return Section("Quality", text, COLUMNS, table(results))
 
@@ -77,26 +91,46 @@ def samples_section(groups: Sequence[tuple[str, Tensor]], columns: int) -> Secti
 
 
 def memory_section(distances: dict[str, tuple[Tensor, Tensor]]) -> Section:
-    """Nearest-neighbour distances: (to training images, to held-out images) by name of the samples."""
+    """Nearest-neighbour distances: (to training images, to held-out images) by name of the
+    samples.
+    """
     rows = [
-        [name, f"{a.median():.3f}", f"{b.median():.3f}", f"{(a < 0.5 * a.median()).double().mean():.1%}"]
+        [
+            name,
+            f"{a.median():.3f}",
+            f"{b.median():.3f}",
+            f"{(a < 0.5 * a.median()).double().mean():.1%}",
+        ]
         for name, (a, b) in distances.items()
     ]
     text = (
-        "Each sample's distance to its nearest training image and to its nearest held-out image (root mean square "
-        "over pixels). Copied images would show as samples much nearer to the training images than fresh ones are."
+        "Each sample's distance to its nearest training image and to its nearest held-out image "
+        "(root mean square "
+        "over pixels). Copied images would show as samples much nearer to the training images than "
+        "fresh ones are."
     )
     columns = ("samples", "median to training", "median to held-out", "far nearer than most")
     figures = [
-        histogram({f"{n}: to training": d[0] for n, d in distances.items()}, "nearest training image", "distance")
+        histogram(
+            {f"{n}: to training": d[0] for n, d in distances.items()},
+            "nearest training image",
+            "distance",
+        )
     ]
     return Section("Memorisation", text, columns, rows, figures=figures)
 
 
-def write_report(folder: Path, title: str, sections: Sequence[Section], facts: dict[str, Any]) -> Path:
+def write_report(
+    folder: Path, title: str, sections: Sequence[Section], facts: dict[str, Any]
+) -> Path:
     """Writes report.html of a run, with its protocol and its run file at the end."""
     run_file = folder / "run.yaml"
-    end = [Section("Protocol", facts=facts | {"torch": torch.__version__, "threads": torch.get_num_threads()})]
+    end = [
+        Section(
+            "Protocol",
+            facts=facts | {"torch": torch.__version__, "threads": torch.get_num_threads()},
+        )
+    ]
     if run_file.is_file():
         end.append(Section("Run file", code=run_file.read_text(encoding="utf-8")))
     path = folder / "report.html"

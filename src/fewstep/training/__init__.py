@@ -1,1 +1,3 @@
-"""The trainer and what it keeps: checkpoints, logs, health. It knows the contract of methods and no method."""
+"""The trainer and what it keeps: checkpoints, logs, health. It knows the contract of methods and no
+method.
+"""

@@ -1,8 +1,9 @@
 """Checkpoints that survive being killed at any moment (docs/architecture.md, "Checkpoints").
 
-A checkpoint is a folder `step-NNNNNNNN` of safetensors files and a manifest with their sizes and hashes. It is written
-beside, synced and renamed, so under its final name it is whole; damage that comes later is found by the hashes. There
-is no pointer to the newest one: the newest that verifies is used.
+A checkpoint is a folder `step-NNNNNNNN` of safetensors files and a manifest with their sizes and
+hashes. It is written beside, synced and renamed, so under its final name it is whole; damage that
+comes later is found by the hashes. There is no pointer to the newest one: the newest that verifies
+is used.
 """
 
 import fcntl
@@ -24,14 +25,18 @@ FORMAT = 1
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds: groups of tensors (nets, ema, optim) and plain facts (step, counters, data …)."""
+    """What a checkpoint holds: groups of tensors (nets, ema, optim) and plain facts (step,
+    counters, data …).
+    """
 
     tensors: dict[str, dict[str, Tensor]]
     facts: dict[str, Any]
 
 
 class Lock:
-    """One run per folder: an flock that dies with its process, so a killed run leaves no obstacle."""
+    """One run per folder: an flock that dies with its process, so a killed run leaves no
+    obstacle.
+    """
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +47,9 @@ class Lock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise RefusedError(f"{folder} is in use by {holder}; wait for it or choose another name=") from None
+            raise RefusedError(
+                f"{folder} is in use by {holder}; wait for it or choose another name="
+            ) from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
@@ -53,16 +60,22 @@ class Lock:
 
 
 class Checkpoints:
-    """The checkpoints of one run. `keep`: how many stay, at least 2. say: where notices about damage go."""
+    """The checkpoints of one run. `keep`: how many stay, at least 2. say: where notices about
+    damage go.
+    """
 
-    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = print, writes: bool = True):
+    def __init__(
+        self, folder: Path, keep: int = 2, say: Callable[[str], None] = print, writes: bool = True
+    ):
         self.folder, self.keep, self.say = folder, max(2, keep), say
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
 
     def save(self, step: int, saved: Saved) -> None:
-        """Writes step `step`. Nothing appears under the final name before all of it is on the disk."""
+        """Writes step `step`. Nothing appears under the final name before all
+        of it is on the disk.
+        """
         final = self.folder / f"step-{step:08d}"
         if final.exists():
             if self._verify(final) is None:
@@ -97,7 +110,8 @@ class Checkpoints:
         return Saved(groups, manifest["facts"] | {"step": manifest["step"]})
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that verifies; damaged ones are named and set aside. None: there is none.
+        """The step of the newest checkpoint that verifies; damaged ones are named and set aside.
+        None: there is none.
 
         RefusedError where checkpoints exist and none can be used.
         """
@@ -107,11 +121,16 @@ class Checkpoints:
             if reason is None:
                 return int(path.name.removeprefix("step-"))
             reasons.append(f"{path.name}: {reason}")
-            self.say(f"checkpoint {path.name} is damaged ({reason}); it is set aside and the one before is used")
+            self.say(
+                f"checkpoint {path.name} is damaged ({reason}); it is set aside and the one before "
+                f"is used"
+            )
             self._quarantine(path)
         if reasons or any(self.folder.glob(".bad-*")):
             found = "; ".join(reasons) or "all were set aside before"
-            raise RefusedError(f"no checkpoint in {self.folder} can be used ({found}); --restart begins at step 0")
+            raise RefusedError(
+                f"no checkpoint in {self.folder} can be used ({found}); --restart begins at step 0"
+            )
         return None
 
     def discard_all(self) -> None:
@@ -127,8 +146,12 @@ class Checkpoints:
         reading = "manifest.json"
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            if manifest["format"] > FORMAT:  # its layout is not known here, so nothing of it can be called damaged
-                raise RefusedError(f"{path} has format {manifest['format']}; this fewstep knows up to {FORMAT}")
+            if (
+                manifest["format"] > FORMAT
+            ):  # its layout is not known here, so nothing of it can be called damaged
+                raise RefusedError(
+                    f"{path} has format {manifest['format']}; this fewstep knows up to {FORMAT}"
+                )
             if manifest.pop("sha256") != _own_hash(manifest):
                 return "manifest.json does not match its own hash"
             for name, expected in manifest["files"].items():

@@ -17,14 +17,16 @@ from fewstep.training.precision import Precision
 class TrainerConfig(Choice):
     """Options of the loop.
 
-    batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by network, where one wants
-    another than `optimizer`. clip: limit of the gradient's norm (0: none). ema: decays of the exported averages; the
-    first is the student. max_skips: steps of any 100 that a non-finite loss or gradient may cost. save_every,
-    health_every, sample_every: 0 for never. sample_steps: of the grids that sample_every writes, one for each.
-    precision: fp32; bf16, fp16 (autocast, frozen networks in weights of that type); fp16_teacher (fp32, frozen networks
-    in fp16); with fp16 a loss scale, for gradients that pass through fp16 networks. sharding: full splits all networks
-    among processes (FSDP2). checkpointing: recomputes activations in the backward pass. compile: torch.compile of every
-    network. timeout: seconds after which a silent process ends the run.
+    batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by
+    network, where one wants another than `optimizer`. clip: limit of the gradient's norm (0: none).
+    ema: decays of the exported averages; the first is the student. max_skips: steps of any 100 that
+    a non-finite loss or gradient may cost. save_every, health_every, sample_every: 0 for never.
+    sample_steps: of the grids that sample_every writes, one for each. precision: fp32; bf16, fp16
+    (autocast, frozen networks in weights of that type); fp16_teacher (fp32, frozen networks in
+    fp16); with fp16 a loss scale, for gradients that pass through fp16 networks. sharding: full
+    splits all networks among processes (FSDP2). checkpointing: recomputes activations in the
+    backward pass. compile: torch.compile of every network. timeout: seconds after which a silent
+    process ends the run.
     """
 
     steps: Count = 1000
@@ -50,7 +52,8 @@ class TrainerConfig(Choice):
     max_skips: Natural = 10
     timeout: Positive = 600.0
 
-    # What a resumed run may change: the result stays the same up to rounding (or does not depend on it at all).
+    # What a resumed run may change: the result stays the same up to rounding (or does not depend on
+    # it at all).
     free: ClassVar[tuple[str, ...]] = (
         "micro_batch",
         "sharding",
@@ -73,13 +76,19 @@ class TrainerConfig(Choice):
         if len({f"{decay:g}" for decay in self.ema}) < len(self.ema):
             raise ValueError(f"ema={self.ema} has two decays of the same name")
         if self.compile and self.sharding != "none":
-            raise ValueError("compile does not go with sharding: FSDP2's hooks are not in the compiled network")
+            raise ValueError(
+                "compile does not go with sharding: FSDP2's hooks are not in the compiled network"
+            )
 
 
 def difference(old: Any, new: Any, path: str = "") -> str:
     """The differing leaves of two plain values: `optimizer.lr: 0.001 -> 0.002`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("kind") != new.get("kind"):
-        old, new, path = old.get("kind"), new.get("kind"), f"{path}.kind" if path else "kind"  # all else differs then
+        old, new, path = (
+            old.get("kind"),
+            new.get("kind"),
+            f"{path}.kind" if path else "kind",
+        )  # all else differs then
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         parts = [
             difference(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
@@ -91,7 +100,9 @@ def difference(old: Any, new: Any, path: str = "") -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU. ValueError where it is not there."""
+    """The device of that name; `auto` is CUDA where there is one, else the CPU. ValueError where it
+    is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -23,9 +23,10 @@ HELD_OUT = 256
 class Health:
     """Called with the clock and the averaged networks; gives numbers for the log, keys `health.…`.
 
-    held_out_loss: the first update's loss on images that training never sees. With a teacher also, from the same
-    noises: distance: root mean square between the student's samples and the teacher's (in model space); contrast and
-    diversity: the samples' spread over pixels and over images, relative to the teacher's.
+    held_out_loss: the first update's loss on images that training never sees. With a teacher also,
+    from the same noises: distance: root mean square between the student's samples and the teacher's
+    (in model space); contrast and diversity: the samples' spread over pixels and over images,
+    relative to the teacher's.
     """
 
     def __init__(
@@ -56,13 +57,16 @@ class Health:
         if self.held_out is not None:
             nets = dataclasses.replace(self.nets, **exported)
             draws = Draws(SEED, self.rows, stream="health", device=self.device)
-            losses = self.method.updates(clock)[0].loss(nets, self.held_out(0, self.rows, draws), clock)
+            losses = self.method.updates(clock)[0].loss(
+                nets, self.held_out(0, self.rows, draws), clock
+            )
             numbers["held_out_loss"] = sum(term.mean().item() for term in losses.terms.values())
         for name, net in exported.items():
             sampler = self.method.sampler(clock, name)
             if self.teacher is None or sampler is None or not isinstance(net, Denoiser):
                 continue
-            # A map to the data is judged by one jump; what goes along the ODE by the steps it has learned so far.
+            # A map to the data is judged by one jump; what goes along the ODE by the steps it has
+            # learned so far.
             x = self._sampled(net, sampler if isinstance(sampler, Ode) else sampler.with_steps(1))
             prefix = "" if name == "student" else f"{name}."
             numbers[f"{prefix}distance"] = (x - self.goal).square().mean().sqrt().item()
@@ -72,7 +76,9 @@ class Health:
 
     @torch.no_grad()
     def _sampled(self, denoiser: Denoiser, sampler: Any) -> Tensor:
-        return sampler(denoiser, denoiser.process, self.noise, self.cond, self.draws.fork("sampler"))
+        return sampler(
+            denoiser, denoiser.process, self.noise, self.cond, self.draws.fork("sampler")
+        )
 
 
 def _contrast(x: Tensor) -> Tensor:
@@ -90,11 +96,16 @@ def verdict(lines: list[dict[str, Any]]) -> str:
         return "Too few health measurements to judge."
     first, last = seen[0], seen[-1]
     said = []
-    for key, word in (("health.held_out_loss", "held-out loss"), ("health.distance", "distance to the teacher")):
+    for key, word in (
+        ("health.held_out_loss", "held-out loss"),
+        ("health.distance", "distance to the teacher"),
+    ):
         if key in last and key in first:
             best = min(line[key] for line in seen if key in line)
             trend = "fell" if last[key] < first[key] else "rose"
-            said.append(f"the {word} {trend} from {first[key]:.3g} to {last[key]:.3g} (best {best:.3g})")
+            said.append(
+                f"the {word} {trend} from {first[key]:.3g} to {last[key]:.3g} (best {best:.3g})"
+            )
     for key, word in (("health.contrast", "contrast"), ("health.diversity", "diversity")):
         if key in last and not 0.85 <= last[key] <= 1.15:
             said.append(f"{word} is {last[key]:.0%} of the teacher's: look at the samples")

@@ -13,7 +13,9 @@ from fewstep.files import sync, write_bytes
 
 
 class Log:
-    """Collects scalars on the device and writes them in blocks, so that no step waits for the device."""
+    """Collects scalars on the device and writes them in blocks, so that no step waits for the
+    device.
+    """
 
     def __init__(self, path: Path, start: int):
         self.path = path
@@ -28,7 +30,9 @@ class Log:
     def flush(self) -> list[dict[str, Any]]:
         """Writes what has collected and returns it."""
         lines: list[dict[str, Any]] = []
-        tensors = [v for _, values in self._waiting for v in values.values() if isinstance(v, Tensor)]
+        tensors = [
+            v for _, values in self._waiting for v in values.values() if isinstance(v, Tensor)
+        ]
         read = iter(torch.stack([t.detach().float() for t in tensors]).tolist() if tensors else [])
         for step, values in self._waiting:
             numbers = {k: next(read) if isinstance(v, Tensor) else v for k, v in values.items()}
@@ -37,7 +41,9 @@ class Log:
         if lines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_text(lines))
-            sync(self.path)  # before the checkpoint that follows: a resumed run needs every line up to it
+            sync(
+                self.path
+            )  # before the checkpoint that follows: a resumed run needs every line up to it
         return lines
 
 

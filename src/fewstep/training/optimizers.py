@@ -34,7 +34,12 @@ class AdamLike(OptimizerSpec, ABC):
 
     def options(self) -> dict[str, Any]:
         """As PyTorch's optimizers take them."""
-        return {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay}
+        return {
+            "lr": self.lr,
+            "betas": (self.beta1, self.beta2),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Sgd(OptimizerSpec):
 
 @torch.no_grad()
 def clip(gradients: list[Tensor], limit: float, world: World) -> Tensor:
-    """Scales the gradients so that their common norm is at most `limit` (0: no limit). Returns the norm before.
+    """Scales the gradients so that their common norm is at most `limit` (0: no limit). Returns the
+    norm before.
 
     world: the processes that hold parts of them; one alone where each has all.
     """
@@ -84,12 +90,16 @@ def clip(gradients: list[Tensor], limit: float, world: World) -> Tensor:
 
 @torch.no_grad()
 def guarded_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """optimizer.step(), or nothing at all where `bad` (0-d bool) is true; decided on the device, without waiting.
+    """optimizer.step(), or nothing at all where `bad` (0-d bool) is true; decided on the device,
+    without waiting.
 
-    Fused optimizers know that themselves (`found_inf`, made for loss scaling). For the others the gradient is made
-    harmless, and weights and state are put back by an interpolation whose weight is exactly 0 or 1.
+    Fused optimizers know that themselves (`found_inf`, made for loss scaling). For the others the
+    gradient is made harmless, and weights and state are put back by an interpolation whose weight
+    is exactly 0 or 1.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [
+        p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
     if optimizer.defaults.get("fused"):
         fresh = [p for p in parameters if not optimizer.state[p]]
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]

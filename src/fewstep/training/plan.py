@@ -1,8 +1,10 @@
-"""What a run will need, before it begins: memory by role, time, disk. A few rows of it are really trained for that.
+"""What a run will need, before it begins: memory by role, time, disk. A few rows of it are really
+trained for that.
 
-What stays (weights, averages, optimizer states) is counted as it stands. What passes (activations, temporaries) is
-recorded operation by operation, on two numbers of rows: the bytes behind each operation are a straight line in the
-rows. Their peak is not, for the moment of the peak moves; so each line is prolonged, and the peak taken then.
+What stays (weights, averages, optimizer states) is counted as it stands. What passes (activations,
+temporaries) is recorded operation by operation, on two numbers of rows: the bytes behind each
+operation are a straight line in the rows. Their peak is not, for the moment of the peak moves; so
+each line is prolonged, and the peak taken then.
 """
 
 import contextlib
@@ -30,16 +32,23 @@ from fewstep.training.trainer import Data, Trainer
 
 FIRST = 2  # rows of the first trial: with one row some copies are none
 MOST = 2 << 30  # bytes that a pass may take on trial
-BUDGET = 15.0  # seconds for all trials, roughly: the more, the nearer they come to the rows of a pass
-STAND_IN: dict[Precision, Precision] = {"fp16": "bf16", "fp16_teacher": "fp32"}  # CPUs take 40 times as long for fp16
+BUDGET = (
+    15.0  # seconds for all trials, roughly: the more, the nearer they come to the rows of a pass
+)
+STAND_IN: dict[Precision, Precision] = {
+    "fp16": "bf16",
+    "fp16_teacher": "fp32",
+}  # CPUs take 40 times as long for fp16
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of each process: held, what stays, by role; passing, what comes and goes, not all at once; at the peak.
+    """Bytes of each process: held, what stays, by role; passing, what comes and goes, not all at
+    once; at the peak.
 
-    rows: in one pass, of a batch of `share`. tried: the rows that `step`, the seconds of a step without health and
-    saving, was measured on, in this precision. checkpoint, student: bytes on the disk.
+    rows: in one pass, of a batch of `share`. tried: the rows that `step`, the seconds of a step
+    without health and saving, was measured on, in this precision. checkpoint, student: bytes on the
+    disk.
     """
 
     held: Mapping[str, int]
@@ -55,33 +64,58 @@ class Plan:
 
 
 def planned(
-    method: Method, nets: Any, data: Data, config: TrainerConfig, processes: int, health_rows: int, *loaded: nn.Module
+    method: Method,
+    nets: Any,
+    data: Data,
+    config: TrainerConfig,
+    processes: int,
+    health_rows: int,
+    *loaded: nn.Module,
 ) -> Plan:
-    """The plan of a run. data: a few rows of the run's shape, whatever they hold. The networks are trained on.
+    """The plan of a run. data: a few rows of the run's shape, whatever they hold. The networks are
+    trained on.
 
-    health_rows: that health evaluates the loss on. loaded: networks that the run keeps beside those of the method.
-    With sharding each role is divided evenly; the block that is gathered at a time is not counted.
+    health_rows: that health evaluates the loss on. loaded: networks that the run keeps beside those
+    of the method. With sharding each role is divided evenly; the block that is gathered at a time
+    is not counted.
     """
     stand_in = STAND_IN if pick_device(config.device).type == "cpu" else {}
     precision = stand_in.get(config.precision, config.precision)
     trainer = Trainer(method, nets, data, replace(config, compile=False, precision=precision))
-    state, often, found = trainer.state, defaultdict[Update, float](float), dict[Update, tuple[Clock, int]]()
+    state, often, found = (
+        trainer.state,
+        defaultdict[Update, float](float),
+        dict[Update, tuple[Clock, int]](),
+    )
     for begin, end in itertools.pairwise(trainer._phases):
         for place, update in enumerate(method.updates(clock := trainer.clock(begin))):
             often[update] += (end - begin) / config.steps  # updates of a mean step
             found.setdefault(update, (clock, place))
-    share, parts = math.ceil(config.batch / processes), processes if config.sharding == "full" else 1
+    share, parts = (
+        math.ceil(config.batch / processes),
+        processes if config.sharding == "full" else 1,
+    )
     rows = tried = min(config.micro_batch or share, share)
-    weights = {name: sum(p.nbytes for p in leaves.values()) for name, leaves in state.leaves.items()}
+    weights = {
+        name: sum(p.nbytes for p in leaves.values()) for name, leaves in state.leaves.items()
+    }
     passing, most, seconds = {"gradients": 0, "activations": 0, "optimizer's work": 0}, 0, 0.0
     for update, (clock, place) in found.items():
         small, large = _trials(trainer, update, clock, place, rows, BUDGET / len(found))
         whole, activations = peaks(small, large, rows)
         gradients = sum(weights[name] for name in update.trains) // parts
         work = large.step_peak // parts + (min(gradients, 4 * BUCKET) if processes > parts else 0)
-        most = max(most, whole if rows == share and parts == 1 else gradients + activations, gradients + work)
-        passing = {k: max(v, new) for (k, v), new in zip(passing.items(), (gradients, activations, work))}
-        of_row = min(trial.pass_seconds / trial.rows for trial in (small, large))  # the one that was disturbed less
+        most = max(
+            most,
+            whole if rows == share and parts == 1 else gradients + activations,
+            gradients + work,
+        )
+        passing = {
+            k: max(v, new) for (k, v), new in zip(passing.items(), (gradients, activations, work))
+        }
+        of_row = min(
+            trial.pass_seconds / trial.rows for trial in (small, large)
+        )  # the one that was disturbed less
         seconds += often[update] * (of_row * share + min(small.step_seconds, large.step_seconds))
         tried = min(tried, large.rows)
     seconds -= _now(trainer)
@@ -95,7 +129,9 @@ def planned(
     held = {role: size // parts for role, size in _held(trainer, loaded).items()}
     peak = sum(held.values()) + max(most, passing.get("health", 0))
     saved = sum(tensor.nbytes for group in state.saved().values() for tensor in group.values())
-    return Plan(held, passing, peak, rows, share, tried, precision, seconds, saved, copies * len(config.ema))
+    return Plan(
+        held, passing, peak, rows, share, tried, precision, seconds, saved, copies * len(config.ema)
+    )
 
 
 class Meter(TorchDispatchMode):
@@ -104,16 +140,24 @@ class Meter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._line, self._now = list[int](), 0
-        self._alive: dict[int, tuple[int, int, Any]] = {}  # by storage: birth, bytes, a watch on its end
+        self._alive: dict[
+            int, tuple[int, int, Any]
+        ] = {}  # by storage: birth, bytes, a watch on its end
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+        }
         for storage in [t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)]:
             key, size = storage._cdata, storage.nbytes()
             if key not in given and key not in self._alive:
                 self._now += size
-                self._alive[key] = len(self._line), size, weakref.ref(storage, partial(self._gone, key))
+                self._alive[key] = (
+                    len(self._line),
+                    size,
+                    weakref.ref(storage, partial(self._gone, key)),
+                )
         self._line.append(self._now)
         return made
 
@@ -122,14 +166,19 @@ class Meter(TorchDispatchMode):
 
     def lines(self) -> Tensor:
         """(2, operations): all bytes, and those of what is gone by now."""
-        line, born = torch.tensor(self._line, dtype=torch.float64), torch.zeros(len(self._line), dtype=torch.float64)
+        line, born = (
+            torch.tensor(self._line, dtype=torch.float64),
+            torch.zeros(len(self._line), dtype=torch.float64),
+        )
         for birth, size, _ in self._alive.values():
             born[birth] += size
         return torch.stack([line, line - born.cumsum(0)])
 
 
 class Trial(NamedTuple):
-    """An update on some rows: the meter's lines of its pass, the peak of its optimizer step, the seconds of both."""
+    """An update on some rows: the meter's lines of its pass, the peak of its optimizer step, the
+    seconds of both.
+    """
 
     rows: int
     lines: Tensor
@@ -143,13 +192,20 @@ def peaks(small: Trial, large: Trial, rows: int) -> list[int]:
     a, b = small.lines, large.lines
     if a.shape != b.shape:  # what is done depends on the rows: their peaks have to do
         a, b = a.amax(1, keepdim=True), b.amax(1, keepdim=True)
-    return (b + (b - a) * ((rows - large.rows) / max(1, large.rows - small.rows))).amax(1).long().tolist()
+    return (
+        (b + (b - a) * ((rows - large.rows) / max(1, large.rows - small.rows)))
+        .amax(1)
+        .long()
+        .tolist()
+    )
 
 
 def _trials(
     trainer: Trainer, update: Update, clock: Clock, place: int, most: int, budget: float
 ) -> tuple[Trial, Trial]:
-    """The last two of trials on more and more rows, up to `most`, while the next is likely to stay in bounds."""
+    """The last two of trials on more and more rows, up to `most`, while the next is likely to stay
+    in bounds.
+    """
     begun, rows = time.perf_counter(), min(FIRST, most)
     trainer.rows, trainer.micro = range(rows), rows
     trainer._apply(update, clock, place)  # kernels are chosen, the optimizer makes its state
@@ -164,7 +220,9 @@ def _trials(
     return small, large
 
 
-def _trial(trainer: Trainer, update: Update, clock: Clock, place: int, rows: int, once: bool) -> Trial:
+def _trial(
+    trainer: Trainer, update: Update, clock: Clock, place: int, rows: int, once: bool
+) -> Trial:
     """For the clock and for the meter: at once, or one after the other."""
     trainer.rows, trainer.micro = range(rows), rows
     lines, times = list[Tensor](), list[float]()
@@ -200,13 +258,22 @@ def _now(trainer: Trainer) -> float:
 def _held(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, int]:
     """Bytes by role; what two roles share belongs to the first."""
     state, found, seen = trainer.state, {}, set[int]()
-    roles: dict[str, list[Any]] = {name: list(module.state_dict().values()) for name, module in state.modules.items()}
-    roles |= {f"{k}: averages": [t for one in by.values() for t in one.values()] for k, by in state.averages.items()}
+    roles: dict[str, list[Any]] = {
+        name: list(module.state_dict().values()) for name, module in state.modules.items()
+    }
+    roles |= {
+        f"{k}: averages": [t for one in by.values() for t in one.values()]
+        for k, by in state.averages.items()
+    }
     for name, optimizer in state.optimizers.items():
         roles[f"{name}: optimizer"] = [t for one in optimizer.state.values() for t in one.values()]
-    roles["as loaded"] = [t for module in loaded for t in module.state_dict().values() if t.device == trainer.device]
+    roles["as loaded"] = [
+        t for module in loaded for t in module.state_dict().values() if t.device == trainer.device
+    ]
     for role, tensors in roles.items():
-        storages = {t.untyped_storage().data_ptr(): t.nbytes for t in tensors if isinstance(t, Tensor)}
+        storages = {
+            t.untyped_storage().data_ptr(): t.nbytes for t in tensors if isinstance(t, Tensor)
+        }
         found[role] = sum(size for place, size in storages.items() if place not in seen)
         seen |= set(storages)
     return {role: size for role, size in found.items() if size}

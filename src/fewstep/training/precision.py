@@ -19,8 +19,9 @@ MODES: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
 
 
 def in_precision(module: nn.Module, precision: Precision, kept: bool) -> nn.Module:
-    """The network in this arithmetic. kept: it trains or moves, so its weights stay in fp32; else, where the mode has
-    another type for it, a cast copy is made, for the model that was handed in stays as it is.
+    """The network in this arithmetic. kept: it trains or moves, so its weights stay in fp32; else,
+    where the mode has another type for it, a cast copy is made, for the model that was handed in
+    stays as it is.
     """
     active, frozen = MODES[precision]
     if not isinstance(module, Denoiser):
@@ -35,9 +36,11 @@ def in_precision(module: nn.Module, precision: Precision, kept: bool) -> nn.Modu
 
 
 class LossScale:
-    """Keeps small fp16 gradients from vanishing: halved where they overflow, doubled after `patience` good updates.
+    """Keeps small fp16 gradients from vanishing: halved where they overflow, doubled after
+    `patience` good updates.
 
-    torch.amp.GradScaler's rule, with our own finite check, which all processes share and which waits for no device.
+    torch.amp.GradScaler's rule, with our own finite check, which all processes share and which
+    waits for no device.
     """
 
     patience = 2000
@@ -49,7 +52,7 @@ class LossScale:
     def note(self, bad: Tensor) -> None:
         """One update more, with or without an overflow."""
         grown = self.good + 1 >= self.patience
-        self.scale = torch.where(bad, self.scale * 0.5, torch.where(grown, self.scale * 2, self.scale)).clamp(
-            max=2.0**127
-        )
+        self.scale = torch.where(
+            bad, self.scale * 0.5, torch.where(grown, self.scale * 2, self.scale)
+        ).clamp(max=2.0**127)
         self.good = torch.where(bad | grown, torch.zeros_like(self.good), self.good + 1)

@@ -1,9 +1,10 @@
 """Several processes under torchrun, in place: nothing stands between a method and its networks.
 
-Each process has all networks and its own rows of every batch. Gradients are summed once per update, behind the last
-micro-batch, in flat buckets; the loss is divided by the global batch already, so the sum is one process's gradient.
-With `sharding` FSDP2 splits parameters, gradients, averages and optimizer states among the processes. Why not DDP's
-buckets or `replicate`: docs/architecture.md, "Several processes".
+Each process has all networks and its own rows of every batch. Gradients are summed once per update,
+behind the last micro-batch, in flat buckets; the loss is divided by the global batch already, so
+the sum is one process's gradient. With `sharding` FSDP2 splits parameters, gradients, averages and
+optimizer states among the processes. Why not DDP's buckets or `replicate`: docs/architecture.md,
+"Several processes".
 """
 
 import datetime
@@ -48,7 +49,9 @@ class World:
         while first < len(tensors):
             bucket: list[Tensor] = []
             numbers = 0
-            while first < len(tensors) and (not bucket or numbers + tensors[first].numel() <= BUCKET):
+            while first < len(tensors) and (
+                not bucket or numbers + tensors[first].numel() <= BUCKET
+            ):
                 bucket.append(tensors[first])
                 numbers += tensors[first].numel()
                 first += 1
@@ -90,7 +93,9 @@ class World:
 
 @contextmanager
 def together(timeout: float) -> Iterator[World]:
-    """Meets the other processes that torchrun started. timeout: seconds after which a silent one ends the run (R20)."""
+    """Meets the other processes that torchrun started. timeout: seconds after which a silent one
+    ends the run (R20).
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
@@ -98,7 +103,9 @@ def together(timeout: float) -> Iterator[World]:
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Both backends: what is agreed on the host goes by gloo, past the queue of the device.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=datetime.timedelta(seconds=timeout)
+    )
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
@@ -117,21 +124,28 @@ def shard(module: nn.Module) -> None:
         if isinstance(inner, nn.ModuleList):
             for part in inner:
                 fully_shard(part, mesh=mesh)
-    # Also the root lets go of what it gathered, so that behind a pass parameters are what averages and copies expect.
+    # Also the root lets go of what it gathered, so that behind a pass parameters are what averages
+    # and copies expect.
     fully_shard(root, mesh=mesh, reshard_after_forward=True)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, the tensor itself otherwise; shares its storage, knows no gradient."""
+    """This process's part of a sharded tensor, the tensor itself otherwise; shares its storage,
+    knows no gradient.
+    """
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(part: Tensor, like: Tensor) -> Tensor:
-    """The full tensor of the processes' parts, which are laid out as the parameter `like` is; a collective call."""
+    """The full tensor of the processes' parts, which are laid out as the parameter `like` is; a
+    collective call.
+    """
     if not isinstance(like, DTensor):
         return part
-    laid = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    laid = DTensor.from_local(
+        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
     return laid.full_tensor()
 
 

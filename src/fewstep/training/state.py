@@ -1,4 +1,6 @@
-"""What a run keeps of the networks of a method: weights in their precision, optimizers, averages, loss scales."""
+"""What a run keeps of the networks of a method: weights in their precision, optimizers, averages,
+loss scales.
+"""
 
 import copy
 import dataclasses
@@ -19,13 +21,17 @@ Tensors = dict[str, Tensor]
 
 
 class State:
-    """Derived from what the method declares: what trains has an optimizer, what is exported has averages, what
-    trains or moves is saved, all else is frozen. `modules` holds the networks as the method sees them.
+    """Derived from what the method declares: what trains has an optimizer, what is exported has
+    averages, what trains or moves is saved, all else is frozen. `modules` holds the networks as the
+    method sees them.
 
-    leaves: this process's part of each parameter, by its name, which optimizers step; unsharded the parameter itself.
+    leaves: this process's part of each parameter, by its name, which optimizers step; unsharded the
+    parameter itself.
     """
 
-    def __init__(self, method: Method, nets: Any, config: TrainerConfig, device: torch.device, world: World):
+    def __init__(
+        self, method: Method, nets: Any, config: TrainerConfig, device: torch.device, world: World
+    ):
         self.method, self.config, self.device = method, config, device
         self.sharded = config.sharding == "full" and world.size > 1
         self.modules: dict[str, nn.Module] = {}
@@ -47,7 +53,9 @@ class State:
         self.leaves: dict[str, dict[str, nn.Parameter]] = {}
         for name in dict.fromkeys((*method.trains, *method.exports)):
             found = dict(self.modules[name].named_parameters())
-            self.leaves[name] = {k: nn.Parameter(local(p)) for k, p in found.items()} if self.sharded else found
+            self.leaves[name] = (
+                {k: nn.Parameter(local(p)) for k, p in found.items()} if self.sharded else found
+            )
         self.restart()
 
     def restart(self) -> None:
@@ -59,7 +67,10 @@ class State:
             for group in self.optimizers[name].param_groups:
                 group["base_lr"] = spec.lr
         self.averages = {
-            name: {d: {k: p.detach().clone() for k, p in self.leaves[name].items()} for d in self.config.ema}
+            name: {
+                d: {k: p.detach().clone() for k, p in self.leaves[name].items()}
+                for d in self.config.ema
+            }
             for name in self.method.exports
         }
 
@@ -71,7 +82,9 @@ class State:
                 lerp(list(average.values()), now, 1 - decay)
 
     def exported(self, name: str, decay: float | None = None) -> nn.Module:
-        """A frozen copy of an exported network with its average (default: of the first decay); a collective call."""
+        """A frozen copy of an exported network with its average (default: of the first decay); a
+        collective call.
+        """
         average = self.averages[name][self.config.ema[0] if decay is None else decay]
         module = copy.deepcopy(self._unsharded.get(name, self.modules[name])).to(self.device)
         if isinstance(module, Denoiser):
@@ -83,7 +96,9 @@ class State:
         return module.eval().requires_grad_(False)
 
     def gradients(self, names: tuple[str, ...]) -> list[Tensor]:
-        """The gradients of the networks' leaves; one that is None counts as zero, as it does where processes sum."""
+        """The gradients of the networks' leaves; one that is None counts as zero, as it does where
+        processes sum.
+        """
         for name in names:
             for key, parameter in self.modules[name].named_parameters():
                 leaf = self.leaves[name][key]
@@ -100,12 +115,20 @@ class State:
             self.optimizers[name].zero_grad(set_to_none=True)
 
     def saved(self) -> dict[str, Tensors]:
-        """Groups of tensors for a checkpoint, whole, whatever each process holds of them; a collective call."""
-        nets = {name: {k: whole(local(v), v) for k, v in self.modules[name].state_dict().items()} for name in self.kept}
+        """Groups of tensors for a checkpoint, whole, whatever each process holds of them; a
+        collective call.
+        """
+        nets = {
+            name: {k: whole(local(v), v) for k, v in self.modules[name].state_dict().items()}
+            for name in self.kept
+        }
         ema: dict[str, Any] = {}
         for name, averages in self.averages.items():
             likes = dict(self.modules[name].named_parameters())
-            ema[name] = {d: {k: whole(v, likes[k]) for k, v in average.items()} for d, average in averages.items()}
+            ema[name] = {
+                d: {k: whole(v, likes[k]) for k, v in average.items()}
+                for d, average in averages.items()
+            }
         optim: dict[str, Any] = {}
         for name, optimizer in self.optimizers.items():
             likes_by_place = list(self.modules[name].parameters())
@@ -114,7 +137,12 @@ class State:
                 for i, state in optimizer.state_dict()["state"].items()
             }
         scale = {group: {"scale": s.scale, "good": s.good} for group, s in self.scales.items()}
-        return {"nets": _flat(nets), "ema": _flat(ema), "optim": _flat(optim), "scale": _flat(scale)}
+        return {
+            "nets": _flat(nets),
+            "ema": _flat(ema),
+            "optim": _flat(optim),
+            "scale": _flat(scale),
+        }
 
     @torch.no_grad()
     def load(self, groups: Mapping[str, Tensors]) -> None:
@@ -128,26 +156,34 @@ class State:
         for name, by_decay in _by_owner(groups["ema"]).items():
             likes = dict(self.modules[name].named_parameters())
             for decay, average in _by_owner(by_decay).items():
-                for k, v in self.averages[name][float(decay)].items():  # in its own order, which a file does not keep
+                for k, v in self.averages[name][
+                    float(decay)
+                ].items():  # in its own order, which a file does not keep
                     v.copy_(part_of(average[k], likes[k]))
         for name, by_index in _by_owner(groups["optim"]).items():
             parameters = list(self.modules[name].parameters())
             state = {
-                int(i): {k: part_of(v, parameters[int(i)]) if v.ndim else v for k, v in values.items()}
+                int(i): {
+                    k: part_of(v, parameters[int(i)]) if v.ndim else v for k, v in values.items()
+                }
                 for i, values in _by_owner(by_index).items()
             }
             options = self.optimizers[name].state_dict()["param_groups"]
             self.optimizers[name].load_state_dict({"state": state, "param_groups": options})
         for group, values in _by_owner(groups["scale"]).items():
             self.scales[group] = LossScale(self.device)
-            self.scales[group].scale, self.scales[group].good = (values[k].to(self.device) for k in ("scale", "good"))
+            self.scales[group].scale, self.scales[group].good = (
+                values[k].to(self.device) for k in ("scale", "good")
+            )
 
 
 def _flat(nested: Mapping[Any, Any], path: str = "") -> Tensors:
     """Tensors of nested mappings by their path, with slashes."""
     tensors: Tensors = {}
     for key, value in nested.items():
-        tensors |= {f"{path}{key}": value} if isinstance(value, Tensor) else _flat(value, f"{path}{key}/")
+        tensors |= (
+            {f"{path}{key}": value} if isinstance(value, Tensor) else _flat(value, f"{path}{key}/")
+        )
     return tensors
 
 

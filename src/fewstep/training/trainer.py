@@ -50,8 +50,8 @@ Gallery = Callable[[Clock, Mapping[str, nn.Module]], None]
 class Trainer:
     """Trains the networks of a method on data.
 
-    folder: of the run, for checkpoints, log and status; None keeps everything in memory. world: the processes that
-    train together; all of them call the same methods.
+    folder: of the run, for checkpoints, log and status; None keeps everything in memory. world: the
+    processes that train together; all of them call the same methods.
     """
 
     def __init__(
@@ -63,20 +63,36 @@ class Trainer:
         folder: Path | None = None,
         world: World | None = None,
     ):
-        self.method, self.nets, self.data, self.config, self.folder = method, nets, data, config, folder
+        self.method, self.nets, self.data, self.config, self.folder = (
+            method,
+            nets,
+            data,
+            config,
+            folder,
+        )
         self.world = world or World()
         self.device = pick_device(config.device)
         self.batches = 0
         self.rows = self.world.rows(config.batch)
-        self._share = -(-config.batch // self.world.size)  # the same in all processes, also where the batch is odd
+        self._share = -(
+            -config.batch // self.world.size
+        )  # the same in all processes, also where the batch is odd
         self.micro = min(config.micro_batch or config.batch, self._share)
-        if config.batch < self.world.size or (config.sharding == "full" and config.batch % self.world.size):
-            raise ValueError(f"trainer.batch={config.batch} cannot be split among {self.world.size} processes")
-        self._group = method.group()
-        if self.rows.start % self._group or (self.micro < len(self.rows) and self.micro % self._group):
+        if config.batch < self.world.size or (
+            config.sharding == "full" and config.batch % self.world.size
+        ):
             raise ValueError(
-                f"{kind_of(type(method))} compares {self._group} rows with each other; trainer.batch={config.batch} in "
-                f"{self.world.size} processes and passes of {self.micro} rows cut such groups; take multiples of it"
+                f"trainer.batch={config.batch} cannot be split among {self.world.size} processes"
+            )
+        self._group = method.group()
+        if self.rows.start % self._group or (
+            self.micro < len(self.rows) and self.micro % self._group
+        ):
+            raise ValueError(
+                f"{kind_of(type(method))} compares {self._group} rows with each other; "
+                f"trainer.batch={config.batch} in "
+                f"{self.world.size} processes and passes of {self.micro} rows cut such groups; "
+                f"take multiples of it"
             )
         self.flags = torch.zeros(WINDOW, dtype=torch.bool, device=self.device)
         self._numbers = [0] * WINDOW  # the first batch number of each step in the window
@@ -84,7 +100,9 @@ class Trainer:
         self._trained: tuple[str, ...] | None = None
         if unknown := sorted(set(config.optimizers) - set(method.trains)):
             trained = ", ".join(method.trains)
-            raise ValueError(f"trainer.optimizers: the method trains {trained}, not {', '.join(unknown)}")
+            raise ValueError(
+                f"trainer.optimizers: the method trains {trained}, not {', '.join(unknown)}"
+            )
         self.state = State(method, nets, config, self.device, self.world)
         starts = tuple(method.phases(config.steps))
         assert sorted({0, *starts}) == list(starts), f"phases must begin at 0 and rise: {starts}"
@@ -103,16 +121,21 @@ class Trainer:
         say: Callable[[str], None] = print,
         gallery: Gallery | None = None,
     ) -> None:
-        """Trains from the newest checkpoint, or from the beginning, to the last step. probe, gallery: what measures and
-        what shows the averaged networks now and then.
+        """Trains from the newest checkpoint, or from the beginning, to the last step. probe,
+        gallery: what measures and what shows the averaged networks now and then.
 
-        Raises DivergedError, RefusedError (a checkpoint that does not fit), SystemExit behind SIGINT or SIGTERM.
+        Raises DivergedError, RefusedError (a checkpoint that does not fit), SystemExit behind
+        SIGINT or SIGTERM.
         """
         config = self.config
         leads = self.world.leads
         if self.folder is not None and leads:
             remove_leftovers(self.folder)
-        checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", config.keep, say, leads)
+        checkpoints = (
+            None
+            if self.folder is None
+            else Checkpoints(self.folder / "checkpoints", config.keep, say, leads)
+        )
         start = self._resume(checkpoints, say)
         log = Log(self.folder / "log.jsonl", start) if self.folder is not None and leads else None
         with self._signals():
@@ -138,7 +161,9 @@ class Trainer:
                     log.add(done, values)
                 ends = last or stop > 0
                 due = ends or done % config.log_every == 0
-                save = checkpoints and (ends or (config.save_every and done % config.save_every == 0))
+                save = checkpoints and (
+                    ends or (config.save_every and done % config.save_every == 0)
+                )
                 if due or save:
                     lines = log.flush() if log else []
                     if watch and lines:
@@ -162,9 +187,11 @@ class Trainer:
         return {name: self.state.exported(name) for name in self.method.exports}
 
     def _apply(self, update: Update, clock: Clock, index: int) -> dict[str, Tensor | float]:
-        """One optimizer step on the next batch; returns the batch's mean losses, the gradient norm and the rate.
+        """One optimizer step on the next batch; returns the batch's mean losses, the gradient norm
+        and the rate.
 
-        Where memory runs out it is repeated from clean gradients, on the same noise, in smaller micro-batches.
+        Where memory runs out it is repeated from clean gradients, on the same noise, in smaller
+        micro-batches.
         """
         if self._trained != update.trains:
             for name in self.method.trains:
@@ -175,7 +202,9 @@ class Trainer:
             work = partial(self._backward, update, clock, index, number)
             sums = self._unless_out_of_memory(work, meets=self.state.sharded)
             if not self.world.most(sums is None) and sums is not None:
-                values = self._unless_out_of_memory(partial(self._step, update, clock, sums), meets=self.world.size > 1)
+                values = self._unless_out_of_memory(
+                    partial(self._step, update, clock, sums), meets=self.world.size > 1
+                )
                 if values is not None:
                     return values
             self.state.forget_gradients(update.trains)
@@ -187,8 +216,11 @@ class Trainer:
                 )
             self.micro = max(1, self.micro // 2 // self._group) * self._group
 
-    def _unless_out_of_memory(self, work: Callable[[], dict[str, Any]], meets: bool) -> dict[str, Any] | None:
-        """What `work` gives, or None where memory ran out; the error's traceback, which holds tensors, is let go.
+    def _unless_out_of_memory(
+        self, work: Callable[[], dict[str, Any]], meets: bool
+    ) -> dict[str, Any] | None:
+        """What `work` gives, or None where memory ran out; the error's traceback, which holds
+        tensors, is let go.
 
         meets: processes wait for each other within the work, so one alone cannot begin it anew.
         """
@@ -210,21 +242,30 @@ class Trainer:
             scales[group] = LossScale(self.device)
         factor = scales[group].scale if group in scales else torch.ones((), device=self.device)
         if self.state.sharded:
-            factor = factor * self.world.size  # FSDP2 divides summed gradients by the number of processes
+            factor = (
+                factor * self.world.size
+            )  # FSDP2 divides summed gradients by the number of processes
         sums = {"": torch.zeros((), device=self.device)}
         for first in range(self.rows.start, self.rows.stop, self.micro):
             rows = range(first, min(self.rows.stop, first + self.micro))
-            draws = Draws(config.seed, rows, stream="loss", step=clock.step, update=index, device=self.device)
+            draws = Draws(
+                config.seed, rows, stream="loss", step=clock.step, update=index, device=self.device
+            )
             with seeded(hash((config.seed, clock.step, index, first)) & (2**63 - 1), self.device):
                 losses = update.loss(self.nets, self.data(number, rows, draws), clock)
             loss = torch.stack([term.sum() for term in losses.terms.values()]).sum() / config.batch
             (loss * factor).backward()
             sums[""] += loss.detach()
             for key, value in {**losses.terms, **losses.notes}.items():
-                sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach().sum() / config.batch
+                sums[key] = (
+                    sums.get(key, torch.zeros((), device=self.device))
+                    + value.detach().sum() / config.batch
+                )
         return sums
 
-    def _step(self, update: Update, clock: Clock, sums: dict[str, Tensor]) -> dict[str, Tensor | float]:
+    def _step(
+        self, update: Update, clock: Clock, sums: dict[str, Tensor]
+    ) -> dict[str, Tensor | float]:
         """Averages over the processes, clips, steps where everything is finite."""
         group, scale = "+".join(update.trains), self.state.scales.get("+".join(update.trains))
         gradients = self.state.gradients(update.trains)
@@ -246,7 +287,9 @@ class Trainer:
         return {**sums, f"norm.{group}": norm, "rate": factor}
 
     def _check_skips(self, step: int) -> None:
-        """Reads the counters of non-finite steps; too many end the run with what is needed to look into them."""
+        """Reads the counters of non-finite steps; too many end the run with what is needed to look
+        into them.
+        """
         bad = self.flags.nonzero()[:, 0].tolist()
         if len(bad) <= self.config.max_skips:
             return
@@ -256,14 +299,21 @@ class Trainer:
         for s in steps:
             first = self._numbers[s % WINDOW]
             numbers = range(first, first + len(self.method.updates(self.clock(s))))
-            batches[str(s + 1)] = [i for number in numbers for i in self.data.ids(number, rows).tolist()]
+            batches[str(s + 1)] = [
+                i for number in numbers for i in self.data.ids(number, rows).tolist()
+            ]
         dump = {"seed": self.config.seed, "steps": [s + 1 for s in steps], "batches": batches}
         if self.folder is not None and self.world.leads:
             write_json(self.folder / "diverged.json", dump)
         limit = self.config.max_skips
-        reason = f"{len(bad)} of the last {WINDOW} steps had a non-finite loss or gradient (max_skips={limit})"
+        reason = (
+            f"{len(bad)} of the last {WINDOW} steps had a non-finite loss or gradient "
+            f"(max_skips={limit})"
+        )
         self._status("diverged", step + 1, reason)
-        raise DivergedError(f"{reason}; a lower learning rate is the usual remedy, diverged.json names the batches")
+        raise DivergedError(
+            f"{reason}; a lower learning rate is the usual remedy, diverged.json names the batches"
+        )
 
     def _facts(self) -> dict[str, Any]:
         free = TrainerConfig.free
@@ -285,7 +335,9 @@ class Trainer:
         }
 
     def _resume(self, checkpoints: Checkpoints | None, say: Callable[[str], None]) -> int:
-        """Loads the newest checkpoint that is whole; returns its step. All processes read it from the run's folder."""
+        """Loads the newest checkpoint that is whole; returns its step. All processes read it from
+        the run's folder.
+        """
         step = self.world.first(checkpoints.newest) if checkpoints else None
         if checkpoints is None or step is None:
             return 0
@@ -294,13 +346,19 @@ class Trainer:
         for key in ("method", "trainer", "data"):
             if facts[key] != mine[key]:
                 raise RefusedError(
-                    f"the checkpoint was made with another {key}: {difference(facts[key], mine[key])}; "
+                    f"the checkpoint was made with another {key}: "
+                    f"{difference(facts[key], mine[key])}; "
                     "--restart begins at step 0"
                 )
         if self.config.micro_batch == 0:
-            self.micro = min(self.micro, facts["setting"]["micro_batch"] or self.micro)  # what memory allowed
+            self.micro = min(
+                self.micro, facts["setting"]["micro_batch"] or self.micro
+            )  # what memory allowed
         if changed := difference(facts["setting"], self._facts()["setting"]):
-            say(f"going on in another setting ({changed}): the same data and noise, not the same bits")
+            say(
+                f"going on in another setting ({changed}): the same data and noise, not the same "
+                f"bits"
+            )
         self.state.load(tensors)
         self.batches = facts["batches"]
         self._numbers = list(facts["numbers"])
@@ -316,7 +374,9 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run behind the current step, with a checkpoint; a second one ends it at once."""
+        """SIGINT and SIGTERM end the run behind the current step, with a checkpoint; a second one
+        ends it at once.
+        """
 
         def note(number: int, frame: Any) -> None:
             if self._stop is not None:
@@ -335,5 +395,7 @@ class Trainer:
 
 
 def _due(every: int, done: int, last: bool) -> bool:
-    """Whether what is done `every` so many steps (0: never), and behind the last one, is to be done now."""
+    """Whether what is done `every` so many steps (0: never), and behind the last one, is to be done
+    now.
+    """
     return every > 0 and (last or done % every == 0)
