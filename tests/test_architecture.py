@@ -17,6 +17,7 @@ FILES = sorted(HOME.rglob("*.py"))
 ROOMS = [
     *(
         "errors",
+        "plugins",
         "choice",
         "files",
         "yaml",

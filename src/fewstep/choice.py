@@ -12,16 +12,19 @@ that name the dotted path and the nearest valid name. There is no second descrip
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
+
+from fewstep import plugins
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
@@ -38,7 +41,8 @@ def kind_of(cls: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=[0-9])", "_", cls.__name__).lower()
 
 
-def _flat(name: str) -> str:
+def flat(name: str) -> str:
+    """A kind without what its spellings differ in: `pseudo_huber`, `PseudoHuber`."""
     return name.replace("_", "").replace("-", "").lower()
 
 
@@ -63,19 +67,43 @@ class Choice:
 
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
-        """All concrete alternatives by name. Imports every file of the folder."""
+        """All concrete alternatives by name, of fewstep and of plug-ins. Imports the folder.
+
+        Raises ValueError where two classes have one name.
+        """
+        plugins.load_installed()
         if cls.folder is not None:
             package = importlib.import_module(cls.folder)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{cls.folder}.{module.name}")
         found: dict[str, type[Self]] = {}
-        waiting: list[type[Self]] = [cls]
-        while waiting:
-            one = waiting.pop()
-            waiting.extend(one.__subclasses__())
-            if not inspect.isabstract(one) and "__dataclass_fields__" in vars(one):
-                found[kind_of(one)] = one
+        for one in _family(cls):
+            if inspect.isabstract(one) or _unfit(one) is not None:
+                continue
+            name = kind_of(one)
+            other = found.get(name, one)
+            if other.__module__ != one.__module__:
+                raise ValueError(
+                    f"two {kind_of(cls)}s are called {name}: "
+                    f"one in {other.__module__}, one in {one.__module__}"
+                )
+            found[name] = one  # of one module the last: a notebook's cell was run again
         return dict(sorted(found.items()))
+
+    @classmethod
+    def offered(cls) -> dict[str, type[Self]]:
+        """The kinds that users choose from: without what fewstep keeps outside the folder for its
+        own use, as the training of its classifiers.
+        """
+        found = cls.kinds()
+        if cls.folder is None:
+            return found
+        places = ("fewstep.", f"{cls.folder}.")
+        return {
+            name: kind
+            for name, kind in found.items()
+            if kind.__module__.startswith(places[1]) or not kind.__module__.startswith(places[0])
+        }
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -85,61 +113,72 @@ class Choice:
         """
         if isinstance(value, cls):
             return value
-        chosen, fields = cls._chosen(value)
-        return chosen._validated(fields)
+        value = cls.spelled(value)
+        if not isinstance(value, Mapping):
+            raise _error(f"expected a name or a mapping with its options, got {value!r}")
+        fields = dict(value)
+        return cls._kind(fields.pop("kind", None))._validated(fields)
+
+    @classmethod
+    def spelled(cls, value: Any) -> Any:
+        """The mapping that a shorter spelling stands for: a string alone is a kind."""
+        return {"kind": value} if isinstance(value, str) else value
 
     def dump(self) -> dict[str, Any]:
         """Plain data (str, numbers, lists, mappings) from which `parse` makes an equal object."""
         named = Choice not in type(self).__bases__
         head = {"kind": kind_of(type(self))} if named else {}
-        return head | {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return head | {name: _plain(value) for name, value in _values(self).items()}
+
+    def checked(self) -> Self:
+        """An equal object whose fields, and those of the choices inside, were validated as those
+        of a file are: for what was built in Python.
+
+        Raises `pydantic.ValidationError` (a ValueError) with every error and its path.
+        """
+        return self._validated(_values(self))
+
+    def origins(self) -> dict[str, str]:
+        """Plug-ins that this choice and those inside it come from: kind -> plug-in."""
+        found: dict[str, str] = {}
+        for one in _inside(self):
+            source = plugins.origin(type(one))
+            if source is not None:
+                found[kind_of(type(one))] = source
+        return found
 
     @classmethod
-    def _chosen(cls, value: Any) -> tuple[type[Self], dict[str, Any]]:
-        if isinstance(value, str):
-            value = {"kind": value}
-        if not isinstance(value, Mapping):
-            raise _error(f"expected a name or a mapping with its options, got {value!r}")
-        fields = dict(value)
-        name = fields.pop("kind", None)
+    def _kind(cls, name: Any) -> type[Self]:
+        """The class that a name stands for; itself where a single class needs no name."""
         if name is None:
             if inspect.isabstract(cls):
-                raise _error(f"needs `kind`, one of: {', '.join(cls.kinds())}")
-            return cls, fields
-        kinds = cls.kinds()
-        by_name = {_flat(k): c for k, c in kinds.items()}
-        if _flat(str(name)) not in by_name:
-            raise _error(
-                f"unknown {kind_of(cls)} {str(name)!r}{did_you_mean(str(name), list(kinds))}"
-            )
-        return by_name[_flat(str(name))], fields
+                raise _error(f"needs `kind`, one of: {', '.join(cls.offered())}")
+            return cls
+        wanted = flat(str(name))
+        for kind, found in cls.kinds().items():
+            if flat(kind) == wanted:
+                return found
+        alike = [one for one in _family(cls) if flat(one.__name__) == wanted]
+        if alike and (reason := _unfit(alike[-1])) is not None:
+            raise _error(f"unknown {kind_of(cls)} {str(name)!r}: {reason}")
+        remedy = plugins.remedy(str(name)) or did_you_mean(str(name), list(cls.offered()))
+        raise _error(f"unknown {kind_of(cls)} {str(name)!r}{remedy}")
 
     @classmethod
     def _validated(cls, fields: dict[str, Any]) -> Self:
-        from pydantic import ConfigDict, ValidationError, create_model
+        from pydantic import ValidationError
         from pydantic_core import InitErrorDetails, PydanticCustomError
 
-        hints = get_type_hints(cls, include_extras=True)
-        names = {
-            f.name: (hints[f.name], ...)
-            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-            if f.name in fields
-            or (f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
-        }
-        own = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-        model = create_model(cls.__name__, __config__=config, **names)  # type: ignore[call-overload]
         try:
-            checked = model.model_validate(fields)
+            return cls(**_checker(cls).validate_python(fields))  # type: ignore[arg-type]
         except ValidationError as error:
             rewritten = []
             for e in error.errors(include_url=False):
                 message = e["msg"]
                 if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
-                    message = (
-                        f"{kind_of(cls)} has no option "
-                        f"{str(e['loc'][0])!r}{did_you_mean(str(e['loc'][0]), own)}"
-                    )
+                    name = str(e["loc"][0])
+                    own = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+                    message = f"{kind_of(cls)} has no option {name!r}{did_you_mean(name, own)}"
                 rewritten.append(
                     InitErrorDetails(
                         type=PydanticCustomError("choice", "{message}", {"message": message}),
@@ -148,22 +187,84 @@ class Choice:
                     )
                 )
             raise ValidationError.from_exception_data(cls.__name__, rewritten) from None
-        return cls(**{name: getattr(checked, name) for name in names})
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_plain_validator_function(cls.parse)
+        def inner(value: Any) -> Any:
+            return value.checked() if isinstance(value, cls) else cls.parse(value)
+
+        return core_schema.no_info_plain_validator_function(inner)
+
+
+@functools.cache
+def _checker(cls: Any) -> Any:
+    """Checks the given fields of one class; what is not given keeps the dataclass's default."""
+    from typing import NotRequired
+
+    from pydantic import ConfigDict, TypeAdapter
+    from typing_extensions import TypedDict
+
+    typed: Any = TypedDict
+    hints = get_type_hints(cls, include_extras=True)
+    fields = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        fields[field.name] = hint if needed(field) else NotRequired[hint]
+    checked = typed(cls.__name__, fields)
+    checked.__pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    return TypeAdapter(checked)
+
+
+def needed(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option has no default."""
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def replaced(choice: Choice, **fields: Any) -> Any:
     """A copy with some fields changed and checked, as `dataclasses.replace` but through the
     validation.
     """
-    return type(choice)._validated(
-        {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)} | fields  # type: ignore[arg-type]
-    )
+    return type(choice)._validated(_values(choice) | fields)
+
+
+def _family(cls: type[Any]) -> Iterator[type[Any]]:
+    """A class and all below it, each level in the order of definition."""
+    yield cls
+    for one in cls.__subclasses__():
+        yield from _family(one)
+
+
+def _unfit(cls: type[Choice]) -> str | None:
+    """Why a class from outside cannot be named; None where it can."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if not plugins.counts(cls):
+        return f"{name} is of no plug-in; give --plugin (in Python: fewstep.plugins.load)"
+    if inspect.isabstract(cls):
+        left_out = ", ".join(sorted(cls.__abstractmethods__))  # type: ignore[attr-defined]
+        return None if cls.__module__.startswith("fewstep.") else f"{name} leaves out {left_out}"
+    settings = vars(cls).get("__dataclass_params__")
+    if settings is None or not settings.frozen:
+        return f"{name} is no frozen dataclass; put @dataclass(frozen=True) above it"
+    return None
+
+
+def _inside(value: Any) -> Iterator[Choice]:
+    """All choices in a value, itself among them."""
+    if isinstance(value, Choice):
+        yield value
+        value = list(_values(value).values())
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            yield from _inside(one)
+
+
+def _values(choice: Choice) -> dict[str, Any]:
+    return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)}  # type: ignore[arg-type]
 
 
 def _error(message: str) -> Exception:

@@ -4,11 +4,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 
-from fewstep.choice import Choice
+from fewstep import plugins
+from fewstep.choice import Choice, flat
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Edm, Parameterization
@@ -33,25 +34,18 @@ class ModelSource(Choice, ABC):
         """
 
     @classmethod
-    def _chosen(cls, value: Any) -> tuple[type[Self], dict[str, Any]]:
-        names = {name.replace("_", "") for name in cls.kinds()}
-        if isinstance(value, str):
-            value = {"kind": value}
-        if isinstance(value, Mapping):
-            kind = value.get("kind", "saved" if "path" in value else None)
-            if (
-                isinstance(kind, str)
-                and kind.replace("_", "").replace("-", "").lower() not in names
-            ):
-                value = {
-                    "path": kind,
-                    **value,
-                    "kind": "saved",
-                }  # `teacher=runs/x teacher.ema=0.999`
-            if isinstance(ema := value.get("ema"), float | int):
-                value = {**value, "ema": f"{ema:g}"}
-            value = {**value, "kind": value.get("kind", kind)}
-        return super()._chosen(value)
+    def spelled(cls, value: Any) -> Any:
+        value = super().spelled(value)
+        if not isinstance(value, Mapping):
+            return value
+        options = dict(value)
+        kind = options.setdefault("kind", "saved" if "path" in options else None)
+        known = {flat(name) for name in cls.kinds()}
+        if isinstance(kind, str) and flat(kind) not in known and not plugins.remedy(kind):
+            options = {"path": kind, **options, "kind": "saved"}  # teacher=runs/x teacher.ema=0.999
+        if isinstance(ema := options.get("ema"), float | int):
+            options["ema"] = f"{ema:g}"
+        return options
 
 
 @dataclass(frozen=True)
