@@ -68,7 +68,7 @@ class Update:
     def __init__(self, way: str, world: World, batch: int, parts: int):
         run = digits_teacher.recipe()
         dataset = run.data.dataset()
-        model = run.teacher.load(dataset.shape, dataset.classes, 0)
+        model = run.teacher.load(dataset.space, 0)
         self.nets = run.method.build_nets(model, FullCopy(model.denoiser))
         self.network: Any = self.nets.student.network
         self.size = sum(p.numel() for p in self.network.parameters())

@@ -35,7 +35,7 @@ from fewstep.data.digits import Digits
 from fewstep.files import read_json, write_bytes, write_json
 from fewstep.metrics.evaluation import ode_rows, row
 from fewstep.metrics.protocol import Reference, find_judge
-from fewstep.models.bundle import load
+from fewstep.models.folder import load
 from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Saved
 from fewstep.run import Run, distil

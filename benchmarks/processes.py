@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from fewstep.choice import replaced
 from fewstep.cli.configure import configured
-from fewstep.data.source import Dataset
+from fewstep.data.dataset import held_images
 from fewstep.data.stream import Stream
 from fewstep.models.adapters import FullCopy
 from fewstep.training.processes import World, together
@@ -36,9 +36,9 @@ def step_of(recipe: str, times: int, world: World) -> tuple[Callable[[], None], 
     images = torch.randint(
         256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    made = Dataset(images, torch.arange(256) % 10, 10, torch.arange(256))
+    made = held_images(images, torch.arange(256) % 10, 10, torch.arange(256))
     dataset = made if recipe.startswith("cifar10") else run.data.dataset()
-    model = run.teacher.load(dataset.shape, dataset.classes, 0)
+    model = run.teacher.load(dataset.space, 0)
     nets = run.method.build_nets(model, FullCopy(model.denoiser, 0, run.dropout))
     stream = Stream(dataset, model.codec, model.conditioner, 0, run.trainer.batch)
     trainer = Trainer(run.method, nets, stream, replaced(run.trainer, log_every=10**6), world=world)

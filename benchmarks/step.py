@@ -34,6 +34,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.models.space import image_space
+
 HOME = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 METHODS = {
@@ -79,7 +81,7 @@ def work_of(name: str, precision: str) -> Work:
         if small
         else Fresh(network=UNet(channels=64, multipliers=(1, 2, 2), blocks=2))
     )
-    model = source.load((1, 8, 8) if small else (3, 32, 32), 10, 0)
+    model = source.load(image_space((1, 8, 8) if small else (3, 32, 32), 10), 0)
     images, labels = (
         torch.randint(256, (64, *model.shape), dtype=torch.uint8),
         torch.arange(64) % 10,
@@ -102,7 +104,7 @@ def evaluation(name: str, model: Any, batch: int) -> Work:
         torch.randn(batch, *model.shape, device=DEVICE),
         torch.linspace(0.1, 10, batch, device=DEVICE),
     )
-    cond = model.conditioner(model.conditioner.labels(0, batch)).to(DEVICE)
+    cond = model.conditioner(model.asked_of(0, batch)).to(DEVICE)
     model.denoiser.eval()
     return torch.no_grad()(lambda: model.denoiser(x, t, cond))
 
@@ -141,7 +143,7 @@ def training(
     """One step of the trainer's own loop; "cd_graph" forgets that teacher and target do not
     learn.
     """
-    from fewstep.data.source import Dataset
+    from fewstep.data.dataset import held_images
     from fewstep.data.stream import Stream
     from fewstep.learning.method import Method
     from fewstep.models.adapters import FullCopy
@@ -149,7 +151,7 @@ def training(
     from fewstep.training.trainer import Trainer
 
     method: Method = Method.parse(METHODS.get(name.removesuffix("_graph"), "diffusion"))
-    dataset = Dataset(images, labels, 10, torch.arange(len(images)))
+    dataset = held_images(images, labels, 10, torch.arange(len(images)))
     config = TrainerConfig(batch=batch, precision=precision, log_every=10**6, device=DEVICE.type)
     stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
     trainer = Trainer(method, method.build_nets(model, FullCopy(model.denoiser)), stream, config)

@@ -23,13 +23,10 @@ parser.add_argument("--batch", type=int, default=256)
 parser.add_argument("--out", default="runs/imagenet9_example")
 options = parser.parse_args()
 
-network = UNet(
-    channels=options.channels, multipliers=(1, 2, 2, 4), blocks=2, attention=(8,), dropout=0.1
-)
-times = Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))
+network = UNet(options.channels, multipliers=(1, 2, 2, 4), blocks=2, attention=(8,), dropout=0.1)
 run = Run(
     data=Imagenet9(path=options.path, size=options.size, flip=True),
-    method=ConsistencyTraining(sample_times=times),
+    method=ConsistencyTraining(sample_times=Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))),
     teacher=Fresh(network=network),
     trainer=TrainerConfig(
         steps=options.steps,

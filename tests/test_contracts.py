@@ -50,7 +50,7 @@ def teacher_of(digits, process=None):
     mistakes.
     """
     process = process or VarianceExploding()
-    model = Fresh(network=TINY, process=process).load(digits.shape, digits.classes, seed=0)
+    model = Fresh(network=TINY, process=process).load(digits.space, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.denoiser.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -244,7 +244,9 @@ class TestMethod:
         x = torch.randn(4, *digits.shape)
         t = torch.full((4,), student.process.t_min, dtype=torch.float64)
         with torch.no_grad():
-            assert torch.equal(student.eval()(x, t, model.conditioner(torch.arange(4))), x)
+            assert torch.equal(
+                student.eval()(x, t, model.conditioner({"label": torch.arange(4)})), x
+            )
 
     def test_the_average_starts_anew_with_a_phase(self, cls, digits):
         phases = list(cls().phases(100))
@@ -316,13 +318,10 @@ class TestRecipe:
             teacher = Path(run.teacher.path).name
             run = replaced(run, teacher=self.recipe(teacher)[1].teacher)
         with torch.device("meta"):
-            size = sum(
-                p.numel()
-                for p in run.teacher.load(dataset.shape, dataset.classes, 0).denoiser.parameters()
-            )
+            size = sum(p.numel() for p in run.teacher.load(dataset.space, 0).denoiser.parameters())
         if size > largest:
             run = replaced(run, teacher=replaced(run.teacher, network=TINY))
-        model = run.teacher.load(dataset.shape, dataset.classes, 0)
+        model = run.teacher.load(dataset.space, 0)
         nets = run.method.build_nets(model, FullCopy(model.denoiser, 0, run.dropout))
         stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
         config = replaced(run.trainer, steps=steps, batch=batch)

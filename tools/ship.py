@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from fewstep.files import read_json
-from fewstep.models.bundle import load_folder
 from fewstep.models.classifier import load_classifier
+from fewstep.models.folder import load_folder
 
 run = Path(sys.argv[1])
 weights = Path(__file__).parent.parent / "src" / "fewstep" / "weights" / run.name

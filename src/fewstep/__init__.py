@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fewstep.models.bundle import DiffusionModel, load
+    from fewstep.models.bundle import DiffusionModel
+    from fewstep.models.folder import load
     from fewstep.run import Run, distil
 
 __all__ = ["DiffusionModel", "Run", "__version__", "distil", "load"]
 
 _HOMES = {
     "DiffusionModel": "fewstep.models.bundle",
-    "load": "fewstep.models.bundle",
+    "load": "fewstep.models.folder",
     "Run": "fewstep.run",
     "distil": "fewstep.run",
 }

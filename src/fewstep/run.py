@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from fewstep.choice import Choice, Share, kind_of
-from fewstep.data.source import Dataset, Source
+from fewstep.data.dataset import Dataset
+from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import RefusedError
@@ -83,11 +84,8 @@ def _carried_out(
             return False
         everything = run.data.read()
         dataset = run.data.choose(everything)
-        classes = dataset.classes if dataset.labels is not None else 0
-        model = run.teacher.load(dataset.shape, classes, run.trainer.seed)
-        begin = (
-            model if run.start is None else run.start.load(dataset.shape, classes, run.trainer.seed)
-        )
+        model = run.teacher.load(dataset.space, run.trainer.seed)
+        begin = model if run.start is None else run.start.load(dataset.space, run.trainer.seed)
         if isinstance(model, Classifier) != isinstance(run.method, Classification):
             raise ValueError(
                 f"{kind_of(type(run.method))} does not train the model of "

@@ -10,7 +10,7 @@ import torch
 from fewstep.cli.configure import configured, listed
 from fewstep.learning.method import Clock
 from fewstep.learning.tangent import Difference, Forward, Point
-from fewstep.models.bundle import load
+from fewstep.models.folder import load
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "methods.py"
 SPEC = importlib.util.spec_from_file_location("methods_benchmark", PATH)
@@ -37,7 +37,7 @@ def test_a_student_for_one_number_of_steps_is_told_it():
 def test_evaluations_are_counted_in_rows_and_a_derivative_twice():
     model = load("digits_teacher")
     x, t = torch.randn(3, 1, 8, 8), torch.ones(3)
-    cond = model.conditioner(torch.arange(3))
+    cond = model.conditioner({"label": torch.arange(3)})
     at, rate = Point(x, t), Point(torch.ones_like(x), t)
     count = methods.Count()
     with torch.no_grad(), count.open():

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.diffusion.conditioning import Cond
-from fewstep.models.network import Outside
+from fewstep.models.space import labelled
 from fewstep.models.unet import UNet
 
 FILE = Path(__file__).parent.parent.parent / "benchmarks" / "step.py"
@@ -27,7 +27,7 @@ def step():
 def test_the_network_is_the_one_that_others_were_measured_on():
     with torch.device("meta"):
         network = UNet(channels=64, multipliers=(1, 2, 2), blocks=2).build(
-            Outside((3, 32, 32), 10, True)
+            labelled((3, 32, 32), 10, True)
         )
         x, t, cond = (
             torch.zeros(16, 3, 32, 32),

@@ -405,12 +405,12 @@ class TestModels:
         (("--labels", "3,12"), ["0 … 9", "12"]),
         (("--labels", "3,x"), ["--labels", "'3,x'", "whole numbers"]),
         (("--labels", ""), "--labels"),
-        (("--times", "10,1"), ["--times", "80", "10"]),
-        (("--times", "nan"), ["--times", "80"]),
+        (("--times", "10,1"), ["times", "80", "10"]),
+        (("--times", "nan"), ["times", "80"]),
         (("--times", "80,1,2"), "decrease"),
         (("--times", "80,0.0001"), ["0.002", "80"]),
         (("--times", "80,x"), ["--times", "numbers"]),
-        (("--times", "80,0.8", "--steps", "3"), ["--times", "--steps"]),
+        (("--times", "80,0.8", "--steps", "3"), ["times", "steps"]),
         (("--sampler", "hoin"), ["hoin", "heun"]),
         (("--dtype", "fp23"), ["fp23", "fp32"]),
         (("--device", "quark"), ["quark"]),
@@ -583,7 +583,7 @@ class TestCodes:
         def load(*_, **__):
             raise error
 
-        monkeypatch.setattr("fewstep.models.bundle.load", load)
+        monkeypatch.setattr("fewstep.models.folder.load", load)
 
     @pytest.mark.parametrize(
         "error",

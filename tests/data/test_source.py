@@ -1,6 +1,5 @@
 """Splits, limits, fractions and fingerprints."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -9,10 +8,11 @@ import torch
 from sklearn.datasets import load_digits
 from tests.data.idx_files import write_pair
 
+from fewstep.data.dataset import held_images
 from fewstep.data.digits import Digits
 from fewstep.data.idx import Idx
-from fewstep.data.source import Dataset, check_labels
-from fewstep.models.bundle import shipped_folder
+from fewstep.data.source import check_labels
+from fewstep.models.folder import shipped_folder
 from fewstep.run import held_out
 
 SIZE = 1797
@@ -132,11 +132,11 @@ def test_the_fingerprint_is_of_images_labels_and_classes():
     label = dataset.labels.clone()
     label[7] = (label[7] + 1) % 10
     changed = [
-        dataclasses.replace(dataset, images=pixel),
-        dataclasses.replace(dataset, labels=label),
-        dataclasses.replace(dataset, labels=None),
-        dataclasses.replace(dataset, classes=11),
-        dataclasses.replace(dataset, images=dataset.images.reshape(20, 1, 4, 16)),
+        held_images(pixel, dataset.labels, 10),
+        held_images(dataset.images, label, 10),
+        held_images(dataset.images, None, 10),
+        held_images(dataset.images, dataset.labels, 11),
+        held_images(dataset.images.reshape(20, 1, 4, 16), dataset.labels, 10),
         dataset.select(torch.arange(20).flip(0)),
         dataset.select(torch.arange(19)),
     ]
@@ -147,7 +147,7 @@ def test_the_fingerprint_does_not_depend_on_how_the_images_lie_in_memory():
     dataset = Digits(limit=5).dataset()
     turned = dataset.images.transpose(2, 3).contiguous().transpose(2, 3)
     assert not turned.is_contiguous()
-    assert dataclasses.replace(dataset, images=turned).fingerprint() == dataset.fingerprint()
+    assert held_images(turned, dataset.labels, 10).fingerprint() == dataset.fingerprint()
 
 
 def test_labels_out_of_range_are_named():
@@ -160,7 +160,7 @@ def test_labels_out_of_range_are_named():
 
 
 def test_a_dataset_knows_its_size():
-    dataset = Dataset(torch.zeros(3, 2, 5, 4, dtype=torch.uint8), None, 0, torch.arange(3))
+    dataset = held_images(torch.zeros(3, 2, 5, 4, dtype=torch.uint8), None, 0, torch.arange(3))
     assert len(dataset) == 3
     assert dataset.shape == (2, 5, 4)
     assert np.array_equal(dataset.floats().numpy(), np.zeros((3, 2, 5, 4), np.float32))

@@ -189,7 +189,7 @@ def test_the_export_needs_no_fewstep(home):
         6, 1, 8, 8, generator=torch.Generator().manual_seed(3)
     )  # the pipeline's first draw
     labels = torch.arange(6)
-    cond = model.conditioner(labels)
+    cond = model.conditioner({"label": labels})
     with torch.no_grad():
         x0 = model.sampler.with_steps(1)(
             model.denoiser, model.denoiser.process, noise, cond, Draws(0, range(6))

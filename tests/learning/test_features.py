@@ -14,6 +14,7 @@ from torch import nn
 from fewstep.learning import losses
 from fewstep.learning.losses import Features, Lpips, Metric
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier, find_classifier
+from fewstep.models.space import image_space
 
 
 class Recorder(nn.Module):
@@ -176,7 +177,9 @@ def test_the_gradient_reaches_the_sample_and_not_the_classifier():
 
 
 def test_a_classifier_of_ones_own(tmp_path):
-    judge = FreshClassifier(ClassifierNetwork(channels=4, features=6)).load((3, 10, 12), 5, seed=0)
+    judge = FreshClassifier(ClassifierNetwork(channels=4, features=6)).load(
+        image_space((3, 10, 12), 5), seed=0
+    )
     judge.save(tmp_path / "judge")
     a, b = 2 * torch.rand(2, 4, 3, 10, 12) - 1
     metric = Metric.parse({"kind": "features", "classifier": str(tmp_path / "judge")})

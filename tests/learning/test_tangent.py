@@ -36,7 +36,7 @@ from fewstep.learning.tangent import (
     warmed,
 )
 from fewstep.models.dit import Dit
-from fewstep.models.network import Outside
+from fewstep.models.space import labelled
 from fewstep.models.unet import UNet
 
 PROCESSES = [
@@ -72,7 +72,7 @@ def times(process, share):
 
 def network(spec, dtype=torch.float32, dropout=0.0):
     torch.manual_seed(0)
-    made = spec.build(Outside((1, 8, 8), 10, True))
+    made = spec.build(labelled((1, 8, 8), 10, True))
     for parameter in made.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape)
     for module in made.modules():

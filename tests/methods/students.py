@@ -67,7 +67,7 @@ def labels(n):
 def assert_guides_only_what_knows_no_label(plain, guided):
     """The same method without guidance takes a teacher that knows no "no label"."""
     teacher = Denoiser(Answer(lambda x, t, s: x), VarianceExploding(), Edm())
-    model = SimpleNamespace(conditioner=Unconditional(), denoiser=teacher)
+    model = SimpleNamespace(conditioner=Unconditional().build(), denoiser=teacher)
     assert plain.build_nets(model, lambda name, inputs=(): teacher).teacher is teacher
     with pytest.raises(ValueError, match="no label"):
         guided.build_nets(model, lambda name, inputs=(): teacher)

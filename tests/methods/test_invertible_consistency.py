@@ -276,7 +276,9 @@ def test_each_update_moves_its_own_network_alone():
         nets.student.zero_grad()
         nets.forward.zero_grad()
         nets.teacher.requires_grad_(False)
-        losses = update.loss(nets, batch_of(x0, cond=model.conditioner(torch.arange(8))), CLOCK)
+        losses = update.loss(
+            nets, batch_of(x0, cond=model.conditioner({"label": torch.arange(8)})), CLOCK
+        )
         sum(term.sum() for term in losses.terms.values()).backward()
         for name in ("student", "forward"):
             has = any(p.grad is not None and p.grad.any() for p in getattr(nets, name).parameters())

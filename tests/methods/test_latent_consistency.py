@@ -213,7 +213,7 @@ def test_the_student_is_the_teacher_as_a_consistency_function_whatever_it_is_tol
     assert nets.student.parameterization == nets.target.parameterization == boundary
     assert "guidance" in nets.student.inputs
     assert "guidance" not in nets.teacher.inputs
-    cond = model.conditioner(torch.arange(4))
+    cond = model.conditioner({"label": torch.arange(4)})
     x, t = torch.randn(4, 1, 8, 8), rows((process.t_min + process.t_max) / 3, 4)
     plain = FullCopy(model.denoiser)("plain", parameterization=boundary)
     for g in (1.0, 4.0):

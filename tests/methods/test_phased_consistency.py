@@ -145,7 +145,7 @@ def real(method):
     model = teacher_of(digits)
     nets = method.build_nets(model, FullCopy(model.denoiser))
     nets.teacher.requires_grad_(False)
-    cond = model.conditioner(torch.arange(8))
+    cond = model.conditioner({"label": torch.arange(8)})
     return nets, lambda: batch_of(
         torch.randn(8, *digits.shape, generator=torch.Generator().manual_seed(0)), cond=cond
     )

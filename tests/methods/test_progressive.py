@@ -36,6 +36,7 @@ from fewstep.learning.schedules import Linear
 from fewstep.methods.progressive import Progressive
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space
 from fewstep.models.unet import UNet
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import AdamW
@@ -637,7 +638,11 @@ def test_start_and_teacher_get_each_others_inputs(who, more):
     of.denoiser, start = (plain, wider) if who == "start" else (wider, plain)
     nets = METHOD.build_nets(of, FullCopy(start))
     assert set(nets.student.inputs) == set(nets.teacher.inputs) == {"label", more}
-    x, t, cond = torch.randn(4, 1, 8, 8), f64(0.1, 1, 3, 10), of.conditioner(torch.arange(4))
+    x, t, cond = (
+        torch.randn(4, 1, 8, 8),
+        f64(0.1, 1, 3, 10),
+        of.conditioner({"label": torch.arange(4)}),
+    )
     assert torch.equal(nets.teacher(x, t, cond), of.denoiser(x, t, cond))
     with torch.no_grad():
         for parameter in nets.student.parameters():
@@ -652,7 +657,7 @@ def test_a_start_of_another_size_cannot_become_the_teacher():
             network=UNet(
                 channels=c, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4
             )
-        ).load((1, 8, 8), 10, 0)
+        ).load(image_space((1, 8, 8), 10), 0)
         for c in (8, 16)
     )
     with pytest.raises(ValueError, match="teacher's network"):

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from fewstep.data.digits import Digits
-from fewstep.models.bundle import shipped_folder
 from fewstep.models.classifier import (
     Classifier,
     ClassifierNetwork,
     FreshClassifier,
     load_classifier,
 )
+from fewstep.models.folder import shipped_folder
+from fewstep.models.space import image_space
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,9 @@ def held_out():
 
 @pytest.fixture
 def small():
-    return FreshClassifier(ClassifierNetwork(channels=4, features=6)).load((3, 10, 12), 5, seed=0)
+    return FreshClassifier(ClassifierNetwork(channels=4, features=6)).load(
+        image_space((3, 10, 12), 5), seed=0
+    )
 
 
 @pytest.fixture
@@ -76,17 +79,17 @@ def test_a_wrong_shape_is_refused(shipped):
 
 def test_unlabelled_data_is_refused():
     with pytest.raises(ValueError, match="labelled"):
-        FreshClassifier().load((1, 8, 8), 0, 0)
+        FreshClassifier().load(image_space((1, 8, 8), 0), 0)
 
 
 def test_a_fresh_one_depends_on_the_seed_alone():
     torch.manual_seed(5)
-    a = FreshClassifier().load((1, 8, 8), 10, 3).network.state_dict()
+    a = FreshClassifier().load(image_space((1, 8, 8), 10), 3).network.state_dict()
     state = torch.get_rng_state()
-    b = FreshClassifier().load((1, 8, 8), 10, 3).network.state_dict()
+    b = FreshClassifier().load(image_space((1, 8, 8), 10), 3).network.state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a[key], b[key]) for key in a)
-    c = FreshClassifier().load((1, 8, 8), 10, 4).network.state_dict()
+    c = FreshClassifier().load(image_space((1, 8, 8), 10), 4).network.state_dict()
     assert any(not torch.equal(a[key], c[key]) for key in a)
 
 

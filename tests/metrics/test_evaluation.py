@@ -11,6 +11,7 @@ from fewstep.diffusion.times import Auto
 from fewstep.metrics import evaluation
 from fewstep.metrics.protocol import Reference, find_judge
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space
 from fewstep.models.unet import UNet
 
 TINY = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)
@@ -24,7 +25,7 @@ def reference():
 
 @pytest.fixture
 def model():
-    made = Fresh(network=TINY).load((1, 8, 8), 10, seed=0)
+    made = Fresh(network=TINY).load(image_space((1, 8, 8), 10), seed=0)
     for parameter in made.denoiser.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape)
     return made

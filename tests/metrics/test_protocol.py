@@ -1,15 +1,15 @@
 """Quality with its protocol: what it measures, and that unlike protocols are told apart."""
 
-import dataclasses
-
 import pytest
 import torch
 
+from fewstep.data.dataset import held_images
 from fewstep.data.digits import Digits
 from fewstep.metrics.diversity import diversity
 from fewstep.metrics.frechet import frechet_distance
 from fewstep.metrics.protocol import ROUNDING, Reference, comparable, find_judge, rounded
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
+from fewstep.models.space import image_space
 
 PROTOCOL = {
     "extractor": "classifier a",
@@ -123,9 +123,9 @@ def test_comparable_goes_by_what_makes_numbers_unlike():
 
 def test_a_reference_needs_the_labels_of_the_classifier(dataset, judge):
     with pytest.raises(ValueError, match="labels of 10 classes"):
-        Reference.of(dataclasses.replace(dataset, labels=None), judge)
+        Reference.of(held_images(dataset.images, None, 10), judge)
     with pytest.raises(ValueError, match="labels of 10 classes"):
-        Reference.of(dataclasses.replace(dataset, classes=11), judge)
+        Reference.of(held_images(dataset.images, dataset.labels, 11), judge)
 
 
 def test_find_judge(tmp_path, judge):
@@ -135,6 +135,8 @@ def test_find_judge(tmp_path, judge):
         find_judge(None, (1, 28, 28))
     with pytest.raises(FileNotFoundError, match="digits_classifier"):
         find_judge("nobody", (1, 8, 8))
-    mine = FreshClassifier(ClassifierNetwork(channels=4, features=6)).load((1, 28, 28), 10, 0)
+    mine = FreshClassifier(ClassifierNetwork(channels=4, features=6)).load(
+        image_space((1, 28, 28), 10), 0
+    )
     mine.save(tmp_path / "mine")
     assert find_judge(tmp_path / "mine", (1, 28, 28)).classes == 10

@@ -17,11 +17,12 @@ from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Explicit, Karras
-from fewstep.models import bundle
-from fewstep.models.bundle import FORMAT, load_folder, shipped
+from fewstep.models import folder as folder_module
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Labels, Unconditional
+from fewstep.models.folder import FORMAT, load_folder, shipped
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space
 from fewstep.models.unet import UNet
 
 TINY = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)
@@ -40,7 +41,7 @@ def stirred(network, seed):
 
 
 def made(null=True, classes=10):
-    model = Fresh(network=TINY, null=null).load((1, 8, 8), classes, seed=0)
+    model = Fresh(network=TINY, null=null).load(image_space((1, 8, 8), classes), seed=0)
     model.sampler, model.guidance = Ode(3), DOUBLED if null and classes else Guidance()
     model.card = {"ema": 0.99, "data": {"fingerprint": "x"}}
     stirred(model.denoiser.network, 1)
@@ -54,7 +55,7 @@ def model():
 
 @pytest.fixture
 def folder(model, tmp_path):
-    other = Fresh(network=TINY).load((1, 8, 8), 10, seed=0).denoiser.network
+    other = Fresh(network=TINY).load(image_space((1, 8, 8), 10), seed=0).denoiser.network
     model.variants = {"0.9": stirred(other, 2)}
     model.save(tmp_path / "model")
     return tmp_path / "model"
@@ -80,7 +81,9 @@ class TestSaving:
         mine, other = model.denoiser.network.state_dict(), again.denoiser.network.state_dict()
         assert list(mine) == list(other)
         assert all(torch.equal(mine[key], other[key]) for key in mine)
-        for field in ("codec", "conditioner", "shape", "sampler", "guidance", "card"):
+        for field in ("codec", "conditioner"):
+            assert getattr(again, field).spec == getattr(model, field).spec, field
+        for field in ("shape", "sampler", "guidance", "card"):
             assert getattr(again, field) == getattr(model, field), field
         assert again.denoiser.process == model.denoiser.process
         assert again.denoiser.parameterization == model.denoiser.parameterization
@@ -97,7 +100,7 @@ class TestSaving:
         again = load_folder(tmp_path / "model")
         assert again.denoiser.process == VarianceExploding(0.01, 20.0)
         assert again.denoiser.own == VarianceExploding()
-        assert again.conditioner == Unconditional()
+        assert again.conditioner.spec == Unconditional()
         assert again.sampler == model.sampler
         assert again.guidance == model.guidance
         assert torch.equal(again.generate(num=3), model.generate(num=3))
@@ -160,7 +163,7 @@ class TestSaving:
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(bundle, step, full)
+        monkeypatch.setattr(folder_module, step, full)
         with pytest.raises(OSError, match="No space left"):
             model.save(tmp_path / "new")
         assert list(tmp_path.iterdir()) == []
@@ -171,7 +174,7 @@ class TestSaving:
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(bundle, "write_json", full)
+        monkeypatch.setattr(folder_module, "write_json", full)
         with pytest.raises(OSError, match="No space left"):
             model.save(folder)
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -374,11 +377,11 @@ class TestGenerate:
         assert torch.allclose(
             model.generate(num=13), model.generate([i % 10 for i in range(13)]), atol=1e-5
         )
-        assert model.conditioner.labels(0, 47).bincount().tolist() == [5] * 7 + [4] * 3
+        assert model.asked_of(0, 47)["label"].bincount().tolist() == [5] * 7 + [4] * 3
 
     def test_a_model_without_classes(self):
         model = made(classes=0)
-        assert model.conditioner.labels(0, 3) is None
+        assert model.asked_of(0, 3) == {}
         assert model.generate(num=3).shape == (3, 1, 8, 8)
 
     @pytest.mark.parametrize(

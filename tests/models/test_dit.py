@@ -12,17 +12,18 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Edm
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.models.adapters import FullCopy
-from fewstep.models.bundle import load_folder
 from fewstep.models.dit import Dit, patchify, position_embedding, unpatchify
-from fewstep.models.network import Network, Outside, sinusoid
+from fewstep.models.folder import load_folder
+from fewstep.models.network import Network, sinusoid
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space, labelled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script`:DeprecationWarning"
 )  # of torch itself
 
 SMALL = Dit(width=12, depth=2, heads=3, patch=2, mlp_ratio=2)
-OUTSIDE = Outside((3, 8, 8), 5)
+SPACE = labelled((3, 8, 8), 5)
 
 
 def redrawn(network):
@@ -33,8 +34,8 @@ def redrawn(network):
     return network
 
 
-def built(spec=SMALL, outside=OUTSIDE):
-    network = redrawn(spec.build(outside))
+def built(spec=SMALL, space=SPACE):
+    network = redrawn(spec.build(space))
     assert sum(p.numel() for p in network.parameters()) < 50_000
     return network.eval()
 
@@ -67,7 +68,7 @@ def test_published_parameter_counts(width, depth, heads, patch, millions):
     if millions == 675:
         assert published == 675_129_632
     with torch.device("meta"):
-        network = Dit(width, depth, heads, patch).build(Outside((4, 32, 32), 1000, null=True))
+        network = Dit(width, depth, heads, patch).build(labelled((4, 32, 32), 1000, null=True))
     assert sum(p.numel() for p in network.parameters()) == ours
 
 
@@ -77,14 +78,14 @@ def test_sides_that_do_not_divide_are_refused(patch, side, fits):
     with pytest.raises(
         ValueError, match=f"divide by {patch}, got shape \\(3, 8, {side}\\); patch={fits} fits"
     ):
-        spec.build(Outside((3, 8, side)))
-    replaced(spec, patch=fits).build(Outside((3, 8, side)))
+        spec.build(labelled((3, 8, side)))
+    replaced(spec, patch=fits).build(labelled((3, 8, side)))
 
 
 @pytest.mark.parametrize("shape", [(3,), (8, 8), (1, 3, 8, 8)])
 def test_other_shapes_than_images_are_refused(shape):
     with pytest.raises(ValueError, match="needs images"):
-        SMALL.build(Outside(shape))
+        SMALL.build(labelled(shape))
 
 
 @pytest.mark.parametrize(
@@ -93,14 +94,14 @@ def test_other_shapes_than_images_are_refused(shape):
 def test_widths_that_do_not_divide_are_refused(width, heads, fits):
     spec = replaced(SMALL, width=width, heads=heads)
     with pytest.raises(ValueError, match=f"heads={heads} .* got width={width}; width={fits} fits"):
-        spec.build(OUTSIDE)
-    replaced(spec, width=fits).build(OUTSIDE)
+        spec.build(SPACE)
+    replaced(spec, width=fits).build(SPACE)
 
 
 def test_the_options_are_read_back():
     assert Network.parse(SMALL.dump()) == SMALL
     assert Network.kinds()["dit"] is Dit
-    assert SMALL.build(OUTSIDE).spec == SMALL
+    assert SMALL.build(SPACE).spec == SMALL
 
 
 # Patches and positions
@@ -109,7 +110,7 @@ def test_the_options_are_read_back():
 @pytest.mark.parametrize("patch", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 16), (2, 24, 8)])
 def test_any_patch_serves_any_channels_and_sides(patch, shape):
-    network = built(replaced(SMALL, patch=patch), Outside(shape))
+    network = built(replaced(SMALL, patch=patch), labelled(shape))
     x, t, cond = inputs(shape=shape)
     y = network(x, t, cond)
     assert y.shape == x.shape
@@ -156,7 +157,7 @@ def test_only_the_positions_tell_tokens_apart():
 
 
 def test_a_fresh_network_answers_zero_and_its_blocks_are_the_identity():
-    network = SMALL.build(OUTSIDE)
+    network = SMALL.build(SPACE)
     assert not network(*inputs()).any()
     tokens, embedding = torch.randn(3, 16, 12), torch.randn(3, 12)
     for block in network.blocks:
@@ -164,7 +165,7 @@ def test_a_fresh_network_answers_zero_and_its_blocks_are_the_identity():
 
 
 def test_every_zero_layer_gets_a_gradient_as_soon_as_the_ones_behind_it_are_not_zero():
-    network, (x, t, cond) = SMALL.build(OUTSIDE), inputs()
+    network, (x, t, cond) = SMALL.build(SPACE), inputs()
     torch.nn.init.normal_(network.out.weight)
     network(x, t, cond).square().mean().backward()
     for layer in (network.modulation[1], *(block.modulation[1] for block in network.blocks)):
@@ -172,7 +173,7 @@ def test_every_zero_layer_gets_a_gradient_as_soon_as_the_ones_behind_it_are_not_
 
 
 def test_derivatives_reach_every_parameter():
-    network, (x, t, cond) = built(outside=Outside((3, 8, 8), 3)), inputs(classes=3)
+    network, (x, t, cond) = built(space=labelled((3, 8, 8), 3)), inputs(classes=3)
     network(x, t, cond).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
 
@@ -186,8 +187,8 @@ def test_the_time_reaches_the_output(kind):
 
 @pytest.mark.parametrize("null", [False, True])
 def test_every_label_has_a_row_of_its_own(null):
-    outside = Outside((3, 8, 8), 5, null)
-    network, (x, t, _) = built(outside=outside), inputs(6)
+    space = labelled((3, 8, 8), 5, null)
+    network, (x, t, _) = built(space=space), inputs(6)
     cond = Cond({"label": torch.tensor([0, 4, 2, 2, 1, 5 if null else 3])})
     assert network.label_emb.weight.shape == (5 + null, 12)
     assert network.inputs == ("label",)
@@ -201,7 +202,7 @@ def test_every_label_has_a_row_of_its_own(null):
 
 
 def test_without_classes_no_label_is_read():
-    network, (x, t, cond) = built(outside=Outside((3, 8, 8))), inputs(classes=0)
+    network, (x, t, cond) = built(space=labelled((3, 8, 8))), inputs(classes=0)
     assert network.inputs == ()
     assert not hasattr(network, "label_emb")
     assert network(x, t, cond).shape == x.shape
@@ -240,7 +241,7 @@ def test_an_extended_network_is_the_same_until_trained_and_then_reacts(names):
     assert torch.allclose(answer(5.0, 0.5), answer(), atol=1e-5) == ("guidance" not in names)
     assert torch.allclose(answer(2.0, 0.1), answer(), atol=1e-5) == ("s" not in names)
     # Built from its options, it takes those weights; without a target time, t is one.
-    other = wider.spec.build(wider.outside).eval()
+    other = wider.spec.build(wider.space).eval()
     other.load_state_dict(wider.state_dict())
     told = cond.with_values(guidance=torch.ones(3))
     assert torch.equal(other(x, t, told), wider(x, t, told, t))
@@ -248,9 +249,9 @@ def test_an_extended_network_is_the_same_until_trained_and_then_reacts(names):
 
 def test_unknown_inputs_are_refused():
     with pytest.raises(ValueError, match="a dit has no input colour, shape; known"):
-        SMALL.build(OUTSIDE).with_inputs({"colour", "s", "shape"})
+        SMALL.build(SPACE).with_inputs({"colour", "s", "shape"})
     with pytest.raises(ValueError, match="a dit has no input colour; known"):
-        replaced(SMALL, extra=("colour",)).build(OUTSIDE)
+        replaced(SMALL, extra=("colour",)).build(SPACE)
 
 
 # Arithmetic
@@ -307,7 +308,7 @@ def test_a_layer_can_be_tapped_by_name():
 
 
 def test_a_saved_model_is_the_same_when_loaded(tmp_path):
-    model = Fresh(network=SMALL).load((1, 8, 4), 10, seed=0)
+    model = Fresh(network=SMALL).load(image_space((1, 8, 4), 10), seed=0)
     redrawn(model.denoiser.network)
     model.save(tmp_path / "model")
     again = load_folder(tmp_path / "model")
@@ -355,7 +356,7 @@ def renamed(network):
 def test_diffusers_computes_the_same():
     diffusers = pytest.importorskip("diffusers")
     spec = Dit(width=24, depth=2, heads=3, patch=2, time_input="identity")
-    network = built(spec, Outside((3, 8, 8), 5, null=True))
+    network = built(spec, labelled((3, 8, 8), 5, null=True))
     theirs = diffusers.DiTTransformer2DModel(
         num_attention_heads=3,
         attention_head_dim=8,

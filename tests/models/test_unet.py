@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewstep.choice import replaced
 from fewstep.diffusion.conditioning import Cond
 from fewstep.export.diffusers import unet_config, unet_weights
-from fewstep.models.network import Network, Outside, noise_features, sinusoid
+from fewstep.models.network import Network, noise_features, sinusoid
+from fewstep.models.space import labelled
 from fewstep.models.unet import UNet
 
 pytestmark = pytest.mark.filterwarnings(
@@ -29,11 +30,11 @@ def redrawn(network):
     return network
 
 
-OUTSIDE = Outside((3, 8, 8), 5)
+SPACE = labelled((3, 8, 8), 5)
 
 
-def built(spec=SMALL, outside=OUTSIDE):
-    network = redrawn(spec.build(outside))
+def built(spec=SMALL, space=SPACE):
+    network = redrawn(spec.build(space))
     assert sum(p.numel() for p in network.parameters()) < 50_000
     return network.eval()
 
@@ -47,26 +48,26 @@ def inputs(n=3, shape=(3, 8, 8), classes=5, dtype=torch.float32):
 
 
 @pytest.mark.parametrize(
-    ("spec", "outside", "count"),
+    ("spec", "space", "count"),
     [
-        (UNet(), Outside((3, 32, 32), 10), 42_737_411),
+        (UNet(), labelled((3, 32, 32), 10), 42_737_411),
         (
             UNet(channels=192, multipliers=(1, 2, 3, 4), attention=(2, 4, 8), head_channels=64),
-            Outside((3, 64, 64), 1000),
+            labelled((3, 64, 64), 1000),
             295_899_267,
         ),
     ],
     ids=["cifar10", "imagenet64"],
 )
-def test_published_parameter_counts(spec, outside, count):
+def test_published_parameter_counts(spec, space, count):
     with torch.device("meta"):
-        network = spec.build(outside)
+        network = spec.build(space)
     assert sum(p.numel() for p in network.parameters()) == count
 
 
 def test_the_layout_of_the_published_cifar10_network():
     with torch.device("meta"):
-        network = UNet().build(Outside((3, 32, 32), 10))
+        network = UNet().build(labelled((3, 32, 32), 10))
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     assert shapes["input_blocks.0.0.weight"] == (128, 3, 3, 3)
     assert shapes["input_blocks.5.0.in_layers.2.weight"] == (256, 128, 3, 3)
@@ -93,7 +94,7 @@ def test_the_layout_of_the_published_cifar10_network():
 
 
 def test_a_fresh_network_answers_zero():
-    network = SMALL.build(Outside((3, 8, 8), 5))
+    network = SMALL.build(labelled((3, 8, 8), 5))
     assert not network(*inputs()).any()
 
 
@@ -104,13 +105,13 @@ def test_sides_that_do_not_divide_are_refused(side, multipliers):
         ValueError,
         match=f"divide by {2 ** (len(multipliers) - 1)}, got shape \\(3, {side}, {side}\\)",
     ):
-        spec.build(Outside((3, side, side)))
+        spec.build(labelled((3, side, side)))
 
 
 @pytest.mark.parametrize("shape", [(3,), (8, 8), (1, 3, 8, 8)])
 def test_other_shapes_than_images_are_refused(shape):
     with pytest.raises(ValueError, match="needs images"):
-        SMALL.build(Outside(shape))
+        SMALL.build(labelled(shape))
 
 
 @pytest.mark.parametrize(
@@ -122,12 +123,12 @@ def test_other_shapes_than_images_are_refused(shape):
 )
 def test_channels_that_do_not_divide_are_refused(options, numbers):
     with pytest.raises(ValueError, match=numbers):
-        replaced(SMALL, **options).build(Outside((3, 8, 8)))
+        replaced(SMALL, **options).build(labelled((3, 8, 8)))
 
 
 def test_the_options_are_read_back():
     assert Network.parse(SMALL.dump()) == SMALL
-    assert SMALL.build(Outside((3, 8, 8))).spec == SMALL
+    assert SMALL.build(labelled((3, 8, 8))).spec == SMALL
 
 
 # Inputs
@@ -165,7 +166,7 @@ def test_the_time_reaches_the_output(kind):
 
 @pytest.mark.parametrize("null", [False, True])
 def test_every_label_has_a_row_of_its_own(null):
-    network, (x, t, cond) = built(outside=Outside((3, 8, 8), 5, null)), inputs(6)
+    network, (x, t, cond) = built(space=labelled((3, 8, 8), 5, null)), inputs(6)
     labels = torch.tensor([0, 4, 2, 2, 1, 5 if null else 3])
     cond = Cond({"label": labels})
     assert network.label_emb.weight.shape == (5 + null, 16)
@@ -180,7 +181,7 @@ def test_every_label_has_a_row_of_its_own(null):
 
 
 def test_without_classes_no_label_is_read():
-    network, (x, t, cond) = built(outside=Outside((3, 8, 8))), inputs(classes=0)
+    network, (x, t, cond) = built(space=labelled((3, 8, 8))), inputs(classes=0)
     assert network.inputs == ()
     assert not hasattr(network, "label_emb")
     assert network(x, t, cond).shape == x.shape
@@ -188,7 +189,7 @@ def test_without_classes_no_label_is_read():
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (4, 8, 4), (2, 16, 8)])
 def test_samples_may_have_any_channels_and_sides(shape):
-    network = built(outside=Outside(shape))
+    network = built(space=labelled(shape))
     x, t, cond = inputs(shape=shape)
     y = network(x, t, cond)
     assert y.shape == x.shape
@@ -253,14 +254,14 @@ def test_an_input_that_is_there_already_is_kept_with_its_weights():
     told = cond.with_values(guidance=torch.tensor([1.0, 2.0, 3.0]))
     assert torch.equal(again(x, t, told, t), wider(x, t, told))
     # Built from its options, it takes those weights.
-    other = again.spec.build(again.outside)
+    other = again.spec.build(again.space)
     other.load_state_dict(again.state_dict())
     assert torch.equal(other.eval()(x, t, told, t), again(x, t, told, t))
 
 
 def test_unknown_inputs_are_refused():
     with pytest.raises(ValueError, match="no input colour, shape; known"):
-        SMALL.build(Outside((3, 8, 8))).with_inputs({"colour", "s", "shape"})
+        SMALL.build(labelled((3, 8, 8))).with_inputs({"colour", "s", "shape"})
 
 
 # Derivatives
@@ -300,7 +301,7 @@ def test_forward_mode_derivatives_are_the_numerical_ones():
 
 
 def test_derivatives_reach_every_parameter():
-    network, (x, t, cond) = built(outside=Outside((3, 8, 8), 3)), inputs(classes=3)
+    network, (x, t, cond) = built(space=labelled((3, 8, 8), 3)), inputs(classes=3)
     network(x, t, cond).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
 
@@ -329,7 +330,7 @@ CASES = [
 def test_diffusers_computes_the_same(layout, null):
     diffusers = pytest.importorskip("diffusers")
     (changes, classes), shape = LAYOUTS[layout], (2, 8, 8)
-    network = built(replaced(SMALL, **changes), Outside(shape, classes, null))
+    network = built(replaced(SMALL, **changes), labelled(shape, classes, null))
     theirs = diffusers.UNet2DModel(**unet_config(network))
     theirs.load_state_dict(unet_weights(network), strict=True)
     x, _, cond = inputs(4, shape, classes)

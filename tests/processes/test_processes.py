@@ -97,7 +97,9 @@ def test_only_key_biases_have_no_gradient():
     denoiser = model.denoiser.double()
     x, goal = (torch.randn(20, *digits.shape, dtype=torch.float64) for _ in range(2))
     out = denoiser(
-        x, torch.logspace(-2, 1, 20, dtype=torch.float64), model.conditioner(torch.arange(20) % 10)
+        x,
+        torch.logspace(-2, 1, 20, dtype=torch.float64),
+        model.conditioner({"label": torch.arange(20) % 10}),
     )
     (out * goal).sum().backward()
     gradients = {name: p.grad for name, p in denoiser.named_parameters()}

@@ -31,7 +31,7 @@ def numbers(student_seed, sampler):
     """
     teacher, student = model(0), model(student_seed).denoiser
     shape = data()(0, range(1), Draws(0, range(1))).shape
-    bundle = DiffusionModel(teacher.denoiser, Pixels(), teacher.conditioner, shape, TEACHER)
+    bundle = DiffusionModel(teacher.denoiser, Pixels().build(), teacher.conditioner, shape, TEACHER)
     method = Sampled()
     object.__setattr__(method, "wanted", sampler)
     nets = method.build_nets(bundle, FullCopy(teacher.denoiser))

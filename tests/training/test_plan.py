@@ -9,7 +9,7 @@ import torch
 from tests.training import tiny
 from torch.profiler import ProfilerActivity, profile
 
-from fewstep.data.source import Dataset
+from fewstep.data.dataset import held_images
 from fewstep.data.stream import Stream
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.diffusion import Diffusion
@@ -19,6 +19,7 @@ from fewstep.models.adapters import FullCopy
 from fewstep.models.dit import Dit
 from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space
 from fewstep.models.unet import UNet
 from fewstep.training import plan
 from fewstep.training.config import TrainerConfig
@@ -32,9 +33,9 @@ SHAPE = (1, 8, 8)
 
 def parts(method, batch, network=SMALL):
     """(model, nets, stream) of a run on random images."""
-    model = Fresh(network=network).load(SHAPE, 10, 0)
+    model = Fresh(network=network).load(image_space(SHAPE, 10), 0)
     images = torch.randint(256, (8, *SHAPE), dtype=torch.uint8)
-    dataset = Dataset(images, torch.arange(8), 10, torch.arange(8))
+    dataset = held_images(images, torch.arange(8), 10, torch.arange(8))
     nets = method.build_nets(model, FullCopy(model.denoiser))
     return model, nets, Stream(dataset, model.codec, model.conditioner, 0, batch)
 

@@ -24,7 +24,7 @@ from tests.training.tiny import (
 )
 from torch import nn
 
-from fewstep.data.source import Dataset
+from fewstep.data.dataset import held_images
 from fewstep.data.stream import Stream
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
@@ -303,7 +303,7 @@ def teacher_of(network, images):
     """A teacher with weights everywhere: a fresh one is zero in its last layers and would hide
     mistakes.
     """
-    made = Fresh(network=network).load(images.shape, images.classes, seed=0)
+    made = Fresh(network=network).load(images.space, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.denoiser.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -342,7 +342,7 @@ def gradients(method, network, images, **options):
 def images():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (32, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    return Dataset(pixels, torch.arange(32) % 3, 3, torch.arange(32))
+    return held_images(pixels, torch.arange(32) % 3, 3, torch.arange(32))
 
 
 @pytest.mark.parametrize("name", METHODS)

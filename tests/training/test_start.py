@@ -14,6 +14,7 @@ from fewstep.diffusion.process import (
 )
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space
 from fewstep.run import Run, distil, unlike
 from fewstep.training.config import TrainerConfig
 
@@ -34,13 +35,13 @@ VE, TABLE = VarianceExploding(), VariancePreservingTable()
     ],
 )
 def test_the_prediction_and_the_process_must_agree(start, teacher, reason):
-    network = Fresh(network=TINY).load((1, 8, 8), 10, 0).denoiser.network
+    network = Fresh(network=TINY).load(image_space((1, 8, 8), 10), 0).denoiser.network
     found = unlike(Denoiser(network, *start), Denoiser(network, *teacher))
     assert found is None if reason is None else reason in found
 
 
 def test_the_networks_own_process_counts():
-    network = Fresh(network=TINY).load((1, 8, 8), 10, 0).denoiser.network
+    network = Fresh(network=TINY).load(image_space((1, 8, 8), 10), 0).denoiser.network
     assert "process" in unlike(
         Denoiser(network, Trig(), Edm(), VE), Denoiser(network, Trig(), Edm())
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.choice import Choice
-from fewstep.data.source import Dataset
+from fewstep.data.dataset import held_images
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Edm
@@ -40,7 +40,11 @@ def data(seed: int = 0, batch: int = 8, images_seed: int = 0) -> Stream:
     generator = torch.Generator().manual_seed(images_seed)
     images = torch.randint(256, (IMAGES, *SHAPE), generator=generator, dtype=torch.uint8)
     return Stream(
-        Dataset(images, None, 0, torch.arange(IMAGES)), Pixels(), Unconditional(), seed, batch
+        held_images(images, None, 0, torch.arange(IMAGES)),
+        Pixels().build(),
+        Unconditional().build(),
+        seed,
+        batch,
     )
 
 
@@ -225,7 +229,7 @@ class Tokens(nn.Module):
 def model(seed: int = 0, dropout: float = 0.0) -> Any:
     """What methods ask of a model: its denoiser, and what conditions it."""
     denoiser = Denoiser(Tokens(seed, dropout), VarianceExploding(), Edm())
-    return SimpleNamespace(denoiser=denoiser, conditioner=Unconditional())
+    return SimpleNamespace(denoiser=denoiser, conditioner=Unconditional().build())
 
 
 def real(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from fewstep.data.source import Dataset
+    from fewstep.data.dataset import Dataset
     from fewstep.metrics.protocol import Reference
     from fewstep.models.bundle import DiffusionModel
     from fewstep.report.page import Section
@@ -34,7 +34,7 @@ def demo(
     from fewstep.files import write_json
     from fewstep.metrics.evaluation import data_row, ode_rows, row
     from fewstep.metrics.protocol import Reference, find_judge
-    from fewstep.models.bundle import load
+    from fewstep.models.folder import load
     from fewstep.report.run_report import (
         COLUMNS,
         progress_section,

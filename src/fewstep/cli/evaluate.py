@@ -87,7 +87,7 @@ def measured(
     from fewstep.cli.images import read_images
     from fewstep.diffusion.samplers import Ode
     from fewstep.metrics.evaluation import ode_rows, row
-    from fewstep.models.bundle import load
+    from fewstep.models.folder import load
 
     path = Path(what)
     if path.suffix == ".npz" or (

@@ -23,7 +23,7 @@ def export(
     if to != "diffusers":
         raise ValueError(f"no format {to!r}{did_you_mean(to, ['diffusers'])}")
     from fewstep.export.diffusers import export_diffusers
-    from fewstep.models.bundle import load
+    from fewstep.models.folder import load
 
     folder = out or Path(model) / to
     if out is None and not Path(model).is_dir():

@@ -21,7 +21,7 @@ def inspect(
             print(f"{name.ljust(width)}  {line}")
         return
     from fewstep.choice import kind_of
-    from fewstep.models.bundle import load
+    from fewstep.models.folder import load
 
     model = load(what)
     network = model.denoiser.network
@@ -29,7 +29,7 @@ def inspect(
         "network": f"{kind_of(type(network.spec))}, "
         f"{sum(p.numel() for p in network.parameters()):,} parameters",
         "shape": "×".join(map(str, model.shape)),
-        "classes": model.conditioner.classes or "none",
+        "classes": model.classes or "none",
         "process": model.denoiser.process.dump(),
         "parameterization": model.denoiser.parameterization.dump(),
         "sampler": model.sampler.dump(),

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from fewstep.models.source import ModelSource
+    from fewstep.models.space import Space
     from fewstep.run import Run
     from fewstep.training.plan import Plan
 
@@ -76,21 +77,23 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
     """The plan of a run on data of that shape."""
     import torch
 
-    from fewstep.data.source import Dataset
+    from fewstep.data.dataset import held_images
     from fewstep.data.stream import Stream
     from fewstep.learning.dropout import seeded
     from fewstep.models.adapters import FullCopy
     from fewstep.models.source import Saved
+    from fewstep.models.space import image_space
     from fewstep.training import health
     from fewstep.training.plan import planned
 
-    model = _model(run.teacher, shape, classes)
-    begin = model if run.start is None else _model(run.start, shape, classes)
+    data = image_space(shape, classes)
+    model = _model(run.teacher, data)
+    begin = model if run.start is None else _model(run.start, data)
     with seeded(0, torch.device("cpu")):
         nets = run.method.build_nets(model, FullCopy(begin.denoiser, 0, run.dropout))
         images = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
         labels = torch.randint(classes, (IMAGES,)) if classes else None
-    dataset = Dataset(images, labels, classes, torch.arange(IMAGES), flip=run.data.flip)
+    dataset = held_images(images, labels, classes, flip=run.data.flip)
     stream = Stream(dataset, model.codec, model.conditioner, 0, run.trainer.batch)
     rows = (
         health.HELD_OUT
@@ -102,10 +105,10 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
     )
 
 
-def _model(source: ModelSource, shape: tuple[int, ...], classes: int) -> Any:
+def _model(source: ModelSource, data: Space) -> Any:
     """The model of a source; one that is not there yet as its recipe or run file would begin it."""
     from fewstep.cli.configure import configured, listed
-    from fewstep.models.bundle import shipped
+    from fewstep.models.folder import shipped
     from fewstep.models.source import Saved
 
     if isinstance(source, Saved) and source.path not in shipped():
@@ -116,8 +119,8 @@ def _model(source: ModelSource, shape: tuple[int, ...], classes: int) -> Any:
             recipe != path.name or (recipe in listed("recipes") and not path.exists())
         ):
             run, _ = configured(recipe, [])
-            return _model(run.start or run.teacher, shape, classes)
-    return source.load(shape, classes, 0)
+            return _model(run.start or run.teacher, data)
+    return source.load(data, 0)
 
 
 def show(run: Run, plan: Plan) -> None:

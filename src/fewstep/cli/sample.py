@@ -10,9 +10,6 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fewstep.diffusion.samplers import Sampler
-    from fewstep.models.bundle import DiffusionModel
-
 
 def sample(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
@@ -47,37 +44,24 @@ def sample(
 
     from fewstep.choice import did_you_mean
     from fewstep.cli.images import check_place, write_images
-    from fewstep.metrics.evaluation import samples
-    from fewstep.models.bundle import load
+    from fewstep.models.folder import load
+    from fewstep.models.request import Request
     from fewstep.training.config import pick_device
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"no dtype {dtype!r}{did_you_mean(dtype, list(dtypes))}")
-    if times is not None and steps is not None:
-        raise ValueError("--times says how many steps there are: give it without --steps")
     check_place(out)
     loaded = load(model, ema).to(pick_device(device), dtypes[dtype])
-    wanted = None if labels is None else _labels(labels)
-    if wanted is not None and num is not None and num != len(wanted):
-        wanted = wanted.repeat(num // len(wanted) + 1)[:num]
-    chosen = _sampler(loaded, sampler, times)
-    count = num or (16 if wanted is None else len(wanted))
-    images, used, rate = samples(
-        loaded,
-        count,
-        seed,
-        labels=wanted,
-        steps=steps,
-        sampler=chosen,
-        guidance=guidance,
-        batch=batch,
-    )
-    write_images(out, images, used)
-    final = chosen if steps is None else chosen.with_steps(steps)
-    each = loaded.evaluations(final, guidance)
+    asked = {} if labels is None else {"label": _labels(labels)}
+    if labels is not None and num is not None:
+        asked["label"] = asked["label"].repeat(num // len(asked["label"]) + 1)[:num]
+    request = Request(asked, {}, num, steps, _times(times), sampler, guidance, seed, batch)
+    answer = loaded.answer(request)
+    write_images(out, answer.images(), answer.asked.get("label"))
     print(
-        f"{out}: {count} images, {final.steps} steps, {each} evaluations each, {rate:,.0f} images/s"
+        f"{out}: {answer.num} images, {answer.sampler.steps} steps, {answer.evaluations} "
+        f"evaluations each, {answer.num / answer.seconds:,.0f} images/s"
     )
 
 
@@ -92,41 +76,10 @@ def _labels(text: str) -> Tensor:
         ) from None
 
 
-def _sampler(model: DiffusionModel, name: str | None, times: str | None) -> Sampler:
-    """The model's own sampler, or another one, with explicit times where they are given."""
-    from dataclasses import replace
-
-    from fewstep.diffusion.samplers import Ode, Sampler
-    from fewstep.diffusion.solvers import Solver
-    from fewstep.diffusion.times import Explicit
-
-    chosen = model.sampler
-    if name is not None:
-        kinds = Solver.kinds()
-        ode = next(
-            (kind for key, kind in kinds.items() if key.replace("_", "") == name.replace("_", "")),
-            None,
-        )
-        others = {k: v for k, v in Sampler.kinds().items() if v is not Ode}
-        if ode is None and name not in others:
-            from fewstep.choice import did_you_mean
-
-            raise ValueError(f"no sampler {name!r}{did_you_mean(name, [*kinds, *others])}")
-        chosen = (
-            Ode(steps=chosen.steps, solver=ode())
-            if ode
-            else others[name]().with_steps(chosen.steps)
-        )
-    if times is None:
-        return chosen
+def _times(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
     try:
-        points = tuple(float(word) for word in times.split(","))
+        return [float(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"--times {times!r}: expected numbers with commas between them") from None
-    top = model.denoiser.process.t_max
-    if not abs(points[0] - top) <= 1e-6 * top:
-        raise ValueError(
-            f"--times must begin at {top:g}, where this model's noise begins, got {points[0]:g}"
-        )
-    grid = Explicit((points[1:],), end=chosen.times.end)
-    return replace(chosen, steps=len(points), times=grid)  # type: ignore[type-var]
+        raise ValueError(f"--times {text!r}: expected numbers with commas between them") from None

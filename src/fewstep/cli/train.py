@@ -36,7 +36,7 @@ def train(
         return
     sections = [progress_section(folder)]
     if run.method.sampler(_last(run)) is not None:
-        from fewstep.models.bundle import load
+        from fewstep.models.folder import load
 
         model = load(folder)
         steps = sorted({1, 2, 4, model.sampler.steps})

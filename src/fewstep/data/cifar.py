@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import Natural
+from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.parquet import Parquet
 from fewstep.data.pictures import OnBad, Pixels
-from fewstep.data.source import Dataset, Source, check_labels, files_below, of_training, unpacked
+from fewstep.data.source import Source, check_labels, files_below, of_training, unpacked
 
 BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")
 ARCHIVE = re.compile(r"cifar.*\.(tar|tar\.gz|tgz)")
@@ -74,7 +75,7 @@ class Cifar(Source):
         )
         pixels = torch.from_numpy(np.concatenate(images).reshape(-1, *SHAPE))
         notes = {"files": ", ".join(map(str, batches))}
-        return Dataset(pixels, torch.cat(labels), max(classes), torch.arange(len(pixels)), notes)
+        return held_images(pixels, torch.cat(labels), max(classes), notes=notes)
 
     def _batch(self, file: Path, content: bytes) -> tuple[Pixels, Tensor, int]:
         """Pixels (n, 3072), the labels that were asked for, and the number of their classes."""

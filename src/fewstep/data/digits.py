@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fewstep.data.source import Dataset, Source
+from fewstep.data.dataset import Dataset, held_images
+from fewstep.data.source import Source
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,6 @@ class Digits(Source):
         digits = load_digits()
         images = (torch.from_numpy(digits.images) / 16 * 255).round().to(torch.uint8)[:, None]
         labels = torch.from_numpy(digits.target).long()
-        return Dataset(
+        return held_images(
             images, labels, 10, torch.arange(len(images)), {"source": "scikit-learn's digits"}
         )

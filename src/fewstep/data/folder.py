@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from fewstep.choice import Natural
+from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.pictures import Channels, OnBad, decode_all
-from fewstep.data.source import TESTS, Dataset, Source, files_below
+from fewstep.data.source import TESTS, Source, files_below
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DEPTH = 10
@@ -49,7 +50,7 @@ class Folder(Source):
         labels = torch.tensor([numbers[word] for word in words])[places] if words else None
         names = ", ".join(sorted(numbers, key=lambda word: numbers[word])) or "none"
         notes = {"files": f"{len(files)} below {root}", "class names": names} | notes
-        return Dataset(images, labels, max(numbers.values(), default=-1) + 1, places, notes)
+        return held_images(images, labels, max(numbers.values(), default=-1) + 1, places, notes)
 
 
 def _root(path: Path, files: Sequence[Path]) -> Path:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from fewstep.choice import Count
-from fewstep.data.source import Dataset, Source, check_labels, unpacked
+from fewstep.data.dataset import Dataset, held_images
+from fewstep.data.source import Source, check_labels, unpacked
 
 LABELS, IMAGES, COLOURS = 1, 3, 4  # numbers of dimensions, as the magic number has them
 
@@ -55,7 +56,7 @@ class Idx(Source):
                 )
             check_labels(labels, self.classes, f"{labels_file} (data.classes={self.classes})")
         pixels = torch.from_numpy(np.ascontiguousarray(images))
-        return Dataset(pixels, labels, self.classes, torch.arange(len(pixels)), notes)
+        return held_images(pixels, labels, self.classes, torch.arange(len(pixels)), notes)
 
 
 def _stem(file: Path) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from fewstep.choice import Natural
+from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.folder import SUFFIXES
 from fewstep.data.pictures import Channels, OnBad, decode_all
-from fewstep.data.source import Dataset, Source, files_below
+from fewstep.data.source import Source, files_below
 
 # First and last WordNet id of each group. Sorted by id, ImageNet-1k's classes in between are
 # exactly the group's (their numbers in brackets); the larger ImageNet has others there as well.
@@ -70,7 +71,7 @@ class Imagenet9(Source):
             "files": f"{len(files)} in {len(seen)} folders",
             "class names": ", ".join(GROUPS),
         } | notes
-        return Dataset(images, labels, len(GROUPS), places, notes)
+        return held_images(images, labels, len(GROUPS), places, notes)
 
 
 def group(wnid: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from fewstep.choice import Natural
+from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.pictures import Channels, OnBad, decode_all
-from fewstep.data.source import Dataset, Source, check_labels, files_below, of_training
+from fewstep.data.source import Source, check_labels, files_below, of_training
 
 IMAGES, LABELS = ("img", "image"), ("label", "fine_label", "labels")
 
@@ -63,7 +64,7 @@ class Parquet(Source):
         if targets is not None:
             check_labels(targets, classes, where)
         notes = {"files": where, "class names": ", ".join(names) or "unknown"} | notes
-        return Dataset(images, targets, classes, places, notes)
+        return held_images(images, targets, classes, places, notes)
 
     def _columns(self, file: Path) -> tuple[list[bytes | None], list[int], list[str]]:
         """Encoded pictures, labels (or none) and names of the classes (or none) of one file."""

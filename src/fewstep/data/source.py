@@ -1,6 +1,4 @@
-"""Data sources and what they read: a `Dataset` in memory, with its split, its fingerprint and its
-report.
-"""
+"""Data sources: where rows come from, which of them are used, and what was found there."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import gzip
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, ClassVar, Literal, cast
 
@@ -17,53 +15,10 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import Choice, Natural, Share
+from fewstep.data.dataset import Dataset
 
 Split = Literal["all", "train", "test"]
 TESTS = {"test", "val", "valid", "validation"}
-
-
-@dataclass(eq=False)
-class Dataset:
-    """Images (n, channels, height, width) uint8 with labels (n,) int64 in 0 … classes - 1, or None.
-
-    ids: the place of each image in its source, by which splits are chosen. notes: what was found,
-    for `data check`. flip: whether a training sees half of the images mirrored (`Stream` does it;
-    `images` and `floats` never are).
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    classes: int
-    ids: Tensor
-    notes: dict[str, str] = field(default_factory=dict)
-    flip: bool = False
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one image, (channels, height, width)."""
-        return tuple(self.images.shape[1:])
-
-    def floats(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """Images in [0, 1], float32."""
-        return self.images[index].float() / 255
-
-    def fingerprint(self) -> str:
-        """A hash of all images and labels."""
-        digest = hashlib.sha256(str((tuple(self.images.shape), self.classes)).encode())
-        digest.update(self.images.numpy().tobytes())
-        if self.labels is not None:
-            digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def select(self, keep: Tensor) -> Dataset:
-        """The images at these indices."""
-        labels = None if self.labels is None else self.labels[keep]
-        return Dataset(
-            self.images[keep], labels, self.classes, self.ids[keep], dict(self.notes), self.flip
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +52,9 @@ class Source(Choice, ABC):
         """The kind for a file or folder: the one that reads the most bytes of it. ValueError where
         none reads any.
         """
-        sizes = {
-            name: sum(file.stat().st_size for file in kind.files_at(path))
-            for name, kind in cls.kinds().items()
-        }
+        sizes = {}
+        for name, kind in cls.kinds().items():
+            sizes[name] = sum(file.stat().st_size for file in kind.files_at(path))
         if not any(sizes.values()):
             raise ValueError(f"no data in {path} (found: {_content(path)}) for {', '.join(sizes)}")
         return max(sizes, key=lambda name: sizes[name])
@@ -147,7 +101,9 @@ class Source(Choice, ABC):
             raise ValueError(
                 f"no images left of {len(everything)} after split={split}, fraction={self.fraction}"
             )
-        return replace(everything.select(index), flip=self.flip and split != "test")
+        chosen = everything.select(index)
+        chosen.flip = self.flip and split != "test"
+        return chosen
 
     def _hash(self, ids: Tensor, salt: str = "split") -> Tensor:
         """A number in [0, 1) for each id, the same on every machine (SplitMix64 of the id and the

@@ -1,13 +1,15 @@
 """`Stream`: a dataset as an endless sequence of batches in a fixed random order."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
-from fewstep.data.source import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.batch import Batch
-from fewstep.models.codec import Codec
-from fewstep.models.conditioner import Conditioner
+from fewstep.models.codec import CodecModule
+from fewstep.models.conditioner import ConditionerModule
 
 
 class Stream:
@@ -15,16 +17,29 @@ class Stream:
     batch can be asked for.
 
     Position k·batch + r walks through one random permutation per epoch; a batch may cross into the
-    next one.
+    next one. Rows move to the device of the draws as they are stored (bytes, numbers, texts) and
+    become samples and conditions there. shape: of a sample in model space; needed where the data
+    holds none (prompts only).
     """
 
     def __init__(
-        self, dataset: Dataset, codec: Codec, conditioner: Conditioner, seed: int, batch: int
+        self,
+        dataset: Dataset,
+        codec: CodecModule,
+        conditioner: ConditionerModule,
+        seed: int,
+        batch: int,
+        shape: tuple[int, ...] | None = None,
     ):
         self.dataset, self.codec, self.conditioner = dataset, codec, conditioner
         self.seed, self.batch = seed, batch
         self.fingerprint = dataset.fingerprint()
+        self.shape = shape
         self._orders: dict[int, Tensor] = {}
+
+    def on(self, dataset: Dataset, seed: int, batch: int) -> Stream:
+        """A stream of other rows into the same model space."""
+        return Stream(dataset, self.codec, self.conditioner, seed, batch, self.shape)
 
     def ids(self, number: int, rows: range) -> Tensor:
         """The dataset indices of these rows of batch `number`."""
@@ -37,14 +52,32 @@ class Stream:
 
     def __call__(self, number: int, rows: range, draws: Draws) -> Batch:
         """Rows of batch `number`, in model space, on the device of the draws."""
-        index = self.ids(number, rows)
-        labels = None if self.dataset.labels is None else self.dataset.labels[index]
-        images = self.dataset.floats(index)
+        read = self.dataset.rows(self.ids(number, rows))
+        for name, column in read.items():
+            if isinstance(column, Tensor):
+                read[name] = column.to(draws.device, non_blocking=True)
+        x0 = self._sample(read, number, rows, draws)
+        shape = self.shape if x0 is None else tuple(x0.shape[1:])
+        assert shape is not None, "rows without samples, and nobody said the shape"
+        with torch.no_grad():
+            cond = self.conditioner.to(draws.device)(read)
+        return Batch(cond.to(draws.device), draws, shape, x0)
+
+    @torch.no_grad()
+    def _sample(
+        self, read: dict[str, Tensor], number: int, rows: range, draws: Draws
+    ) -> Tensor | None:
+        """Latents as they are stored, images through the codec, or nothing."""
+        if "latent" in read:
+            return read["latent"]
+        if "image" not in read:
+            return None
+        images = read["image"].float() / 255
         if self.dataset.flip:
             mirrored = Draws(self.seed, rows, stream="flip", step=number).uniform() < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        x0 = self.codec.encode(images).to(draws.device, non_blocking=True)
-        return Batch(self.conditioner(labels).to(draws.device), draws, tuple(x0.shape[1:]), x0)
+            chosen = mirrored.to(draws.device, non_blocking=True)[:, None, None, None]
+            images = torch.where(chosen, images.flip(-1), images)
+        return self.codec.to(draws.device).encode(images, draws.fork("codec"))
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

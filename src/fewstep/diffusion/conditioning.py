@@ -13,7 +13,7 @@ from fewstep.diffusion.draws import Draws
 
 @dataclass(frozen=True, eq=False)
 class Cond:
-    """Named values, one row per sample, and the values that mean "no condition" (their null).
+    """Named values, one row per sample, and the one row that means "no condition" (their null).
 
     A value without a null (a guidance scale, say) stays as it is when the condition is taken away.
     """
@@ -26,7 +26,10 @@ class Cond:
 
     def unconditional(self) -> Cond:
         """The same rows without their condition."""
-        return replace(self, values={k: self.null.get(k, v) for k, v in self.values.items()})
+        return replace(self, values={k: self._bare(k, v) for k, v in self.values.items()})
+
+    def _bare(self, name: str, value: Tensor) -> Tensor:
+        return self.null[name].expand_as(value) if name in self.null else value
 
     def dropped(self, share: float, draws: Draws) -> Cond:
         """The condition taken away from a random share of the rows, as guidance needs it
@@ -50,15 +53,11 @@ class Cond:
     def doubled(self) -> Cond:
         """The conditional rows, then the unconditional ones: one batch for a guided step."""
         bare = self.unconditional().values
-        null = {k: torch.cat([v, v]) for k, v in self.null.items()}
-        return Cond({k: torch.cat([v, bare[k]]) for k, v in self.values.items()}, null)
+        return Cond({k: torch.cat([v, bare[k]]) for k, v in self.values.items()}, self.null)
 
     def select(self, start: int, stop: int) -> Cond:
         """Rows start … stop - 1."""
-        return Cond(
-            {k: v[start:stop] for k, v in self.values.items()},
-            {k: v[start:stop] for k, v in self.null.items()},
-        )
+        return replace(self, values={k: v[start:stop] for k, v in self.values.items()})
 
     def to(self, device: torch.device | str) -> Cond:
         """The same on another device."""

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -34,10 +36,19 @@ class Sampler(Choice, ABC):
         """Network evaluations; twice as many where guidance doubles the batch."""
 
     @abstractmethod
+    def walk(
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+    ) -> Iterator[tuple[Time, Sample]]:
+        """Each step's end: its time (batch,) and x there. noise: unit normal; it is scaled to the
+        process's prior inside.
+        """
+
     def __call__(
         self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
     ) -> Sample:
-        """noise: unit normal; it is scaled to the process's prior inside."""
+        """x0: where the walk ends."""
+        [(_, x0)] = deque(self.walk(denoise, process, noise, cond, draws), maxlen=1)
+        return x0
 
     def with_steps(self: S, n: int) -> S:
         """The same sampler with n >= 1 steps."""
@@ -72,9 +83,9 @@ class Ode(Sampler):
         last = self.solver.calls - 1 if self.times.end == "t_data" else 0
         return self.solver.calls * self.steps - last
 
-    def __call__(
+    def walk(
         self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
-    ) -> Sample:
+    ) -> Iterator[tuple[Time, Sample]]:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
         history: History = []
@@ -82,7 +93,7 @@ class Ode(Sampler):
             if self.churn:
                 x, t = self._stirred(process, x, t, draws)
             x = self.solver(denoise, process, x, t, s, cond, history)
-        return x
+            yield s, x
 
     def _stirred(self, process: Process, x: Sample, t: Time, draws: Draws) -> tuple[Sample, Time]:
         r = process.sigma(t) / process.alpha(t)
@@ -124,14 +135,15 @@ class Renoise(Sampler):
     def evaluations(self) -> int:
         return self.steps
 
-    def __call__(
+    def walk(
         self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
-    ) -> Sample:
+    ) -> Iterator[tuple[Time, Sample]]:
         *rows, end = self._rows(process, len(noise))
         x = denoise(process.prior(noise), rows[0], cond)
+        yield end, x
         for t in rows[1:]:
             x = denoise(renoised(process, x, draws.normal(*x.shape[1:]).to(x), end, t), t, cond)
-        return x
+            yield end, x
 
 
 @dataclass(frozen=True)
@@ -153,9 +165,9 @@ class FlowMap(Sampler):
     def evaluations(self) -> int:
         return self.steps
 
-    def __call__(
+    def walk(
         self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
-    ) -> Sample:
+    ) -> Iterator[tuple[Time, Sample]]:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
         for i, (t, s) in enumerate(zip(rows, rows[1:])):
@@ -165,7 +177,7 @@ class FlowMap(Sampler):
             x = process.step(x, denoise(x, t, cond, land), t, land)
             if land is not s:
                 x = renoised(process, x, draws.normal(*x.shape[1:]).to(x), land, s)
-        return x
+            yield s, x
 
     def landing(self, process: Process, s: Time) -> Time:
         """Where a jump that is to be at s, once noise is added, ends."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import CmBoundary
 from fewstep.diffusion.process import VarianceExploding
@@ -83,7 +82,7 @@ def _checked(model: DiffusionModel) -> UNetModule:
             and isinstance(model.sampler.times, Karras | Auto)  # the same on this process
             and model.sampler.times.end == "t_min"
         ),
-        "its images are not in [-1, 1]": not isinstance(model.codec, Pixels),
+        "its images are not in [-1, 1]": not isinstance(model.codec.spec, Pixels),
         f"its images are not square: {model.shape}": model.shape[1] != model.shape[2],
     }
     for reason, holds in reasons.items():
@@ -106,13 +105,13 @@ def _checked(model: DiffusionModel) -> UNetModule:
 
 def unet_config(network: UNetModule) -> dict[str, Any]:
     """The configuration of the UNet2DModel that computes the same."""
-    spec, outside = network.spec, network.outside
+    spec, space = network.spec, network.space
     levels = len(spec.multipliers)
     attends = [2**level in spec.attention for level in range(levels)]
     return {
-        "sample_size": outside.shape[1],
-        "in_channels": outside.shape[0],
-        "out_channels": outside.shape[0],
+        "sample_size": space.shape[1],
+        "in_channels": space.shape[0],
+        "out_channels": space.shape[0],
         "layers_per_block": spec.blocks,
         "block_out_channels": tuple(spec.channels * m for m in spec.multipliers),
         "down_block_types": tuple(
@@ -130,7 +129,7 @@ def unet_config(network: UNetModule) -> dict[str, Any]:
         "dropout": 0.0,
         # A class that means "no label" is left out: the pipeline draws labels from all that there
         # are.
-        "num_class_embeds": outside.classes or None,
+        "num_class_embeds": space.classes or None,
     }
 
 
@@ -165,7 +164,7 @@ def unet_weights(network: UNetModule) -> dict[str, Tensor]:
     for name, tensor in network.state_dict().items():
         owner, _, kind = name.rpartition(".")
         if owner == "label_emb":
-            renamed["class_embedding.weight"] = tensor[: network.outside.classes]
+            renamed["class_embedding.weight"] = tensor[: network.space.classes]
         elif owner.endswith((".qkv", ".proj_out")):  # 1×1 convolutions there, linear layers here
             flat = tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
             if owner.endswith(".qkv"):
@@ -203,8 +202,8 @@ def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) 
     noise.
     """
     denoiser: Denoiser = model.denoiser.cpu().eval()
-    labels = model.conditioner.labels(0, num)
-    cond = Cond() if labels is None else model.conditioner(labels)
+    asked = model.asked_of(0, num)
+    cond = model.conditioner(asked)
     # The sampler's own way, with the noise that the pipeline will draw from a generator of the same
     # seed.
     draws = torch.Generator().manual_seed(1)
@@ -217,7 +216,7 @@ def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) 
     mine = model.codec.decode(x)
     theirs = pipeline(
         batch_size=num,
-        class_labels=labels,
+        class_labels=asked.get("label"),
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(1),
         output_type="pt",

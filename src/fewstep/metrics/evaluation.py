@@ -1,6 +1,5 @@
 """Rows of a comparison: a model at a number of network evaluations, sampled, judged and timed."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
 from fewstep.metrics.protocol import Reference
 from fewstep.models.bundle import DiffusionModel
+from fewstep.models.request import Request
 
 SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), Dpmpp2m())
 
@@ -20,10 +20,10 @@ def samples(
 ) -> tuple[Tensor, Tensor | None, float]:
     """`num` images in balanced classes, their labels, and images per second."""
     labels = options.pop("labels", None)
-    labels = model.conditioner.labels(0, num) if labels is None else labels
-    started = time.perf_counter()
-    images = model.generate(labels, num=num, seed=seed, **options)
-    return images, labels, num / (time.perf_counter() - started)
+    asked = {} if labels is None else {"label": labels}
+    answer = model.answer(Request(asked, num=num, seed=seed, **options))
+    images = answer.images()
+    return images, answer.asked.get("label"), num / answer.seconds
 
 
 def row(

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.data.source import Dataset, check_labels
+from fewstep.data.dataset import Dataset
+from fewstep.data.source import check_labels
 from fewstep.metrics.diversity import diversity
 from fewstep.metrics.frechet import frechet_distance
 from fewstep.models.classifier import Classifier, find_classifier

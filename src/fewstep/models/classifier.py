@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from fewstep.choice import Choice, Count, Share
 from fewstep.files import load_tensors, new_folder, save_tensors, sha256, write_json
-from fewstep.models.bundle import FORMAT, WEIGHTS, read_description, shipped_folder
-from fewstep.models.codec import Codec, Pixels
-from fewstep.models.conditioner import Conditioner, Labels
+from fewstep.models.codec import CodecModule, Pixels
+from fewstep.models.conditioner import ConditionerModule, Labels
+from fewstep.models.folder import FORMAT, WEIGHTS, read_description, shipped_folder
 from fewstep.models.source import ModelSource
+from fewstep.models.space import Space
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Classifier:
     classes: int
     card: dict[str, Any] = field(default_factory=dict)
     stamp: str = ""
-    codec: Codec = field(default_factory=Pixels)
+    codec: CodecModule = field(default_factory=lambda: Pixels().build())
 
     @property
     def denoiser(self) -> nn.Module:
@@ -92,9 +93,9 @@ class Classifier:
         return self.network
 
     @property
-    def conditioner(self) -> Conditioner:
+    def conditioner(self) -> ConditionerModule:
         """Labels as they are."""
-        return Labels(self.classes, null=False)
+        return Labels(self.classes, null=False).build()
 
     def trained(
         self, net: nn.Module, sampler: None, guidance: Any, card: dict[str, Any], variants: Any
@@ -178,9 +179,10 @@ class FreshClassifier(ModelSource):
 
     network: ClassifierNetwork = field(default_factory=ClassifierNetwork)
 
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Classifier:
-        if not classes:
-            raise ValueError("a classifier needs labelled data")
+    def load(self, data: Space, seed: int) -> Classifier:
+        if not data.classes or "image" not in data.columns:
+            raise ValueError("a classifier needs labelled images")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Classifier(self.network.build(shape, classes), tuple(shape), classes)
+            network = self.network.build(data.shape, data.classes)
+        return Classifier(network, data.shape, data.classes)

@@ -1,20 +1,54 @@
 """Codecs: images in [0, 1] to model space and back."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.choice import Choice
+from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.types import Sample
 
 
 class Codec(Choice, ABC):
-    """Model space is where noise is added; the codec is the only place that knows another."""
+    """The options of a codec; `build` makes the module, with its weights.
+
+    Model space is where noise is added; the codec is the only place that knows another.
+    """
+
+    folder: ClassVar[str | None] = "fewstep.models"
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Sample:
-        """(batch, channels, height, width) in [0, 1] to model space, float32."""
+    def build(self) -> CodecModule:
+        """The module. Weights that are not part of the options are loaded by whoever saved them."""
+
+    def shape(self, image: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a sample in model space, for images of that shape (channels, height, width)."""
+        return image
+
+    def image_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the image that a sample of that shape becomes."""
+        return shape
+
+
+class CodecModule(nn.Module, ABC):
+    """A codec with its weights, which are frozen and move with the model.
+
+    A module without parameters or buffers is saved by its options alone.
+    """
+
+    spec: Codec
+
+    @abstractmethod
+    def encode(self, images: Tensor, draws: Draws | None = None) -> Sample:
+        """(batch, channels, height, width) in [0, 1] to model space, float32.
+
+        A codec that has a distribution over latents draws from it, or without `draws` gives its
+        middle.
+        """
 
     @abstractmethod
     def decode(self, x0: Sample) -> Tensor:
@@ -27,7 +61,18 @@ class Pixels(Codec):
     pipelines live.
     """
 
-    def encode(self, images: Tensor) -> Sample:
+    def build(self) -> CodecModule:
+        return PixelsModule(self)
+
+
+class PixelsModule(CodecModule):
+    """An affine map."""
+
+    def __init__(self, spec: Pixels):
+        super().__init__()
+        self.spec = spec
+
+    def encode(self, images: Tensor, draws: Draws | None = None) -> Sample:
         return images * 2 - 1
 
     def decode(self, x0: Sample) -> Tensor:

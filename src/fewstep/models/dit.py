@@ -19,11 +19,11 @@ from fewstep.models.network import (
     ConditionedModule,
     Network,
     NetworkModule,
-    Outside,
     TimeInput,
     sinusoid,
     zeroed,
 )
+from fewstep.models.space import Space
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Dit(Network):
     time_input: TimeInput = "log_sigma"
     extra: tuple[str, ...] = ()
 
-    def build(self, outside: Outside) -> NetworkModule:
-        shape = tuple(outside.shape)
+    def build(self, space: Space) -> NetworkModule:
+        shape = tuple(space.shape)
         if len(shape) != 3:
             raise ValueError(f"a DiT needs images (channels, height, width), got shape {shape}")
         if any(n % self.patch for n in shape[1:]):
@@ -62,7 +62,7 @@ class Dit(Network):
                 f"width={self.width}; "
                 f"width={math.ceil(self.width / unit) * unit} fits"
             )
-        return DitModule(self, outside)
+        return DitModule(self, space)
 
 
 class Attention(nn.Module):
@@ -109,11 +109,11 @@ class DitModule(ConditionedModule):
 
     spec: Dit
 
-    def __init__(self, spec: Dit, outside: Outside):
-        super().__init__(spec, outside, 256, spec.width)
-        channels, *sides = outside.shape
+    def __init__(self, spec: Dit, space: Space):
+        super().__init__(spec, space, 256, spec.width)
+        channels, *sides = space.shape
         self.rows, self.columns = (n // spec.patch for n in sides)
-        if outside.classes:
+        if space.classes:
             nn.init.normal_(self.label_emb.weight, std=0.02)
         self.patch_embed = _linear(channels * spec.patch**2, spec.width)
         self.register_buffer(

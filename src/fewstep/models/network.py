@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from fewstep.choice import Choice, kind_of, replaced
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.types import Sample, Time
+from fewstep.models.space import Classes, Space
 
 TimeInput = Literal["log_sigma", "identity", "thousand"]
 M = TypeVar("M", bound=nn.Module)
-
-
-class Outside(NamedTuple):
-    """What a network must fit: sample shape, number of classes (0: none), whether "no class" is one
-    more of them.
-    """
-
-    shape: tuple[int, ...]
-    classes: int = 0
-    null: bool = False
 
 
 class Network(Choice, ABC):
@@ -43,8 +34,11 @@ class Network(Choice, ABC):
     extra: tuple[str, ...]
 
     @abstractmethod
-    def build(self, outside: Outside) -> NetworkModule:
-        """A freshly initialised network. ValueError where the options cannot serve that shape."""
+    def build(self, space: Space) -> NetworkModule:
+        """A freshly initialised network for samples of that shape and conditions of those columns.
+
+        ValueError where the options cannot serve them.
+        """
 
 
 class NetworkModule(Protocol):
@@ -54,7 +48,7 @@ class NetworkModule(Protocol):
     whose output a discriminator reads, with their channels.
     """
 
-    outside: Outside
+    space: Space
     checkpointing: bool
     taps: Mapping[str, int]
 
@@ -81,23 +75,28 @@ class ConditionedModule(nn.Module, ABC):
     """What our own networks share: time, label and extra inputs, each embedded, summed to one
     vector per sample.
 
-    frequencies: the size of the sinusoids. size: that of the sum. Sub-modules carry the names of
-    openai's layout. Raises ValueError for an extra input that is not known.
+    Of the condition they read "label". frequencies: the size of the sinusoids. size: that of the
+    sum. Sub-modules carry the names of openai's layout. Raises ValueError for an extra input that
+    is not known, and for a condition with other columns.
     """
 
     spec: Network
     taps: Mapping[str, int]
 
-    def __init__(self, spec: Network, outside: Outside, frequencies: int, size: int):
+    def __init__(self, spec: Network, space: Space, frequencies: int, size: int):
         super().__init__()
         self.checkpointing = False
-        self.spec, self.outside, self.frequencies = spec, outside, frequencies
+        self.spec, self.space, self.frequencies = spec, space, frequencies
         self._refuse_unknown(set(spec.extra))
+        if other := set(space.columns) - {"label"}:
+            kind = kind_of(type(spec))
+            raise ValueError(f"a {kind} reads labels only, not {', '.join(sorted(other))}")
         self.time_embed = nn.Sequential(
             nn.Linear(frequencies, size), nn.SiLU(), nn.Linear(size, size)
         )
-        if outside.classes:
-            self.label_emb = nn.Embedding(outside.classes + outside.null, size)
+        label = space.columns.get("label")
+        if isinstance(label, Classes):
+            self.label_emb = nn.Embedding(label.num + label.null, size)
         self.extra_embed = nn.ModuleDict(
             {name: Embedding(frequencies, size) for name in spec.extra}
         )
@@ -109,7 +108,7 @@ class ConditionedModule(nn.Module, ABC):
     @property
     def inputs(self) -> tuple[str, ...]:
         """What it reads of the condition."""
-        return (("label",) if self.outside.classes else ()) + self.spec.extra
+        return tuple(self.space.columns) + self.spec.extra
 
     def with_inputs(self, names: Set[str]) -> nn.Module:
         """A copy with zero-initialised embeddings of "guidance" or "s" added."""
@@ -141,7 +140,7 @@ class ConditionedModule(nn.Module, ABC):
         weight = self.time_embed[0].weight
         features = sinusoid(self.number(t), self.frequencies)
         total = self.time_embed(features.to(weight.dtype))  # type: ignore[arg-type]
-        if self.outside.classes:
+        if self.space.classes:
             total = total + self.label_emb(cond["label"])
         for name, embed in self.extra_embed.items():
             if name == "s":

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from fewstep import plugins
-from fewstep.choice import Choice, flat
+from fewstep.choice import Choice, flat, kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Edm, Parameterization
 from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.samplers import Ode
-from fewstep.models.bundle import DiffusionModel, load
+from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, Pixels
 from fewstep.models.conditioner import Conditioner, Labels, Unconditional
-from fewstep.models.network import Network, Outside
+from fewstep.models.folder import load
+from fewstep.models.network import Network
+from fewstep.models.space import Space, described
 from fewstep.models.unet import UNet
 
 
@@ -28,10 +30,8 @@ class ModelSource(Choice, ABC):
     """
 
     @abstractmethod
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> Any:
-        """The model, fit for images of that shape with that many classes (0: unlabelled).
-        ValueError if not.
-        """
+    def load(self, data: Space, seed: int) -> Any:
+        """The model, fit for rows of that data. ValueError where it is not."""
 
     @classmethod
     def spelled(cls, value: Any) -> Any:
@@ -50,49 +50,60 @@ class ModelSource(Choice, ABC):
 
 @dataclass(frozen=True)
 class Saved(ModelSource):
-    """A shipped model by name, a run's folder or a model's folder. ema: one of its averages."""
+    """A shipped model by name, a run's folder or a model's folder."""
 
     path: str
+    """Name of a shipped model, or a folder."""
     ema: str | None = None
+    """One of its averages, by its decay; the model's own weights if not given."""
 
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:
+    def load(self, data: Space, seed: int) -> DiffusionModel:
         model = load(self.path, self.ema)
-        if tuple(model.shape) != tuple(shape):
-            raise ValueError(
-                f"the teacher {self.path} makes samples of shape {model.shape}, the data has "
-                f"{shape}"
-            )
-        if model.conditioner.classes not in (0, classes):
-            raise ValueError(
-                f"the teacher {self.path} has {model.conditioner.classes} classes, the data has "
-                f"{classes}"
-            )
+        if reason := model.unfit(data):
+            raise ValueError(f"the teacher {self.path} does not fit the data: {reason}")
         return model
 
 
 @dataclass(frozen=True)
 class Fresh(ModelSource):
-    """A new network, initialised under the run's seed. conditional=False ignores the labels of the
-    data.
-
-    null: the network also knows "no label", which guidance needs.
-    """
+    """A new network, initialised under the run's seed."""
 
     network: Network = dataclasses.field(default_factory=UNet)
+    """The network."""
     process: Process = dataclasses.field(default_factory=VarianceExploding)
+    """How data becomes noise."""
     parameterization: Parameterization = dataclasses.field(default_factory=Edm)
+    """What the network predicts."""
     codec: Codec = dataclasses.field(default_factory=Pixels)
+    """How images come into model space."""
+    conditioner: Conditioner | None = None
+    """What the network is conditioned on; if not given, labels where the data has them."""
     conditional: bool = True
+    """False ignores what the data holds beside its images."""
     null: bool = True
+    """Whether a network of labels also knows "no label", which guidance needs."""
 
-    def load(self, shape: tuple[int, ...], classes: int, seed: int) -> DiffusionModel:
-        labelled = self.conditional and classes > 0
-        conditioner: Conditioner = Labels(classes, self.null) if labelled else Unconditional()
+    def load(self, data: Space, seed: int) -> DiffusionModel:
+        if not data.shape:
+            held = described(data.columns)
+            raise ValueError(f"a new network needs images or latents, the data has {held}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.network.build(
-                Outside(tuple(shape), conditioner.classes, conditioner.null)
-            )
+            codec = self.codec.build()
+            conditioner = self._conditioner(data).build()
+        if reason := conditioner.spec.unfit(data):
+            raise ValueError(f"the conditioner {kind_of(type(conditioner.spec))}: {reason}")
+        shape = data.shape if "latent" in data.columns else self.codec.shape(data.shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.network.build(Space(tuple(shape), conditioner.columns))
         assert isinstance(network, torch.nn.Module)
         denoiser = Denoiser(network, self.process, self.parameterization)
-        return DiffusionModel(denoiser, self.codec, conditioner, tuple(shape), Ode(), Guidance())
+        return DiffusionModel(denoiser, codec, conditioner, tuple(shape), Ode(), Guidance())
+
+    def _conditioner(self, data: Space) -> Conditioner:
+        if not self.conditional:
+            return Unconditional()
+        if self.conditioner is not None:
+            return self.conditioner
+        return Labels(data.classes, self.null) if data.classes else Unconditional()

@@ -19,10 +19,10 @@ from fewstep.models.network import (
     ConditionedModule,
     Network,
     NetworkModule,
-    Outside,
     TimeInput,
     zeroed,
 )
+from fewstep.models.space import Space
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class UNet(Network):
     time_input: TimeInput = "log_sigma"
     extra: tuple[str, ...] = ()
 
-    def build(self, outside: Outside) -> NetworkModule:
+    def build(self, space: Space) -> NetworkModule:
         factor = 2 ** (len(self.multipliers) - 1)
-        if len(outside.shape) != 3 or any(n % factor for n in outside.shape[1:]):
+        if len(space.shape) != 3 or any(n % factor for n in space.shape[1:]):
             raise ValueError(
                 f"a U-Net of {len(self.multipliers)} levels needs images whose sides divide by "
                 f"{factor}, "
-                f"got shape {tuple(outside.shape)}"
+                f"got shape {tuple(space.shape)}"
             )
         for channels in (self.channels * m for m in self.multipliers):
             if channels % self.groups or channels % self.head_channels:
@@ -57,7 +57,7 @@ class UNet(Network):
                     f"{channels} channels do not divide by groups={self.groups} and "
                     f"head_channels={self.head_channels}"
                 )
-        return UNetModule(self, outside)
+        return UNetModule(self, space)
 
 
 class Stack(nn.Sequential):
@@ -133,9 +133,9 @@ class UNetModule(ConditionedModule):
 
     spec: UNet
 
-    def __init__(self, spec: UNet, outside: Outside):
-        image_channels, width, embedding = outside.shape[0], spec.channels, 4 * spec.channels
-        super().__init__(spec, outside, width, embedding)
+    def __init__(self, spec: UNet, space: Space):
+        image_channels, width, embedding = space.shape[0], spec.channels, 4 * spec.channels
+        super().__init__(spec, space, width, embedding)
 
         def block(inputs: int, outputs: int, factor: int, resample: str = "") -> list[nn.Module]:
             made: list[nn.Module] = [ResBlock(inputs, outputs, embedding, spec, resample)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.source import Dataset
+from fewstep.data.dataset import Dataset
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
@@ -42,12 +42,12 @@ class Health:
         self.held_out = None
         if held_out is not None:
             self.rows = range(min(HELD_OUT, len(held_out)))
-            self.held_out = Stream(held_out, stream.codec, stream.conditioner, SEED, len(self.rows))
+            self.held_out = stream.on(held_out, SEED, len(self.rows))
         self.teacher = teacher
         if teacher is not None:
             self.draws = Draws(SEED, range(IMAGES), stream="health", device=device)
             self.noise = self.draws.fork("noise").normal(*teacher.shape)
-            self.cond = teacher.conditioner(teacher.conditioner.labels(0, IMAGES)).to(device)
+            self.cond = teacher.conditioner(teacher.asked_of(0, IMAGES)).to(device)
             self.goal = self._sampled(teacher.denoiser.to(device), teacher.sampler)
 
     @torch.no_grad()

@@ -1,0 +1,147 @@
+"""`Dataset`: rows of named columns, read when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.models.space import Column, Space, data_space, image_space
+
+Rows = dict[str, Any]  # a tensor or a list of texts by column, one entry per row
+
+
+class Dataset(ABC):
+    """Rows 0 … len - 1 of named columns.
+
+    Known columns: image (uint8, channels × height × width), latent (float32, in model space), label
+    (int64, 0 … classes - 1), caption (text), embedding (float32). columns: what an entry of each
+    is. ids: the place of each row in its source, by which splits are chosen. notes: what was found,
+    for `data check`. flip: whether a training sees half of the images mirrored (`Stream` does it;
+    rows never are). in_memory: whether reading rows
+    is not worth a worker.
+    """
+
+    columns: Mapping[str, Column]
+    ids: Tensor
+    notes: dict[str, str]
+    flip: bool
+    in_memory: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def rows(self, index: Tensor, columns: Sequence[str] | None = None) -> Rows:
+        """These rows; only the columns named, where any are. ValueError names what cannot be
+        read.
+        """
+
+    @abstractmethod
+    def select(self, keep: Tensor) -> Dataset:
+        """The rows at these indices."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the contents of all rows, and of how they are read."""
+
+    @property
+    def space(self) -> Space:
+        """What a model must agree on with these rows."""
+        return data_space(self.columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, (channels, height, width); () where there are no samples."""
+        return self.space.shape
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 where there are no labels."""
+        return self.space.classes
+
+    @property
+    def labels(self) -> Tensor | None:
+        """All labels, (n,) int64; None where there are none."""
+        if "label" not in self.columns:
+            return None
+        labels: Tensor = self.rows(torch.arange(len(self)), ["label"])["label"]
+        return labels
+
+    @property
+    def images(self) -> Tensor:
+        """All pictures, (n, channels, height, width) uint8, read at once."""
+        images: Tensor = self.rows(torch.arange(len(self)), ["image"])["image"]
+        return images
+
+    def floats(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """Images in [0, 1], float32."""
+        place = torch.arange(len(self))[index]
+        images: Tensor = self.rows(place, ["image"])["image"]
+        return images.float() / 255
+
+
+class Held(Dataset):
+    """Rows that live in memory."""
+
+    in_memory = True
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor | list[str]],
+        columns: Mapping[str, Column],
+        ids: Tensor,
+        notes: Mapping[str, str] | None = None,
+        flip: bool = False,
+    ):
+        self.values, self.columns, self.ids = dict(values), dict(columns), ids
+        self.notes, self.flip = dict(notes or {}), flip
+        assert all(len(value) == len(ids) for value in values.values())
+
+    def rows(self, index: Tensor, columns: Sequence[str] | None = None) -> Rows:
+        found: Rows = {}
+        for name in self.values if columns is None else columns:
+            value = self.values[name]
+            if isinstance(value, Tensor):
+                found[name] = value[index]
+            else:
+                found[name] = [value[i] for i in index.tolist()]
+        return found
+
+    def select(self, keep: Tensor) -> Held:
+        return Held(self.rows(keep), self.columns, self.ids[keep], self.notes, self.flip)
+
+    def fingerprint(self) -> str:
+        images = self.values.get("image")
+        shape = tuple(images.shape) if isinstance(images, Tensor) else (len(self),)
+        digest = hashlib.sha256(str((shape, self.classes)).encode())
+        for name, value in self.values.items():
+            if name not in ("image", "label"):
+                digest.update(name.encode())
+            if isinstance(value, Tensor):
+                digest.update(value.contiguous().numpy().tobytes())
+            else:
+                for text in value:
+                    digest.update(text.encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+
+def held_images(
+    images: Tensor,
+    labels: Tensor | None,
+    classes: int,
+    ids: Tensor | None = None,
+    notes: Mapping[str, str] | None = None,
+    flip: bool = False,
+) -> Held:
+    """Images (n, channels, height, width) uint8 in memory, with labels (n,) in 0 … classes - 1."""
+    values: dict[str, Tensor | list[str]] = {"image": images}
+    if labels is not None:
+        values["label"] = labels
+    found = image_space(tuple(images.shape[1:]), 0 if labels is None else classes)
+    ids = torch.arange(len(images)) if ids is None else ids
+    return Held(values, found.columns, ids, notes, flip)
