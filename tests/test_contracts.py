@@ -18,6 +18,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.learning.method import Clock, Method
+from fewstep.learning.slow_target import SlowTarget
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
@@ -71,7 +72,7 @@ def trainer_of(cls, digits, process=None, **config):
 
 def made_by(model, trainer):
     """(sampler, model) of each network that the trained method exports."""
-    for name in trainer.method.exports:
+    for name in trainer.state.roles.exports:
         sampler = trainer.method.sampler(trainer.clock(2), name)
         yield (
             sampler,
@@ -91,7 +92,7 @@ def test_the_folder_is_the_list():
     assert sorted(METHODS) == sorted(listed("methods"))
 
 
-SLOW = {name: cls for name, cls in METHODS.items() if "target" in cls().moves}
+SLOW = {name: cls for name, cls in METHODS.items() if issubclass(cls, SlowTarget)}
 
 
 @pytest.mark.parametrize("cls", SLOW.values(), ids=SLOW)
@@ -131,11 +132,11 @@ class TestMethod:
         trainer.fit()
         for key, value in weights(trainer).items():
             net = key.split("/")[0]
-            if net not in (*trainer.method.trains, *trainer.method.moves):
+            if net not in (*trainer.state.roles.trains, *trainer.state.roles.moves):
                 assert torch.equal(value, before[key]), (
                     f"{key} changed and is neither trained nor moved"
                 )
-        for net in (*trainer.method.trains, *trainer.method.moves):
+        for net in (*trainer.state.roles.trains, *trainer.state.roles.moves):
             changed = [
                 k
                 for k, v in weights(trainer).items()

@@ -101,7 +101,7 @@ def _carried_out(
             dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch
         )
         trainer = Trainer(run.method, nets, stream, run.trainer, folder, world)
-        world.first(lambda: _begin(run, folder, restart))
+        world.first(lambda: _begin(run, folder, restart, trainer.state.roles.exports))
         teacher = model if isinstance(run.teacher, Saved) else None
         health = None
         if run.trainer.health_every:
@@ -159,10 +159,10 @@ def _silent(line: str) -> None:
     """What other processes than the leading one say."""
 
 
-def _begin(run: Run, folder: Path, restart: bool) -> None:
+def _begin(run: Run, folder: Path, restart: bool, exports: tuple[str, ...]) -> None:
     """Writes the run file, behind removing what a restart throws away."""
     if restart:
-        for name in ("samples", *run.method.exports):
+        for name in ("samples", *exports):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (
             "status.json",
@@ -176,7 +176,7 @@ def _begin(run: Run, folder: Path, restart: bool) -> None:
 def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) -> None:
     """Writes every exported network with its averages, sampler, guidance and card."""
     clock = trainer.clock(run.trainer.steps - 1)
-    for name in run.method.exports:
+    for name in trainer.state.roles.exports:
         net = trainer.state.exported(name)
         variants = {
             f"{d:g}": trainer.state.exported(name, d).get_submodule("network").state_dict()

@@ -96,12 +96,12 @@ def test_the_lagrangian_student_that_is_exact_does_not_move():
         method = AlignYourFlow(side="lagrangian")
         parts = method.Nets(answering(process, data.jump), Exact(process, data))
         assert (
-            method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
+            method.loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
             < 1e-7
         )
         parts.student = answering(process, lambda x, t, s, data=data: 1.01 * data.jump(x, t, s))
         assert (
-            method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
+            method.loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
             > 1e-3
         )
 
@@ -112,8 +112,7 @@ def test_the_eulerian_student_that_is_exact_does_not_move(process):
     method = AlignYourFlow(warm_limit=1.0)
     parts = method.Nets(answering(process, data.jump), Exact(process, data))
     assert (
-        method.map_loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max()
-        < 1e-8
+        method.loss(parts, batch_of(0.3 + samples(128, d=3)), CLOCK).notes["tangent"].max() < 1e-8
     )
 
 
@@ -124,10 +123,10 @@ def test_warm_up_of_align_your_flow_begins_with_the_teachers_velocity():
     data = Gaussian(VE, 0.3, 0.5)
     method = AlignYourFlow(warm_limit=0.0)
     parts = method.Nets(answering(VE, lambda x, t, s: data(x, t)), Exact(VE, data))
-    losses = method.map_loss(parts, batch_of(0.3 + samples(128)), Clock(0, 100, 64))
+    losses = method.loss(parts, batch_of(0.3 + samples(128)), Clock(0, 100, 64))
     assert losses.notes["tangent"].max() < 1e-9
     method = AlignYourFlow()
-    assert method.map_loss(parts, batch_of(0.3 + samples(128)), CLOCK).notes["tangent"].max() > 0.1
+    assert method.loss(parts, batch_of(0.3 + samples(128)), CLOCK).notes["tangent"].max() > 0.1
 
 
 @pytest.mark.parametrize(("step", "warm"), [(0, 0.0099), (49, 0.495), (99, 0.99), (999, 0.99)])
@@ -149,7 +148,7 @@ def test_the_tangent_and_the_gradient_at_every_clock(side, step, warm):
         return out
 
     parts = method.Nets(Denoiser(Answer(network), process, Flow()), Exact(process, data))
-    losses = method.map_loss(parts, batch_of(samples(64, d=3)), Clock(step, 1000, 64))
+    losses = method.loss(parts, batch_of(samples(64, d=3)), Clock(step, 1000, 64))
     losses.terms["map"].sum().backward()
 
     batch = batch_of(samples(64, d=3))
@@ -178,7 +177,7 @@ def test_the_metric_is_that_of_the_normalised_tangent():
     """S/(S + c) with √S = ‖g‖/(‖g‖ + floor)."""
     method = AlignYourFlow(metric=AdaptivePower(1.0, 0.5), floor=0.3)
     parts = method.Nets(Denoiser(Gain(VE), VE, Edm()), Exact(VE, Gaussian(VE, 0.0, 0.5)))
-    losses = method.map_loss(parts, batch_of(samples(64, d=3)), CLOCK)
+    losses = method.loss(parts, batch_of(samples(64, d=3)), CLOCK)
     size = losses.notes["tangent"].double()
     square = (size / (size + 0.3)).square()
     torch.testing.assert_close(losses.terms["map"], square / (square + 0.5), rtol=1e-5, atol=1e-9)
@@ -191,9 +190,9 @@ def test_the_exact_student_of_a_guided_teacher_does_not_move(side, scale):
     method = AlignYourFlow(side=side, teacher_guidance=scale, warm_limit=1.0)
     batch = batch_of(samples(128, d=3), cond=labels(128))
     parts = method.Nets(labelled(VE, Gaussian.jump, scale), labelled(VE, ideal))
-    assert method.map_loss(parts, batch, CLOCK).notes["tangent"].max() < 1e-7
+    assert method.loss(parts, batch, CLOCK).notes["tangent"].max() < 1e-7
     parts.student = labelled(VE, Gaussian.jump, scale + 0.5)
-    assert method.map_loss(parts, batch, CLOCK).notes["tangent"].max() > 1e-3
+    assert method.loss(parts, batch, CLOCK).notes["tangent"].max() > 1e-3
 
 
 def test_guidance_needs_a_teacher_that_knows_no_label():
@@ -205,7 +204,7 @@ def test_targets_carry_no_gradient():
     for side in ("eulerian", "lagrangian"):
         network, method = Gain(VE), AlignYourFlow(side=side)
         parts = method.Nets(Denoiser(network, VE, Edm()), Exact(VE, lambda x, t: made(x)))
-        loss = method.map_loss(parts, batch_of(samples(16)), CLOCK).terms["map"]
+        loss = method.loss(parts, batch_of(samples(16)), CLOCK).terms["map"]
         # ‖g/(‖g‖ + 0.1)‖²: its value is below 1 and says nothing of the size of g, its gradient is
         # that of one jump.
         assert loss.max() < 1

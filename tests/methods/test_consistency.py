@@ -92,10 +92,10 @@ def test_the_chain_of_teacher_steps_has_exactly_zero_loss(solver, metric):
     method = ConsistencyDistillation(bins=12, solver=solver, metric=metric)
     grid = method.times(VE, 12)
     best = Gains(VE, grid, composed(solver, grid))
-    loss = method.consistency_loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
+    loss = method.loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
     assert loss.terms["consistency"].abs().max() < 1e-12
     best.gains.data[5] *= 1.01
-    loss = method.consistency_loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
+    loss = method.loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
     assert loss.terms["consistency"].mean() > 1e-9
 
 
@@ -110,13 +110,11 @@ def test_a_weight_changes_the_loss_and_not_its_zero(weighting):
     )
     grid = plain.times(VE, 12)
     best, other = Gains(VE, grid, composed(Heun(), grid)), Gains(VE, grid)
-    loss = weighted.consistency_loss(
-        distillation_nets(weighted, best), batch_of(samples(512)), CLOCK
-    )
+    loss = weighted.loss(distillation_nets(weighted, best), batch_of(samples(512)), CLOCK)
     assert loss.notes["distance"].max() < 1e-24
     assert loss.terms["consistency"].max() < 1e-18
     pair = [
-        m.consistency_loss(distillation_nets(m, other), batch_of(samples(512)), CLOCK)
+        m.loss(distillation_nets(m, other), batch_of(samples(512)), CLOCK)
         for m in (plain, weighted)
     ]
     assert torch.equal(pair[0].terms["consistency"], pair[0].notes["distance"])
@@ -148,7 +146,7 @@ def test_training_reaches_the_chain_of_teacher_steps():
         for group in optimizer.param_groups:
             group["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * step / 600))
         loss = (
-            method.consistency_loss(nets, batch_of(samples(256, step), seed=step), CLOCK)
+            method.loss(nets, batch_of(samples(256, step), seed=step), CLOCK)
             .terms["consistency"]
             .mean()
         )
@@ -162,7 +160,7 @@ def test_the_exact_student_is_stationary_only_for_an_exact_solver():
     exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
     method = ConsistencyDistillation(solver=ExactFlow())
     nets = method.Nets(exact, exact, Exact(VE, DATA))
-    loss = method.consistency_loss(nets, batch_of(samples(512)), CLOCK).terms["consistency"]
+    loss = method.loss(nets, batch_of(samples(512)), CLOCK).terms["consistency"]
     assert loss.abs().max() < 1e-24
 
 
@@ -176,10 +174,7 @@ def test_the_loss_of_the_exact_student_falls_with_the_fourth_power_of_the_grid()
         method = ConsistencyDistillation(bins=points - 1, solver=Euler())
         nets = method.Nets(exact, exact, Exact(VE, DATA))
         loss = (
-            method.consistency_loss(nets, batch_of(samples(200_000)), CLOCK)
-            .terms["consistency"]
-            .mean()
-            .item()
+            method.loss(nets, batch_of(samples(200_000)), CLOCK).terms["consistency"].mean().item()
         )
         found.append(loss)
     assert found == pytest.approx([5.62e-5, 3.28e-6, 1.97e-7], rel=0.03)
@@ -193,7 +188,7 @@ def slopes(method, nets, x0):
     handle = nets.student.register_forward_hook(
         lambda module, args, out: calls.append((*args[:2], out))
     )
-    losses = method.consistency_loss(nets, batch_of(x0), CLOCK).terms["consistency"]
+    losses = method.loss(nets, batch_of(x0), CLOCK).terms["consistency"]
     handle.remove()
     x_t, t, jump = calls[0]
     (slope,) = torch.autograd.grad(losses.sum(), jump)
@@ -222,7 +217,7 @@ def test_consistency_training_has_the_gradient_of_euler_distillation_in_expectat
     student, teacher = Gains(process, grid, gains), Exact(process, DATA)
     x0 = samples(40_000)
     x_t, place, by_teacher = slopes(distil, distil.Nets(student, student, teacher), x0)
-    again, _, by_data = slopes(train, train.Nets(student), x0)
+    again, _, by_data = slopes(train, train.Nets(student, None), x0)
     assert torch.equal(x_t, again)
     # The draws are the same: the difference is the noise of x_s about its mean alone.
     difference, error = by_place(by_data - by_teacher, place)
@@ -238,7 +233,7 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_teachers_step():
     method, seen = ConsistencyDistillation(bins=12, solver=Euler()), []
     student = Exact(VE, lambda x, t: seen.append((x, t)) or 0.5 * x)
     target = Exact(VE, lambda x, t: seen.append((x, t)) or 1 + 0.25 * x)
-    losses = method.consistency_loss(
+    losses = method.loss(
         method.Nets(student, target, Exact(VE, DATA)), batch_of(samples(200)), CLOCK
     )
     (x_t, t), (x_s, s) = seen
@@ -255,7 +250,7 @@ def test_both_passes_have_the_same_masks(method):
         [Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2)],
     )
     networks = networks if isinstance(method, ConsistencyDistillation) else networks[:1]
-    method.consistency_loss(method.Nets(*networks, teacher), batch_of(torch.randn(200, 20)), CLOCK)
+    method.loss(method.Nets(*networks, teacher), batch_of(torch.randn(200, 20)), CLOCK)
     assert torch.equal(method.metric.jump, method.metric.goal)
     assert 0.4 < (method.metric.jump == 0).float().mean() < 0.6
 
@@ -265,9 +260,7 @@ def test_the_target_and_the_teacher_carry_no_gradient():
     student, target, teacher = Gains(VE, grid), Gains(VE, grid), Gains(VE, grid)
     method = ConsistencyDistillation(bins=8)
     nets = method.Nets(student, target, teacher)
-    method.consistency_loss(nets, batch_of(samples(64)), CLOCK).terms[
-        "consistency"
-    ].sum().backward()
+    method.loss(nets, batch_of(samples(64)), CLOCK).terms["consistency"].sum().backward()
     assert student.gains.grad is not None
     assert target.gains.grad is None
     assert teacher.gains.grad is None
@@ -318,9 +311,7 @@ def test_the_lower_time_of_easy_consistency(stage, shares):
 def test_easy_consistency_with_an_exact_step_leaves_the_exact_student_alone():
     exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
     method = EasyConsistency(solver=ExactFlow())
-    losses = method.consistency_loss(
-        method.Nets(exact, Exact(VE, DATA)), batch_of(samples(512)), CLOCK
-    )
+    losses = method.loss(method.Nets(exact, Exact(VE, DATA)), batch_of(samples(512)), CLOCK)
     assert losses.notes["distance"].max() < 1e-12
 
 
@@ -338,7 +329,7 @@ def test_easy_consistency_by_the_data_is_weighted_by_the_gap():
         return out
 
     nets = method.Nets(Exact(VE, student), Exact(VE, DATA))
-    method.consistency_loss(nets, batch, CLOCK).terms["consistency"].sum().backward()
+    method.loss(nets, batch, CLOCK).terms["consistency"].sum().backward()
     out, t = seen["first"]
     gap = t - method.lower(VE, t, method.share(CLOCK))
     assert torch.allclose(

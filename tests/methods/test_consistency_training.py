@@ -58,11 +58,11 @@ class Look:
 
         method = ConsistencyTraining(metric=Kept(), **options)
         nets = (
-            method.Nets(seen(function))
+            method.Nets(seen(function), None)
             if slow is None
-            else method.TargetNets(seen(function), seen(slow))
+            else method.Nets(seen(function), seen(slow))
         )
-        self.losses = method.consistency_loss(nets, batch, clock)
+        self.losses = method.loss(nets, batch, clock)
         (self.x_t, self.t), (self.x_s, self.s) = calls
         self.jump, self.goal = method.metric.jump, method.metric.goal
 
@@ -176,14 +176,14 @@ def test_training_reaches_the_chain_of_the_teachers_euler_steps(options):
     flow = (spread[-1] / spread[:-1]).log()
     assert (flow - chain)[:5].min() > 0.23
     student = LogGains(grid, flow)
-    nets = method.Nets(student)
+    nets = method.Nets(student, None)
     if method.target != "student":
-        nets = method.TargetNets(student, copy.deepcopy(student))
+        nets = method.Nets(student, copy.deepcopy(student))
     optimizer, steps = torch.optim.Adam(student.parameters(), betas=(0.9, 0.99)), 250
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.04 * 0.5 * (1 + math.cos(math.pi * step / steps))
         batch = batch_of(samples(512, step), seed=step)
-        loss = method.consistency_loss(nets, batch, CLOCK).terms["consistency"].mean()
+        loss = method.loss(nets, batch, CLOCK).terms["consistency"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -203,9 +203,9 @@ def test_the_chain_alone_is_stationary(options):
     def found(gains):
         student = Gains(VE, grid, gains)
         nets = (
-            method.Nets(student)
+            method.Nets(student, None)
             if method.target == "student"
-            else method.TargetNets(student, student)
+            else method.Nets(student, student)
         )
         _, place, slope = slopes(method, nets, x0)
         mean, error = by_place(slope, place)
@@ -226,15 +226,15 @@ def test_a_slow_target_of_decay_zero_is_the_student_itself():
         method = ConsistencyTraining(last=8, target=target, target_decay=0.0, **EVEN)
         student = Gains(VE, method.times(VE, 8))
         nets = (
-            method.Nets(student)
+            method.Nets(student, None)
             if target == "student"
-            else method.TargetNets(student, copy.deepcopy(student))
+            else method.Nets(student, copy.deepcopy(student))
         )
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
         for step in range(5):
-            loss = method.consistency_loss(
-                nets, batch_of(samples(64, step), seed=step), CLOCK
-            ).terms["consistency"]
+            loss = method.loss(nets, batch_of(samples(64, step), seed=step), CLOCK).terms[
+                "consistency"
+            ]
             optimizer.zero_grad()
             loss.mean().backward()
             optimizer.step()
@@ -249,8 +249,8 @@ def test_a_slow_target_of_decay_zero_is_the_student_itself():
 def test_the_masks_of_the_targets_pass(target, masks):
     method = ConsistencyTraining(metric=Kept(), target=target, target_masks=masks)
     student, slow = (Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2))
-    nets = method.Nets(student) if target == "student" else method.TargetNets(student, slow)
-    method.consistency_loss(nets, batch_of(torch.randn(200, 20)), CLOCK)
+    nets = method.Nets(student, None) if target == "student" else method.Nets(student, slow)
+    method.loss(nets, batch_of(torch.randn(200, 20)), CLOCK)
     jump, goal = method.metric.jump, method.metric.goal
     assert 0.45 < (jump == 0).float().mean() < 0.55
     same = {"shared": 1.0, "own": 0.5, "none": 0.0}[masks]  # of the places that the student dropped
@@ -302,7 +302,7 @@ def trainer_of(**options):
 def test_the_trainer_carries_a_slow_target(target):
     """It starts as the student, moves by each step's own decay, is saved, and gets no gradient."""
     trainer = trainer_of(**FIRST_PAPER | {"target": target}, target_decay=0.7)
-    assert trainer.method.moves == ("target",)
+    assert trainer.state.roles.moves == ("target",)
     student, slow = (
         dict(trainer.state.modules[name].named_parameters()) for name in ("student", "target")
     )
@@ -327,7 +327,7 @@ def test_the_trainer_carries_a_slow_target(target):
 
 def test_without_a_slow_target_there_is_no_second_network():
     trainer = trainer_of()
-    assert trainer.method.moves == ()
+    assert trainer.state.roles.moves == ()
     assert list(trainer.state.modules) == ["student"]
 
 
@@ -379,7 +379,7 @@ def test_the_gradient_of_the_default_is_bounded_by_the_weight():
         return out[-1]
 
     method = ConsistencyTraining()
-    losses = method.consistency_loss(method.Nets(Exact(VE, student)), batch_of(samples(256)), CLOCK)
+    losses = method.loss(method.Nets(Exact(VE, student), None), batch_of(samples(256)), CLOCK)
     losses.terms["consistency"].sum().backward()
     weights = losses.terms["consistency"] / losses.notes["distance"]
     length = out[0].grad.norm(dim=1) / weights

@@ -47,7 +47,7 @@ def exact(data):
 
 
 def loss(method, nets, x0, seed=0, term="trajectory"):
-    return method.trajectory_loss(nets, batch_of(x0, seed), CLOCK).terms[term]
+    return method.loss(nets, batch_of(x0, seed), CLOCK).terms[term]
 
 
 @every("process", PROCESSES)
@@ -238,8 +238,8 @@ def test_the_denoising_term_is_that_of_a_teachers_training():
     found = loss(method, method.Nets(student, student, net(VE, data)), x0, term="denoising")
     assert torch.equal(*seen[-1])
     theirs = Diffusion(label_dropout=0.0)
-    other = theirs.denoising_loss(
-        theirs.Nets(net(VE, lambda x, *_: 0.3 * x)), batch_of(x0), CLOCK
-    ).terms["denoising"]
+    other = theirs.loss(theirs.Nets(net(VE, lambda x, *_: 0.3 * x)), batch_of(x0), CLOCK).terms[
+        "denoising"
+    ]
     # Other draws of the same law; the error grows as t², so medians are compared.
     assert found.median().item() == pytest.approx(2 * other.median().item(), rel=0.03)

@@ -81,15 +81,13 @@ def test_the_exact_student_does_not_move(process, mean):
     method = ContinuousConsistency(adaptive=False, density=LogNormal(0.0, 1.5))
     data = Gaussian(process, mean, 0.5)
     student, teacher = answering(process, exact(process, mean)), Exact(process, data)
-    losses = method.consistency_loss(
-        nets(method, student, teacher), batch_of(mean + samples(256, d=3)), LATE
-    )
+    losses = method.loss(nets(method, student, teacher), batch_of(mean + samples(256, d=3)), LATE)
     assert losses.notes["tangent"].max() < 1e-9
     assert losses.terms["consistency"].max() < 1e-15
     scaled = answering(
         process, lambda x, t, s: exact(process, mean)(x, t) * (1 + 0.01 * process.angle(t))[:, None]
     )
-    off = method.consistency_loss(nets(method, scaled, teacher), batch_of(samples(64)), LATE)
+    off = method.loss(nets(method, scaled, teacher), batch_of(samples(64)), LATE)
     assert off.notes["tangent"].max() > 1e-3
 
 
@@ -109,7 +107,7 @@ def test_the_tangent_is_the_published_one(process, warm):
     method = ContinuousConsistency(adaptive=False, warmup=0.5, density=LogNormal(0.0, 1.0))
     clock = Clock(max(0, round(warm * 500_000) - 1), 1_000_000, 64)
     batch = batch_of(samples(64, d=3))
-    losses = method.consistency_loss(nets(method, student, Exact(process, data)), batch, clock)
+    losses = method.loss(nets(method, student, Exact(process, data)), batch, clock)
 
     again, trig = batch_of(samples(64, d=3)), Trig(sigma_data, t_min=1e-4)
     t = method.density(process, again.draws).clamp(process.t_min, process.t_max)
@@ -146,9 +144,7 @@ def test_at_the_beginning_the_student_learns_what_the_teacher_says():
     descend(
         student.parameters(),
         lambda k: (
-            method.consistency_loss(
-                nets(method, made, Exact(VE, data)), batch_of(samples(256, k), k), clock
-            )
+            method.loss(nets(method, made, Exact(VE, data)), batch_of(samples(256, k), k), clock)
             .terms["consistency"]
             .mean()
         ),
@@ -174,7 +170,7 @@ def test_training_reaches_the_exact_consistency_function(velocity):
     descend(
         [*network.parameters(), *uncertainty.parameters()],
         lambda k: (
-            method.consistency_loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256))
+            method.loss(parts, batch_of(samples(256, k), k), Clock(k, steps, 256))
             .terms["consistency"]
             .mean()
         ),
@@ -230,7 +226,7 @@ def test_only_the_jump_carries_a_gradient_and_it_is_the_published_one():
     parts = nets(method, answering(VE, answer), Exact(VE, lambda x, t: teacher(x)))
     parts.uncertainty.embed.linear.bias.data[:] = 0.7
     batch = batch_of(samples(32))
-    losses = method.consistency_loss(parts, batch, LATE)
+    losses = method.loss(parts, batch, LATE)
     losses.terms["consistency"].sum().backward()
     assert teacher.weight.grad is None
     t = method.density(VE, batch_of(samples(32)).draws)
@@ -256,14 +252,12 @@ def test_the_uncertainty_learns_the_logarithm_of_the_loss():
 
     def loss():
         optimizer.zero_grad()
-        value = (
-            method.consistency_loss(parts, batch_of(samples(256)), LATE).terms["consistency"].mean()
-        )
+        value = method.loss(parts, batch_of(samples(256)), LATE).terms["consistency"].mean()
         value.backward()
         return value
 
     optimizer.step(loss)
-    losses = method.consistency_loss(parts, batch_of(samples(256)), LATE)
+    losses = method.loss(parts, batch_of(samples(256)), LATE)
     t = method.density(VE, batch_of(samples(256)).draws)
     g = 0.02 * torch.hypot(t, torch.tensor(0.5))
     expected = 2 * torch.log(g / (g + 0.1))
@@ -285,9 +279,9 @@ def test_the_exact_student_of_a_guided_teacher_does_not_move(scale):
     )
     batch = batch_of(samples(128, d=3), cond=labels(128))
     parts = nets(method, labelled(VE, end, scale), labelled(VE, ideal))
-    assert method.consistency_loss(parts, batch, LATE).notes["tangent"].max() < 1e-9
+    assert method.loss(parts, batch, LATE).notes["tangent"].max() < 1e-9
     parts.student = labelled(VE, end, scale + 0.5)
-    assert method.consistency_loss(parts, batch, LATE).notes["tangent"].max() > 1e-3
+    assert method.loss(parts, batch, LATE).notes["tangent"].max() > 1e-3
 
 
 def test_both_passes_of_the_student_are_told_the_label():
@@ -302,7 +296,7 @@ def test_both_passes_of_the_student_are_told_the_label():
 
     method = ContinuousConsistency()
     batch = batch_of(samples(64), cond=labels(64))
-    method.consistency_loss(nets(method, labelled(VE, answer), labelled(VE, ideal)), batch, LATE)
+    method.loss(nets(method, labelled(VE, answer), labelled(VE, ideal)), batch, LATE)
     assert len(asked) == 2
     for mean in asked:
         torch.testing.assert_close(mean, MEANS[:2].repeat(32))
@@ -324,9 +318,7 @@ def test_times_stay_in_the_range_of_the_process():
 
     method = ContinuousConsistency(density=LogNormal(0.0, 1.5))
     teacher = Exact(process, Gaussian(process, 0.0, 0.5))
-    method.consistency_loss(
-        nets(method, answering(process, answer), teacher), batch_of(samples(256)), LATE
-    )
+    method.loss(nets(method, answering(process, answer), teacher), batch_of(samples(256)), LATE)
     drawn = torch.exp(1.5 * batch_of(samples(256)).draws.normal().double())
     inside = (drawn > 0.5) & (drawn < 2)
     assert 0.2 < inside.double().mean() < 0.5
@@ -348,7 +340,7 @@ def test_processes_that_meet_agree():
         network = Answer(lambda x, t, s: torch.tanh(x + 0.1 * torch.log(t)[:, None]))
         student = Denoiser(network, narrow, Edm()).under(process)
         method = ContinuousConsistency(adaptive=False, density=LogNormal(-0.5, 1.0))
-        losses = method.consistency_loss(
+        losses = method.loss(
             nets(method, student, Exact(process, Gaussian(process, 0.1, 0.4))),
             batch_of(samples(64)),
             LATE,
@@ -364,9 +356,7 @@ def test_differences_can_take_the_place_of_forward_mode():
     for options in ({}, {"tangent": Difference(1e-5)}):
         method = ContinuousConsistency(adaptive=False, density=LogNormal(0.0, 1.0), **options)
         student = Denoiser(Gain(VE), VE, Edm())
-        losses = method.consistency_loss(
-            nets(method, student, Exact(VE, data)), batch_of(samples(64)), LATE
-        )
+        losses = method.loss(nets(method, student, Exact(VE, data)), batch_of(samples(64)), LATE)
         found.append(losses.notes["tangent"])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 

@@ -21,9 +21,7 @@ def test_a_silent_edm_network_has_loss_one_on_data_of_its_own_spread():
     """
     denoiser = Denoiser(Output(lambda x, t: torch.zeros_like(x)), VarianceExploding(), Edm(0.5))
     x0 = 0.5 * torch.randn(20_000, 8, generator=torch.Generator().manual_seed(0))
-    loss = (
-        Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
-    )
+    loss = Diffusion().loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
     assert loss.mean().item() == pytest.approx(1.0, abs=0.01)
 
 
@@ -50,7 +48,7 @@ def test_the_loss_is_the_squared_error_of_what_the_network_predicts(
     t = Diffusion().density(process, again.draws)
     guess = 0.3
     denoiser = Denoiser(Output(lambda x, t: torch.full_like(x, guess)), process, parameterization)
-    loss = Diffusion().denoising_loss(Diffusion.Nets(denoiser), batch, CLOCK).terms["denoising"]
+    loss = Diffusion().loss(Diffusion.Nets(denoiser), batch, CLOCK).terms["denoising"]
     expected = (target(process, t, x0, noise) - guess).square().mean(1)
     assert torch.allclose(loss, expected, rtol=1e-6, atol=1e-9)
 
@@ -68,11 +66,7 @@ def test_the_ideal_denoiser_is_stationary():
         denoiser = Denoiser(
             Output(lambda x, t, a=scale: a * ideal(x, t)), process, SamplePrediction()
         )
-        loss = (
-            Diffusion()
-            .denoising_loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK)
-            .terms["denoising"]
-        )
+        loss = Diffusion().loss(Diffusion.Nets(denoiser), batch_of(x0), CLOCK).terms["denoising"]
         (gradients[start],) = torch.autograd.grad(loss.mean(), scale)
     assert abs(gradients[1.0]) < 0.02 * abs(gradients[1.1])
 

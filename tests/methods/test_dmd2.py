@@ -69,9 +69,7 @@ def matched(leaf, fake, teacher, method=None, **options):
     leaf.grad.
     """
     nets = functions(lambda x, t: leaf * 1, fake, teacher)
-    losses = (method or DMD2(**MATCHING)).student_loss(
-        nets, batch(len(leaf), tuple(leaf.shape[1:])), CLOCK
-    )
+    losses = (method or DMD2(**MATCHING)).loss(nets, batch(len(leaf), tuple(leaf.shape[1:])), CLOCK)
     assert list(losses.terms) == ["matching"]
     losses.terms["matching"].mean().backward()
     return losses.terms["matching"].detach()
@@ -91,7 +89,7 @@ def test_networks_that_agree_move_nothing(dropout):
     one = real(DMD2(**MATCHING), of=model(dropout=dropout))
     assert one.nets.fake.training
     losses = one.nets, one.data(0, range(8), Draws(0, range(8))), CLOCK
-    losses = one.method.student_loss(*losses)
+    losses = one.method.loss(*losses)
     assert torch.equal(losses.terms["matching"], torch.zeros(8))
     losses.terms["matching"].sum().backward()
     assert all(not p.grad.any() for p in one.nets.student.parameters())
@@ -173,7 +171,7 @@ def test_only_the_teacher_is_guided_and_the_normaliser_sees_it_guided():
     fake, teacher = (Denoiser(Told(factor), VE, SamplePrediction()) for factor in (0.5, 0.25))
     nets = DMD2.Nets(Exact(VE, lambda x, t: leaf * 1), fake, nn.Identity(), teacher)
     told = Batch(cond, Draws(0, range(16)), (4,))
-    DMD2(**MATCHING, teacher_guidance=3.0).student_loss(nets, told, CLOCK).terms[
+    DMD2(**MATCHING, teacher_guidance=3.0).loss(nets, told, CLOCK).terms[
         "matching"
     ].mean().backward()
     label = labels.double()[:, None].expand(16, 4)
@@ -213,11 +211,7 @@ class Toy:
         )
 
     def loss(self, rows=64, seed=0):
-        return (
-            self.method.student_loss(self.nets, batch(rows, (16,), seed), CLOCK)
-            .terms["matching"]
-            .mean()
-        )
+        return self.method.loss(self.nets, batch(rows, (16,), seed), CLOCK).terms["matching"].mean()
 
     def gradient(self, rows):
         return torch.stack(torch.autograd.grad(self.loss(rows), (self.a, self.b)))
@@ -303,7 +297,7 @@ def test_the_times_of_the_two_losses():
     places = torch.searchsorted(rising, torch.cat([t for _, t in fake.asked]) * (1 - 1e-9))
     assert (places.min(), places.max(), len(places.unique())) == (0, 999, 1000)
     for seed in range(4):
-        method.student_loss(nets, batch(4000, (1,), seed), CLOCK)
+        method.loss(nets, batch(4000, (1,), seed), CLOCK)
     places = torch.searchsorted(rising, torch.cat([t for _, t in teacher.asked]) * (1 - 1e-9))
     assert (places.min(), places.max(), len(places.unique())) == (20, 980, 961)
 
@@ -395,7 +389,7 @@ def test_an_undecided_discriminator_costs_ln_2_a_look():
     )
     made = batch(16, (4,), x0=torch.randn(16, 4))
     close(
-        method.student_loss(nets, made, CLOCK).terms["adversarial"],
+        method.loss(nets, made, CLOCK).terms["adversarial"],
         torch.full((16,), 0.3 * math.log(2)),
         rtol=1e-6,
     )
@@ -429,7 +423,7 @@ def test_the_adversarial_terms_by_value():
     assert (real_seen - 0.75).std(1).min() < 0.003
     assert (real_seen - 0.75).std(1).max() > 60
     judge.seen.clear()
-    losses = method.student_loss(nets, batch(4000, (16,), x0=x0), CLOCK)
+    losses = method.loss(nets, batch(4000, (16,), x0=x0), CLOCK)
     (made_seen,) = judge.seen
     close(
         losses.terms["adversarial"], 0.3 * F.softplus(-(0.6 * made_seen.mean(1) - 0.2)), rtol=1e-5
@@ -468,7 +462,7 @@ def test_when_and_with_which_condition_the_networks_are_asked():
     matching, adversarial = rising[500].item(), rising[900].item()
     for update, fake, teacher in (
         (method.fake_loss, [adversarial] * 3, []),
-        (method.student_loss, [matching, adversarial], [matching]),
+        (method.loss, [matching, adversarial], [matching]),
     ):
         for net in (nets.student, nets.fake, nets.teacher):
             net.network.asked.clear()
@@ -484,7 +478,7 @@ def test_the_student_is_pushed_to_where_logits_rise_and_the_head_apart():
     method = DMD2(gan=1.0, gan_fake=1.0)
     leaf = leaf_of(dtype=torch.float32)
     nets = adversaries(Judge(2.0), student=lambda x, t: leaf * 1)
-    losses = method.student_loss(nets, batch(16, (4,), x0=torch.randn(16, 4)), CLOCK)
+    losses = method.loss(nets, batch(16, (4,), x0=torch.randn(16, 4)), CLOCK)
     (grad,) = torch.autograd.grad(losses.terms["adversarial"].sum(), leaf)
     assert (grad < 0).all()
     judge = Judge(0.0)
@@ -495,7 +489,7 @@ def test_the_student_is_pushed_to_where_logits_rise_and_the_head_apart():
     assert judge.bias.grad == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["fake_loss", "student_loss"])
+@pytest.mark.parametrize("loss", ["fake_loss", "loss"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_without_adversarial_terms_no_image_is_read(loss, steps):
     nets = functions(
@@ -564,7 +558,7 @@ def test_one_step_is_pure_noise_at_the_last_time(process):
     student = Seen(lambda x, t: 0.1 * x)
     nets = functions(student, lambda x, t: 0.5 * x, lambda x, t: 0.4 * x, process)
     for seed in range(5):
-        DMD2(**MATCHING).student_loss(nets, batch(16, (4,), seed), CLOCK)
+        DMD2(**MATCHING).loss(nets, batch(16, (4,), seed), CLOCK)
         draws = Draws(seed, range(16))
         draws.choice(1)
         ((x, t),) = student.asked
@@ -610,9 +604,7 @@ def test_the_first_of_several_steps_is_the_only_one_of_one():
     assert len(seeds) >= 3
     for seed in seeds:
         one, three = (
-            DMD2(**MATCHING, steps=n)
-            .student_loss(nets, batch(16, (4,), seed), CLOCK)
-            .terms["matching"]
+            DMD2(**MATCHING, steps=n).loss(nets, batch(16, (4,), seed), CLOCK).terms["matching"]
             for n in (1, 3)
         )
         assert torch.equal(one, three)

@@ -39,7 +39,7 @@ class Look:
         self.method = EasyConsistency(**options)
         batch = batch or batch_of(samples(rows))
         nets = self.method.Nets(student, denoising(process, Gaussian(process, std=0.5)))
-        self.losses = self.method.consistency_loss(nets, batch, clock)
+        self.losses = self.method.loss(nets, batch, clock)
         (self.x_t, self.t, self.jump), (self.x_r, self.r, self.goal) = calls
 
 
@@ -120,9 +120,7 @@ def test_two_processes_that_meet_have_one_loss():
             0.7 * x + 0.1 * torch.log(t)[:, None].to(x)
         )
         batch = batch_of(samples(300))
-        losses = EasyConsistency().consistency_loss(
-            EasyConsistency.Nets(student, student), batch, STAGES[3]
-        )
+        losses = EasyConsistency().loss(EasyConsistency.Nets(student, student), batch, STAGES[3])
         found.append(losses.terms["consistency"])
     assert found[0].min() > 0
     close(found[1], found[0], rtol=1e-6, atol=1e-9)
@@ -148,7 +146,7 @@ def test_the_first_stage_is_diffusion_training(process):
     method = EasyConsistency(metric=Kept(), density=LogNormal(-1.0, 0.5))
     x0 = samples(200)
     batch = batch_of(x0)
-    method.consistency_loss(method.Nets(student, student), batch, STAGES[0])
+    method.loss(method.Nets(student, student), batch, STAGES[0])
     fresh = batch_of(x0)
     t = method.density(process, fresh.draws)
     r = torch.full_like(t, process.t_min)
@@ -215,9 +213,7 @@ def test_neither_goal_nor_teacher_gets_a_gradient():
 
     method = EasyConsistency(solver=Euler())
     nets = method.Nets(Exact(VE, f), denoising(VE, lambda x, t: teacher(x)))
-    method.consistency_loss(nets, batch_of(samples(32)), STAGES[3]).terms[
-        "consistency"
-    ].sum().backward()
+    method.loss(nets, batch_of(samples(32)), STAGES[3]).terms["consistency"].sum().backward()
     assert passes == [True, False]
     assert student.weight.grad.abs() > 0
     assert teacher.weight.grad is None
@@ -280,7 +276,7 @@ def test_training_reaches_the_chain_of_the_stage(stage):
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.01 * 0.5 * (1 + math.cos(math.pi * step / steps))
         batch = batch_of(samples(512, step), seed=step)
-        loss = method.consistency_loss(nets, batch, clock).terms["consistency"].mean()
+        loss = method.loss(nets, batch, clock).terms["consistency"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -78,12 +78,10 @@ def batch(n, seed=0, size=1):
 def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(process, metric):
     method = LatentConsistency(guided=RANGE, metric=metric)
     student = best(method, process)
-    losses = method.consistency_loss(
-        method.Nets(student, student, teacher(process)), batch(512), CLOCK
-    )
+    losses = method.loss(method.Nets(student, student, teacher(process)), batch(512), CLOCK)
     assert losses.terms["consistency"].abs().max() < 1e-20
     off = net(process, lambda *a: student(*a) + 1e-3)
-    losses = method.consistency_loss(method.Nets(off, student, teacher(process)), batch(512), CLOCK)
+    losses = method.loss(method.Nets(off, student, teacher(process)), batch(512), CLOCK)
     assert losses.terms["consistency"].min() > 1e-7
 
 
@@ -108,7 +106,7 @@ def test_training_reaches_the_guided_chain():
     nets = method.Nets(student, student, teacher(process))
     descend(
         [table],
-        lambda k: method.consistency_loss(nets, batch(64, k), CLOCK).terms["consistency"].mean(),
+        lambda k: method.loss(nets, batch(64, k), CLOCK).terms["consistency"].mean(),
         300,
         0.04,
     )
@@ -127,7 +125,7 @@ def test_every_row_has_its_own_scale_and_both_sides_are_told_the_same():
         return x_t
 
     method = LatentConsistency(guided=Guided(3.0, 15.0, embed=True))
-    method.consistency_loss(
+    method.loss(
         method.Nets(net(process, answer), net(process, answer), teacher(process)),
         batch(4096),
         CLOCK,
@@ -143,9 +141,7 @@ def test_the_goal_carries_no_gradient():
     weights = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(3)]
     nets = [net(process, lambda x, t, cond, s, w=w: w * x, ("label",)) for w in weights]
     method = LatentConsistency()
-    method.consistency_loss(method.Nets(*nets), batch(64), CLOCK).terms[
-        "consistency"
-    ].sum().backward()
+    method.loss(method.Nets(*nets), batch(64), CLOCK).terms["consistency"].sum().backward()
     assert weights[0].grad != 0
     assert weights[1].grad is None
     assert weights[2].grad is None
@@ -167,9 +163,7 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_guided_step():
         lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 1 + 0.25 * x,
         ("guidance",),
     )
-    losses = method.consistency_loss(
-        method.Nets(student, target, teacher(process)), batch(200), CLOCK
-    )
+    losses = method.loss(method.Nets(student, target, teacher(process)), batch(200), CLOCK)
     (x_t, t, g), (x_s, s, _) = seen
     assert (t > s).all()
     mean = guided_mean(g)[:, None]

@@ -74,11 +74,11 @@ def test_the_exact_student_has_no_error(process, mean):
     method = MeanFlow(velocity="teacher", metric=Squared())
     parts = method.Nets(answering(process, data.jump), Exact(process, data))
     batch = batch_of(mean + samples(256, d=3))
-    assert method.flow_loss(parts, batch, CLOCK).terms["flow"].max() < 1e-18
+    assert method.loss(parts, batch, CLOCK).terms["flow"].max() < 1e-18
     parts = method.Nets(
         answering(process, lambda x, t, s: 1.001 * data.jump(x, t, s)), Exact(process, data)
     )
-    assert method.flow_loss(parts, batch, CLOCK).terms["flow"].max() > 1e-8
+    assert method.loss(parts, batch, CLOCK).terms["flow"].max() > 1e-8
 
 
 def test_as_s_tends_to_t_it_is_flow_matching():
@@ -86,7 +86,7 @@ def test_as_s_tends_to_t_it_is_flow_matching():
     process = RectifiedFlow()
     student = Denoiser(Gain(process), process, Flow())
     method = MeanFlow(equal=1.0, metric=Squared())
-    losses = method.flow_loss(method.Nets(student, None), batch_of(samples(64)), CLOCK)
+    losses = method.loss(method.Nets(student, None), batch_of(samples(64)), CLOCK)
     batch = batch_of(samples(64))
     t = method.density(process, batch.draws).clamp(process.t_min, process.t_max)
     method.target_density(process, batch.draws), batch.draws.uniform()
@@ -214,9 +214,7 @@ def test_labels_are_dropped_only_where_the_data_are_guided():
     for options, share in (({}, 0.0), ({"guidance_scale": 2.0, "label_dropout": 0.5}, 0.5)):
         seen.clear()
         method = MeanFlow(**options)
-        method.flow_loss(
-            method.Nets(made, None), Batch(cond, Draws(0, range(512)), (1,), x0), CLOCK
-        )
+        method.loss(method.Nets(made, None), Batch(cond, Draws(0, range(512)), (1,), x0), CLOCK)
         assert seen[-1].double().mean().item() == pytest.approx(share, abs=0.07)
 
 
@@ -254,7 +252,7 @@ def test_targets_carry_no_gradient():
     method = MeanFlow(velocity="teacher", metric=Squared(), density=LogitNormal(0.0, 0.5))
     made = torch.nn.Linear(1, 1).double()
     parts = method.Nets(Denoiser(network, VE, Edm()), Exact(VE, lambda x, t: made(x)))
-    losses = method.flow_loss(parts, batch_of(samples(16)), CLOCK)
+    losses = method.loss(parts, batch_of(samples(16)), CLOCK)
     losses.terms["flow"].sum().backward()
     assert made.weight.grad is None
     grads = [p.grad.clone() for p in network.parameters()]

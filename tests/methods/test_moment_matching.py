@@ -167,7 +167,7 @@ def test_a_pass_on_whole_groups_is_a_part_of_the_whole():
 
     def losses(rows):
         cond = Cond({"label": labels[rows.start : rows.stop]})
-        return method.matching_loss(
+        return method.loss(
             method.Nets(net), Batch(cond, Draws(3, rows), (1,), x0[rows.start : rows.stop]), CLOCK
         ).terms["matching"]
 
@@ -231,9 +231,7 @@ def test_the_loss_by_hand(process):
     student = Denoiser(Gain(process), process, Edm(0.3))
     student.register_forward_pre_hook(lambda module, args: calls.append(args))
     x0 = samples(16, d=2)
-    found = (
-        method.matching_loss(method.Nets(student), batch_of(x0), CLOCK).terms["matching"].detach()
-    )
+    found = method.loss(method.Nets(student), batch_of(x0), CLOCK).terms["matching"].detach()
     ((x_t, t, cond, s), (x_r, r, _, end)) = calls
     assert torch.equal(s, end)
     noise = (x_t - process.alpha(t)[:, None] * x0) / process.sigma(t)[:, None]
@@ -279,9 +277,7 @@ def test_both_passes_have_the_same_masks():
     masks, network = [], Dropping(0.5)
     network.register_forward_hook(lambda module, args, out: masks.append(out))
     method = MomentMatching(samples=4)
-    method.matching_loss(
-        method.Nets(Denoiser(network, VE, Edm())), batch_of(samples(200, d=20)), CLOCK
-    )
+    method.loss(method.Nets(Denoiser(network, VE, Edm())), batch_of(samples(200, d=20)), CLOCK)
     assert torch.equal(*masks)
     assert 0.4 < (masks[0] == 0).double().mean() < 0.6
 
@@ -295,9 +291,9 @@ def test_only_the_later_sample_carries_a_gradient():
             outs[-1].requires_grad_().retain_grad()
         return outs[-1]
 
-    method.matching_loss(
-        method.Nets(answering(process, answer)), batch_of(samples(16)), CLOCK
-    ).terms["matching"].sum().backward()
+    method.loss(method.Nets(answering(process, answer)), batch_of(samples(16)), CLOCK).terms[
+        "matching"
+    ].sum().backward()
     assert outs[0].grad is not None
     assert outs[0].grad.isfinite().all()
     assert not outs[1].requires_grad
@@ -317,7 +313,7 @@ def test_training_brings_jumps_to_the_spread_of_the_data():
     descend(
         network.parameters(),
         lambda k: (
-            method.matching_loss(method.Nets(net), batch_of(samples(256, k), k), CLOCK)
+            method.loss(method.Nets(net), batch_of(samples(256, k), k), CLOCK)
             .terms["matching"]
             .mean()
         ),
@@ -351,7 +347,7 @@ def test_passes_that_cut_groups_are_refused(micro):
 
 def test_where_memory_runs_out_whole_groups_remain():
     _, trainer = trainer_of(MomentMatching, Digits(limit=64).dataset())
-    loss, most = trainer.method.matching_loss, 4
+    loss, most = trainer.method.loss, 4
 
     def scarce(nets, batch, clock):
         if len(batch.draws.rows) > most:

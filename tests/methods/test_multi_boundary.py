@@ -57,7 +57,7 @@ def perfect(method, data):
 
 
 def loss(method, nets, x0, seed=0):
-    return method.consistency_loss(nets, batch_of(x0, seed), CLOCK).terms["consistency"]
+    return method.loss(nets, batch_of(x0, seed), CLOCK).terms["consistency"]
 
 
 # The boundaries
@@ -322,7 +322,7 @@ def guided_loss(method, process, answer, rows):
     nets = method.Nets(
         **{field.name: known[field.name] for field in dataclasses.fields(method.Nets)}
     )
-    return method.consistency_loss(nets, batch(rows), CLOCK).terms["consistency"]
+    return method.loss(nets, batch(rows), CLOCK).terms["consistency"]
 
 
 @every("method", GUIDED)

@@ -32,7 +32,7 @@ PLAIN = {"adversarial": 0.0}
 
 
 def loss(method, nets, x0, seed=0):
-    return method.consistency_loss(nets, batch_of(x0, seed), CLOCK).terms["consistency"]
+    return method.loss(nets, batch_of(x0, seed), CLOCK).terms["consistency"]
 
 
 def ends_of(method, process):
@@ -163,7 +163,7 @@ def test_the_hinge(answer, head, student):
     nets.head = Told(answer)
     close(method.head_loss(nets, batch(), CLOCK).terms["discriminator"], rows(head, 8))
     close(
-        method.consistency_loss(nets, batch(), CLOCK).terms["adversarial"],
+        method.loss(nets, batch(), CLOCK).terms["adversarial"],
         rows(student, 8),
         rtol=1e-6,
     )
@@ -173,7 +173,7 @@ def test_the_student_learns_through_the_teachers_features_and_nothing_else_moves
     method = PhasedConsistency()
     nets, batch = real(method)
     nets.head.requires_grad_(False)
-    method.consistency_loss(nets, batch(), CLOCK).terms["adversarial"].sum().backward()
+    method.loss(nets, batch(), CLOCK).terms["adversarial"].sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in nets.student.parameters())
     assert all(p.grad is None for net in (nets.teacher, nets.head) for p in net.parameters())
     nets.head.requires_grad_(True)
@@ -246,7 +246,7 @@ def test_the_goal_is_real_and_the_jump_is_made(monkeypatch):
     assert (goal - jump).abs().max() > 0.1
     found = method.head_loss(nets, batch_of(x0), CLOCK).terms["discriminator"]
     close(found, (1 - goal).relu() + (1 + jump).relu())
-    found = method.consistency_loss(nets, batch_of(x0), CLOCK).terms["adversarial"]
+    found = method.loss(nets, batch_of(x0), CLOCK).terms["adversarial"]
     close(found, 0.1 * (1 - jump).relu())
 
 
@@ -275,7 +275,7 @@ def test_the_discriminator_sees_samples_noised_from_the_phases_end_to_the_level(
     above = level > end
     for update, looks in (
         (method.head_loss, (jumps.goal, jumps.jump)),
-        (method.consistency_loss, (jumps.jump,)),
+        (method.loss, (jumps.jump,)),
     ):
         seen.clear()
         batch = batch_of(x0)
@@ -295,7 +295,7 @@ def test_without_the_discriminator_the_head_is_left_alone():
     assert [u.trains for u in PhasedConsistency(**PLAIN).updates(CLOCK)] == [("student",)]
     method = PhasedConsistency(**PLAIN)
     nets, batch = real(method)
-    assert list(method.consistency_loss(nets, batch(), CLOCK).terms) == ["consistency"]
+    assert list(method.loss(nets, batch(), CLOCK).terms) == ["consistency"]
 
 
 def test_what_the_students_guidance_means():

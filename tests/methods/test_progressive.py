@@ -79,7 +79,7 @@ class Look:
 
         nets = method.Nets(denoising(process, student_of), denoising(process, teacher))
         self.batch = batch_of(samples(rows)) if batch is None else batch
-        self.losses = method.step_loss(nets, self.batch, Clock(0, 100, 64, phase))
+        self.losses = method.loss(nets, self.batch, Clock(0, 100, 64, phase))
         self.x_t, self.t, self.goal, self.method = (
             seen["x_t"],
             seen["t"],
@@ -244,7 +244,7 @@ def test_the_chain_of_optima_is_the_first_teachers_fine_grid(process, start, fac
     expected = Ode(start, times, Euler())(data, process, noise, Cond(), Draws(0, range(8)))
     for phase, n in enumerate(method.rounds()):
         clock = Clock(0, 100, 64, phase, 9, 10)
-        method.step_loss(nets, batch_of(samples(48 * n)), clock)
+        method.loss(nets, batch_of(samples(48 * n)), clock)
         (x_t, t), goal = student.seen, method.metric.goal
         for place in student.place(t).unique():
             at = student.place(t) == place
@@ -252,7 +252,7 @@ def test_the_chain_of_optima_is_the_first_teachers_fine_grid(process, start, fac
             gain = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
             student.gain.data[place], student.shift.data[place] = gain, y.mean() - gain * x.mean()
         assert (
-            method.step_loss(nets, batch_of(samples(48 * n, seed=2)), clock).notes["distance"].max()
+            method.loss(nets, batch_of(samples(48 * n, seed=2)), clock).notes["distance"].max()
             < 1e-18
         )
         made = method.sampler(clock)(nets.student, process, noise, Cond(), Draws(0, range(8)))
@@ -314,7 +314,7 @@ def test_two_processes_that_meet_agree(factor):
             )
         )
         assert nets.student.process == process
-        losses.append(method.step_loss(nets, batch_of(samples(256)), CLOCK).terms["progressive"])
+        losses.append(method.loss(nets, batch_of(samples(256)), CLOCK).terms["progressive"])
         goals.append(method.metric.goal)
     assert goals[0].std() > 0.1
     close(goals[1], goals[0], rtol=1e-9, atol=1e-9)
@@ -330,7 +330,7 @@ def test_the_goal_carries_no_gradient():
     handle = student.register_forward_hook(
         lambda module, inputs, output: places.append(module.place(inputs[1]))
     )
-    losses = method.step_loss(method.Nets(nets.student, nets.student), batch_of(samples(64)), CLOCK)
+    losses = method.loss(method.Nets(nets.student, nets.student), batch_of(samples(64)), CLOCK)
     handle.remove()
     losses.terms["progressive"].sum().backward()
     assert len(places) == 3
@@ -372,7 +372,7 @@ def test_the_loss_by_value_for_every_prediction(process, parameterization):
     nets = method.Nets(
         *(Denoiser(Output(f), process, parameterization) for f in (of_student, of_teacher))
     )
-    losses = method.step_loss(nets, batch_of(samples(64)), CLOCK)
+    losses = method.loss(nets, batch_of(samples(64)), CLOCK)
     t, x_t, fine = seen["t"], seen["x_t"], method.times(process, 8)
     place = (fine - t[:, None]).abs().argmin(1)
     middle, s = fine[place + 1], fine[place + 2]
@@ -403,7 +403,7 @@ def test_when_and_with_which_condition_the_networks_are_asked():
 
     labels, fine = torch.arange(1, 65), method.times(process, 8)
     cond = Cond({"label": labels}, {"label": 0 * labels})
-    method.step_loss(
+    method.loss(
         method.Nets(recording("student"), recording("teacher")),
         batch_of(samples(64), cond=cond),
         CLOCK,
@@ -573,7 +573,7 @@ def test_training_brings_each_round_to_its_teachers_steps():
 
         def loss(optimizer=optimizer, clock=clock):
             optimizer.zero_grad()
-            losses = method.step_loss(nets, batch_of(samples(64)), clock)
+            losses = method.loss(nets, batch_of(samples(64)), clock)
             losses.notes["distance"].mean().backward()
             return losses.notes["distance"].mean()
 

@@ -63,13 +63,11 @@ def test_the_chain_of_first_order_steps_has_no_loss(process):
     method = Shortcut(intervals=16, velocity="teacher", bootstrap=0.7)
     chain = answering(process, Chain(process, method.times(process, 16)))
     parts = method.Nets(chain, chain, Exact(process, Gaussian(process, 0.0, 0.5)))
-    losses = method.jump_loss(parts, batch_of(samples(512, d=3)), CLOCK)
+    losses = method.loss(parts, batch_of(samples(512, d=3)), CLOCK)
     assert losses.terms["shortcut"].max() < 1e-16
     off = answering(process, lambda x, t, s: 1.001 * chain.network.function(x, t, s))
     parts = method.Nets(off, off, parts.teacher)
-    assert (
-        method.jump_loss(parts, batch_of(samples(512, d=3)), CLOCK).terms["shortcut"].max() > 1e-8
-    )
+    assert method.loss(parts, batch_of(samples(512, d=3)), CLOCK).terms["shortcut"].max() > 1e-8
 
 
 def test_the_exact_flow_map_satisfies_the_identity_of_two_halves():
@@ -80,9 +78,7 @@ def test_the_exact_flow_map_satisfies_the_identity_of_two_halves():
         data = Gaussian(process, 0.3, 0.5)
         method = Shortcut(intervals=16, bootstrap=1.0)
         exact = answering(process, data.jump)
-        losses = method.jump_loss(
-            method.Nets(exact, exact, None), batch_of(0.3 + samples(256)), CLOCK
-        )
+        losses = method.loss(method.Nets(exact, exact, None), batch_of(0.3 + samples(256)), CLOCK)
         assert losses.terms["shortcut"].max() < 1e-16
 
 
@@ -110,7 +106,7 @@ def test_rectified_flow_as_published():
     parts = method.Nets(
         *(Denoiser(net, process, SamplePrediction()) for net in (student, target)), None
     )
-    losses = method.jump_loss(parts, batch_of(samples(4096)), CLOCK)
+    losses = method.loss(parts, batch_of(samples(4096)), CLOCK)
     ((x, t, s),) = student.asked
     (_, first, middle), (half, second, end) = target.asked
     d = t - s
@@ -177,14 +173,14 @@ def test_training_reaches_the_chain():
         Exact(process, Gaussian(process, 0.0, 0.5)),
     )
     for rounds in range(5):  # the levels 0 … 3 become right one after the other
-        method.jump_loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms[
+        method.loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms[
             "shortcut"
         ].sum().backward()
         with torch.no_grad():  # a quadratic in each number: Newton's step from two gradients
             before, old = tables[0].gains.grad.clone(), tables[0].gains.clone()
             tables[0].gains += 1
         tables[0].gains.grad = None
-        method.jump_loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms[
+        method.loss(parts, batch_of(samples(2048, rounds), rounds), CLOCK).terms[
             "shortcut"
         ].sum().backward()
         with torch.no_grad():
@@ -253,7 +249,7 @@ def test_guidance_enters_at_two_intervals_alone():
     batch = Batch(
         Cond({"label": labels}, {"label": labels + 9}), Draws(0, range(256)), (1,), samples(256)
     )
-    losses = method.jump_loss(parts, batch, CLOCK)
+    losses = method.loss(parts, batch, CLOCK)
     ((x, t, s),) = look.asked
     grid = method.times(process, 8)
     length = (grid - s[:, None]).abs().argmin(1) - (grid - t[:, None]).abs().argmin(1)
@@ -284,7 +280,7 @@ def test_labels_are_dropped_only_under_guidance_and_for_all_networks_alike(optio
     method = Shortcut(intervals=8, velocity="teacher", **options)
     parts = method.Nets(*(watched(name) for name in ("student", "target", "teacher")))
     nothing = torch.ones(512, dtype=torch.long)
-    method.jump_loss(
+    method.loss(
         parts, batch_of(samples(512), cond=Cond({"label": 0 * nothing}, {"label": nothing})), CLOCK
     )
     (told,), (first, second), (teacher,) = (
@@ -306,7 +302,7 @@ def test_one_interval_learns_what_the_teacher_says_of_the_label():
     parts = method.Nets(zero, zero, Denoiser(Labelled(), process, SamplePrediction()))
     labels = torch.tensor([0, 9]).repeat(32)
     cond = Cond({"label": labels}, {"label": torch.full_like(labels, 9)})
-    found = method.jump_loss(parts, batch_of(samples(64), cond=cond), CLOCK).notes["one"]
+    found = method.loss(parts, batch_of(samples(64), cond=cond), CLOCK).notes["one"]
     assert (found[labels == 0] > 0.9).all()  # ((0 - 1)/τ)², τ < 1
     assert (found[labels == 9] == 0).all()
 
@@ -316,7 +312,7 @@ def test_the_jumps_of_the_target_have_no_dropout():
     method = Shortcut(intervals=16, bootstrap=1.0)
     chain = Chain(process, method.times(process, 16))
     target = Denoiser(Masked(chain), process, SamplePrediction())
-    losses = method.jump_loss(
+    losses = method.loss(
         method.Nets(answering(process, chain), target, None), batch_of(samples(256)), CLOCK
     )
     assert losses.terms["shortcut"].max() < 1e-16
@@ -338,7 +334,7 @@ def test_the_target_carries_no_gradient_and_moves_slowly():
         return Denoiser(network, process, SamplePrediction())
 
     parts = method.Nets(*(made(net) for net in (student, target, teacher)))
-    method.jump_loss(parts, batch_of(samples(64)), CLOCK).terms["shortcut"].sum().backward()
+    method.loss(parts, batch_of(samples(64)), CLOCK).terms["shortcut"].sum().backward()
     assert student.weight.grad is not None
     assert target.weight.grad is None
     assert teacher.weight.grad is None

@@ -29,7 +29,7 @@ VE = VarianceExploding()
 
 
 def loss(method, nets, x0, seed=0):
-    return method.consistency_loss(nets, batch_of(x0, seed), CLOCK).terms["consistency"]
+    return method.loss(nets, batch_of(x0, seed), CLOCK).terms["consistency"]
 
 
 def drawn(method, process, x0, seed=0):

@@ -181,7 +181,7 @@ def test_all_three_passes_have_the_same_masks():
     method = TruncatedConsistency(easy=EasyConsistency(metric=Kept()))
     student, first = (Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2))
     batch = batch_of(torch.randn(200, 20))
-    method.truncated_loss(method.Nets(student, student, first), batch, SECOND)
+    method.loss(method.Nets(student, student, first), batch, SECOND)
     assert torch.equal(method.easy.metric.jump, method.easy.metric.goal)
     assert 0.4 < (method.easy.metric.jump == 0).float().mean() < 0.6
 
@@ -256,7 +256,7 @@ def test_the_first_stage_is_easy_consistency_with_all_its_stages():
             batch_of(samples(64)),
             Clock(step, 100, 64, 0, step, 25),
         )
-        expected = easy.consistency_loss(
+        expected = easy.loss(
             easy.Nets(student, student), batch_of(samples(64)), Clock(step, 25, 64)
         )
         assert torch.equal(found.terms["consistency"], expected.terms["consistency"])
@@ -305,7 +305,7 @@ def test_training_reaches_the_chain_that_ends_at_first():
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * step / steps))
         loss = (
-            method.truncated_loss(nets, batch_of(samples(512, step), seed=step), SECOND)
+            method.loss(nets, batch_of(samples(512, step), seed=step), SECOND)
             .terms["consistency"]
             .mean()
         )

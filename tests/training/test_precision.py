@@ -136,7 +136,8 @@ def test_the_scale_alone_changes_no_bit(method, scaled, monkeypatch):
         ends.append(state(one))
     assert_same(*ends)
     assert {group: scale.scale.item() for group, scale in one.state.scales.items()} == {
-        group: 65536.0 * 2 ** (12 * (2 if group == "fake" else 1) // 3) for group in method.trains
+        group: 65536.0 * 2 ** (12 * (2 if group == "fake" else 1) // 3)
+        for group in one.state.roles.trains
     }
 
 
@@ -325,7 +326,7 @@ def gradients(method, network, images, **options):
     )  # a second pass ends inside, where it has enough
     clock = one.clock(1)
     for i, update in enumerate(method.updates(clock)):
-        for name in method.trains:
+        for name in one.state.roles.trains:
             one.state.modules[name].requires_grad_(name in update.trains)
         one._backward(update, clock, i, i)
         for name in update.trains:

@@ -23,6 +23,7 @@ from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Losses, Update
+from fewstep.learning.roles import moved, trained
 from fewstep.learning.schedules import Linear
 from fewstep.models.adapters import FullCopy
 from fewstep.models.codec import Pixels
@@ -64,9 +65,6 @@ class Single(Choice):
     `poisoned_update`.
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("student",)
-    moves: ClassVar[tuple[str, ...]] = ("target",)
-    exports: ClassVar[tuple[str, ...]] = ("student",)
     needs: ClassVar[tuple[str, ...]] = ("x0",)
 
     dropout: float = 0.1
@@ -77,8 +75,8 @@ class Single(Choice):
 
     @dataclass
     class Nets:
-        student: nn.Module
-        target: nn.Module
+        student: nn.Module = trained(exported=True)
+        target: nn.Module = moved()
 
     def nets(self) -> Any:
         student, target = network(1, self.dropout), network(2, self.dropout)
@@ -124,13 +122,11 @@ class Rhythm(Single):
     student.
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("student", "fake")
-
     @dataclass
     class Nets:
-        student: nn.Module
-        fake: nn.Module
-        target: nn.Module
+        student: nn.Module = trained(exported=True)
+        fake: nn.Module = trained()
+        target: nn.Module = moved()
 
     def nets(self) -> Any:
         student, target = network(1, self.dropout), network(2, self.dropout)

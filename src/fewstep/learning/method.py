@@ -75,26 +75,31 @@ class Clone(Protocol):
 class Method(Choice, ABC):
     """A training method; its fields are its hyperparameters and its options on the command line.
 
-    trains: networks with an optimizer. moves: networks that `after_step` writes. exports: networks
-    that are saved, each with its averages. needs: fields of the batch that it reads. All other
-    networks are frozen.
+    needs: fields of the batch that it reads.
     """
 
     folder: ClassVar[str | None] = "fewstep.methods"
-    trains: ClassVar[tuple[str, ...]] = ("student",)
-    moves: ClassVar[tuple[str, ...]] = ()
-    exports: ClassVar[tuple[str, ...]] = ("student",)
     needs: ClassVar[tuple[str, ...]] = ("x0",)
 
     @abstractmethod
     def build_nets(self, model: Any, clone: Clone) -> Any:
-        """A dataclass of modules. The model's own denoiser is the teacher: never written, clone
-        what moves.
+        """A dataclass of networks, each with its role (`learning.roles`).
+
+        The model's own denoiser is the teacher: never written, clone what moves. The trainer casts,
+        freezes, shards and moves these networks to the device in place.
         """
 
     @abstractmethod
+    def loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
+        """The student's loss, row by row."""
+
     def updates(self, clock: Clock) -> Sequence[Update]:
-        """The optimizer steps of this step, in order."""
+        """The optimizer steps of this step, in order: one of the student on its loss.
+
+        What a phase does otherwise is another update, with a loss of its own: `fewstep plan`
+        measures each of them once.
+        """
+        return [Update(("student",), self.loss)]
 
     def after_step(self, nets: Any, clock: Clock) -> None:
         """Moves slow copies."""

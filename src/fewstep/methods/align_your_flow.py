@@ -3,7 +3,6 @@ arXiv:2506.14603).
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +18,8 @@ from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Metric, Squared
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import frozen, trained
 from fewstep.learning.tangent import (
     Forward,
     Point,
@@ -68,17 +68,14 @@ class AlignYourFlow(Method):
     class Nets:
         """The student and the frozen teacher."""
 
-        student: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.teacher_guidance)
         return self.Nets(clone("student", inputs={"s"}), model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.map_loss)]
-
-    def map_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
         process, cond = nets.student.process, batch.cond
         teacher = (

@@ -1,9 +1,8 @@
 """Consistency distillation (Song et al. 2023, arXiv:2303.01469, algorithm 2)."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -12,16 +11,17 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
-from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal
 from fewstep.learning.losses import Metric, Squared
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.slow_target import SlowTarget
 from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
 @dataclass(frozen=True)
-class ConsistencyDistillation(Method):
+class ConsistencyDistillation(SlowTarget):
     """w d( f(x_t, t), f_target(x_s, s) ): x_s is the teacher's step from t to the next lower time s
     of a grid.
 
@@ -30,8 +30,6 @@ class ConsistencyDistillation(Method):
     intervals (papers count the bins + 1 points). `sample_times`: where the few-step sampler
     evaluates.
     """
-
-    moves: ClassVar[tuple[str, ...]] = ("target",)
 
     bins: Count = 18
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
@@ -45,19 +43,17 @@ class ConsistencyDistillation(Method):
     class Nets:
         """The student, its slow copy, and the frozen teacher."""
 
-        student: Denoiser
-        target: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        target: Denoiser = moved()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         boundary = model.denoiser.parameterization.boundary()
-        student, target = (clone(name, parameterization=boundary) for name in ("student", "target"))
+        student = clone("student", parameterization=boundary)
+        target = clone("target", parameterization=boundary)
         return self.Nets(student, target, model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.consistency_loss)]
-
-    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample."""
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
@@ -68,9 +64,6 @@ class ConsistencyDistillation(Method):
         distance = self.metric(jump, goal)
         w = interval_weight(self.weighting, process, t, s)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
-
-    def after_step(self, nets: Nets, clock: Clock) -> None:
-        ema_update(nets.target, nets.student, self.target_decay)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

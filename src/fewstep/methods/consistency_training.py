@@ -4,7 +4,6 @@ arXiv:2303.01469).
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,16 +12,17 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Auto, Times
-from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import Masks, adjacent, jump_and_goal
 from fewstep.learning.losses import Metric, PseudoHuber
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.roles import moved, trained
+from fewstep.learning.slow_target import SlowTarget
 from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
 @dataclass(frozen=True)
-class ConsistencyTraining(Method):
+class ConsistencyTraining(SlowTarget):
     """w d( f(x_t, t), f_target(x_s, s) ), w = 1/(t - s): x_t and x_s are made of the same sample
     and the same noise.
 
@@ -54,32 +54,19 @@ class ConsistencyTraining(Method):
         if self.first > self.last and self.curriculum != "fixed":
             raise ValueError(f"first={self.first} intervals are more than last={self.last}")
 
-    @property
-    def moves(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The slow copy, where there is one."""
-        return () if self.target == "student" else ("target",)
-
     @dataclass
     class Nets:
-        """The student alone."""
+        """The student and, where the options ask for one, its slow copy."""
 
-        student: Denoiser
-
-    @dataclass
-    class TargetNets(Nets):
-        """The student and its slow copy."""
-
-        target: Denoiser
+        student: Denoiser = trained(exported=True)
+        target: Denoiser | None = moved()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         boundary = model.denoiser.parameterization.boundary()
         student = clone("student", parameterization=boundary)
         if self.target == "student":
-            return self.Nets(student)
-        return self.TargetNets(student, clone("target", parameterization=boundary))
-
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.consistency_loss)]
+            return self.Nets(student, None)
+        return self.Nets(student, clone("target", parameterization=boundary))
 
     def bins(self, clock: Clock) -> int:
         """Intervals of the grid at this step: N(k) - 1 of the papers."""
@@ -93,28 +80,22 @@ class ConsistencyTraining(Method):
 
     def decay(self, clock: Clock) -> float:
         """How much of the slow copy this step keeps."""
-        return (
-            self.target_decay ** (self.first / self.bins(clock))
-            if self.target == "adaptive"
-            else self.target_decay
-        )
+        if self.target == "adaptive":
+            return self.target_decay ** (self.first / self.bins(clock))
+        return self.target_decay
 
-    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample."""
         process = nets.student.process
         t, s = adjacent(self.times(process, self.bins(clock)), batch.draws, process, self.density)
         x0, noise = batch.data, batch.noise()
         x_t, x_s = process.add_noise(x0, noise, t), process.add_noise(x0, noise, s)
-        target = nets.target if isinstance(nets, self.TargetNets) else nets.student
+        target = nets.student if nets.target is None else nets.target
         distance = self.metric(
             *jump_and_goal(nets.student, target, x_t, t, x_s, s, batch.cond, self.target_masks)
         )
         w = interval_weight(self.weighting, process, t, s)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
-
-    def after_step(self, nets: Nets, clock: Clock) -> None:
-        if isinstance(nets, self.TargetNets):
-            ema_update(nets.target, nets.student, self.decay(clock))
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(steps=2, times=self.sample_times)

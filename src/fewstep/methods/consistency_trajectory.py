@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -16,16 +15,17 @@ from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import Sample, Time, time_dtype
-from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal, landing, one_between
 from fewstep.learning.losses import Metric, Squared
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.slow_target import SlowTarget
 from fewstep.learning.weights import weight
 
 
 @dataclass(frozen=True)
-class ConsistencyTrajectory(Method):
+class ConsistencyTrajectory(SlowTarget):
     """d( C(G(x_t, t, s)), C(sg G(x_u, u, s)) ) + denoising·‖g(x_t', t', t') - x0‖²/out(t')²: x_u is
     several of the teacher's steps from x_t, s any time of the grid from its end up to u, G(x, t, s)
     the step from t to s with the student's answer g(x, t, s). C = G_target(·, s, end) carries both
@@ -37,8 +37,6 @@ class ConsistencyTrajectory(Method):
     error for LPIPS; no adversarial term; fewer teacher steps (there: up to the whole grid). `bins`
     counts intervals; gamma shortens sigma/alpha itself, not its distance from t_min.
     """
-
-    moves: ClassVar[tuple[str, ...]] = ("target",)
 
     bins: Count = 18
     longest: Count = 4
@@ -60,21 +58,17 @@ class ConsistencyTrajectory(Method):
     class Nets:
         """The student, its slow copy, and the frozen teacher."""
 
-        student: Denoiser
-        target: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        target: Denoiser = moved()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         own = model.denoiser.parameterization
-        student, target = (
-            clone(name, inputs={"s"}, parameterization=own) for name in ("student", "target")
-        )
+        student = clone("student", inputs={"s"}, parameterization=own)
+        target = clone("target", inputs={"s"}, parameterization=own)
         return self.Nets(student, target, model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.trajectory_loss)]
-
-    def trajectory_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One start, one end and one noise per sample, and others for the denoising term."""
         process, x0 = nets.teacher.process, batch.data
         grid = self.times(process, self.bins)
@@ -108,9 +102,6 @@ class ConsistencyTrajectory(Method):
                 self.denoising * error * weight("output", nets.student, t).to(error)
             )
         return Losses(terms)
-
-    def after_step(self, nets: Nets, clock: Clock) -> None:
-        ema_update(nets.target, nets.student, self.target_decay)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(2, Strided(self.times, self.bins), self.gamma)

@@ -5,7 +5,7 @@ arXiv:2410.11081).
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.roles import frozen, trained
 from fewstep.learning.tangent import (
     Forward,
     Point,
@@ -53,8 +54,6 @@ class ContinuousConsistency(Method):
     the student's prediction is the identity: it keeps the teacher's parameterization.
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("student", "uncertainty")
-
     velocity: Literal["teacher", "data"] = "teacher"
     teacher_guidance: NonNegative = 1.0
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.0, 1.8))
@@ -73,9 +72,9 @@ class ContinuousConsistency(Method):
     class Nets:
         """The student, the log-variance of its loss, and the frozen teacher."""
 
-        student: Denoiser
-        uncertainty: nn.Module
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        uncertainty: nn.Module = trained()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.teacher_guidance)
@@ -92,9 +91,9 @@ class ContinuousConsistency(Method):
         return self.Nets(student, Uncertainty(), model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student", "uncertainty"), self.consistency_loss)]
+        return [Update(("student", "uncertainty"), self.loss)]
 
-    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
         process = nets.student.process
         t = self.density(process, batch.draws).clamp(process.t_min, process.t_max)

@@ -3,7 +3,6 @@ and 8).
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,8 @@ from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import trained
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,12 @@ class Diffusion(Method):
     class Nets:
         """The network in training."""
 
-        student: Denoiser
+        student: Denoiser = trained(exported=True)
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(clone("student"))
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.denoising_loss)]
-
-    def denoising_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One noise level and one noise per sample."""
         x0, noise = batch.data, batch.noise()
         t = self.density(nets.student.process, batch.draws)

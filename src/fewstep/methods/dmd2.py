@@ -5,7 +5,7 @@ arXiv:2311.18828).
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.roles import frozen, trained
 from fewstep.learning.weights import weight
 from fewstep.models.heads import Head
 
@@ -38,8 +39,6 @@ class DMD2(Method):
     earlier steps make of noise (backward simulation).
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("student", "fake", "head")
-
     fake_steps: Count = 5
     steps: Count = 1
     gan: NonNegative = 3e-3
@@ -55,10 +54,10 @@ class DMD2(Method):
         teacher.
         """
 
-        student: Denoiser
-        fake: Denoiser
-        head: nn.Module
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        fake: Denoiser = trained()
+        head: nn.Module = trained()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.teacher_guidance)
@@ -72,7 +71,7 @@ class DMD2(Method):
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         fake = Update(("fake", "head"), self.fake_loss)
-        return [fake] * self.fake_steps + [Update(("student",), self.student_loss)]
+        return [fake] * self.fake_steps + [Update(("student",), self.loss)]
 
     def made(self, student: Denoiser, batch: Batch) -> Sample:
         """Samples of the student, with the gradient of their last evaluation."""
@@ -108,7 +107,7 @@ class DMD2(Method):
             terms["discriminator"] = self.gan_fake * (F.softplus(made) + F.softplus(-real))
         return Losses(terms)
 
-    def student_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """½ ‖x - sg[x - g]‖², whose gradient in x is g: the difference of the two scores."""
         x = self.made(nets.student, batch)
         with torch.no_grad():

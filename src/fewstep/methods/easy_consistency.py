@@ -3,7 +3,6 @@ teacher.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,8 @@ from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal
 from fewstep.learning.losses import Metric, PseudoHuber
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import frozen, trained
 from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
@@ -52,15 +52,12 @@ class EasyConsistency(Method):
     class Nets:
         """The student and the frozen teacher, from whose weights it starts."""
 
-        student: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         student = clone("student", parameterization=model.denoiser.parameterization.boundary())
         return self.Nets(student, model.denoiser)
-
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.consistency_loss)]
 
     def share(self, clock: Clock) -> float:
         """q^-(a+1) of this stage: how far r is below t, relative to t, where t is large."""
@@ -82,7 +79,7 @@ class EasyConsistency(Method):
         with torch.no_grad():
             return x_t, self.solver(nets.teacher, process, x_t, t, r, batch.cond)
 
-    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
         process = nets.student.process
         t = self.density(process, batch.draws).clamp(max=process.t_max)

@@ -5,7 +5,7 @@ each direction.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -27,6 +27,7 @@ from fewstep.learning.consistency import (
     pair,
 )
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.roles import frozen, trained
 from fewstep.methods.multi_boundary import MultiBoundary
 
 
@@ -47,9 +48,6 @@ class InvertibleConsistency(Method):
     decode with the student.
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("student", "forward")
-    exports: ClassVar[tuple[str, ...]] = ("student", "forward")
-
     reverse: MultiBoundary = dataclasses.field(default_factory=MultiBoundary)
     cycle: NonNegative = 1.5
 
@@ -65,9 +63,9 @@ class InvertibleConsistency(Method):
     class Nets:
         """The student (down), the network for the way up, and the frozen teacher."""
 
-        student: Denoiser
-        forward: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        forward: Denoiser = trained(exported=True)
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         down = self.reverse.build_nets(model, clone)
@@ -81,12 +79,16 @@ class InvertibleConsistency(Method):
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         both = [
-            Update(("student",), self.reverse.consistency_loss),
+            Update(("student",), self.loss),
             Update(("forward",), self.forward_loss),
         ]
         if self.cycle and self.reverse.steps > 1:
             both.append(Update(("forward",), self.up_again_loss))
         return [*both, Update(("student",), self.down_again_loss)] if self.cycle else both
+
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+        """The way down."""
+        return self.reverse.loss(nets, batch, clock)
 
     def forward_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample, upwards."""

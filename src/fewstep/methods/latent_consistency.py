@@ -3,9 +3,8 @@ arXiv:2311.05556.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from fewstep.choice import Count, Decay
 from fewstep.diffusion.denoiser import Denoiser
@@ -14,16 +13,17 @@ from fewstep.diffusion.parameterization import Boundary, LcmBoundary, Parameteri
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
-from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal, pair
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Metric
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.slow_target import SlowTarget
 
 
 @dataclass(frozen=True)
-class LatentConsistency(Method):
+class LatentConsistency(SlowTarget):
     """d( f(x_t, t, g), f_target(x_s, s, g) ): x_s is one DDIM step of the guided teacher over an
     interval of the grid.
 
@@ -34,8 +34,6 @@ class LatentConsistency(Method):
     released code: g enters as a plain number, zero-initialised, so that the first student is the
     teacher; the sampler adds the noise that is missing at index 0, not that missing at the data.
     """
-
-    moves: ClassVar[tuple[str, ...]] = ("target",)
 
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
@@ -55,21 +53,17 @@ class LatentConsistency(Method):
     class Nets:
         """The student, its slow copy, and the frozen teacher."""
 
-        student: Denoiser
-        target: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        target: Denoiser = moved()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs, boundary = self.guided.inputs(model), boundary_of(model.denoiser)
-        student, target = (
-            clone(name, inputs=inputs, parameterization=boundary) for name in ("student", "target")
-        )
+        student = clone("student", inputs=inputs, parameterization=boundary)
+        target = clone("target", inputs=inputs, parameterization=boundary)
         return self.Nets(student, target, model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.consistency_loss)]
-
-    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval, one noise and one guidance scale per sample."""
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
@@ -82,9 +76,6 @@ class LatentConsistency(Method):
                 )
             }
         )
-
-    def after_step(self, nets: Nets, clock: Clock) -> None:
-        ema_update(nets.target, nets.student, self.target_decay)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(min(4, self.bins), Strided(self.times, self.bins))

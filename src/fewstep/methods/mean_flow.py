@@ -3,7 +3,6 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +20,8 @@ from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import AdaptivePower, Metric
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import frozen, trained
 from fewstep.learning.tangent import (
     Forward,
     Point,
@@ -70,17 +70,14 @@ class MeanFlow(Method):
     class Nets:
         """The student and the frozen teacher, from whose weights it starts."""
 
-        student: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.guidance_scale)
         return self.Nets(clone("student", inputs={"s"}), model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.flow_loss)]
-
-    def flow_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
         process, draws = nets.student.process, batch.draws
         t, s = ordered(process, draws, self.density, self.target_density, self.equal)

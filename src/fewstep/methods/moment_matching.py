@@ -1,7 +1,6 @@
 """Inductive moment matching (Zhou et al. 2025, arXiv:2503.07565)."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,8 @@ from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import trained
 from fewstep.learning.tangent import rectified
 
 
@@ -51,13 +51,10 @@ class MomentMatching(Method):
     class Nets:
         """The student alone."""
 
-        student: Denoiser
+        student: Denoiser = trained(exported=True)
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(clone("student", inputs={"s"}))
-
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.matching_loss)]
 
     def group(self) -> int:
         return self.samples
@@ -85,7 +82,7 @@ class MomentMatching(Method):
             self.at(process, level) for level in (late / (1 - late), down, early / (1 - early))
         )  # type: ignore[return-value]
 
-    def matching_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One triple of times per group, one noise per sample."""
         student, process = nets.student, nets.student.process
         t, r, s = self.times(process, batch)

@@ -1,7 +1,6 @@
 """Multi-boundary consistency distillation (Starodubcev et al. 2024, arXiv:2406.14539)."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,8 @@ from fewstep.learning.consistency import (
 )
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Metric
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import frozen, trained
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,13 @@ class MultiBoundary(Method):
     class Nets:
         """The student and the frozen teacher."""
 
-        student: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         self.ends(model.denoiser.process)  # boundaries that cannot be fail here
         inputs, own = self.guided.inputs(model), model.denoiser.parameterization
         return self.Nets(clone("student", inputs=inputs, parameterization=own), model.denoiser)
-
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.consistency_loss)]
 
     def ends(self, process: Process, lifted: bool = False) -> Grid:
         """The boundaries from t_max to the end, decreasing."""
@@ -84,7 +81,7 @@ class MultiBoundary(Method):
         """The boundaries as a sampler's grid."""
         return Segments(self.times, self.bins, between=self.boundaries, lifted=lifted)
 
-    def consistency_loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample."""
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from fewstep.learning.consistency import (
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Metric
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.roles import frozen, trained
 from fewstep.models.heads import Head
 
 
@@ -58,8 +59,6 @@ class PhasedConsistency(Method):
     made along the phases' own ends (there: 999, 749, 499, 249 instead of 999, 739, 499, 239).
     """
 
-    trains: ClassVar[tuple[str, ...]] = ("student", "head")
-
     segments: Count = 4
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
@@ -72,9 +71,9 @@ class PhasedConsistency(Method):
     class Nets:
         """The student, the discriminator's head, and the frozen teacher."""
 
-        student: Denoiser
-        head: nn.Module
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        head: nn.Module = trained()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs, own = self.guided.inputs(model), model.denoiser.parameterization
@@ -83,7 +82,7 @@ class PhasedConsistency(Method):
         return self.Nets(student, Head(channels), model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
-        student = Update(("student",), self.consistency_loss)
+        student = Update(("student",), self.loss)
         return [Update(("head",), self.head_loss), student] if self.adversarial else [student]
 
     @property
@@ -124,7 +123,7 @@ class PhasedConsistency(Method):
         real, made = (self.logits(nets, x, jumps, level, batch) for x in (jumps.goal, jumps.jump))
         return Losses({"discriminator": F.relu(1 - real) + F.relu(1 + made)})
 
-    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """The jump against its goal, and against the discriminator."""
         jumps = self.jumps(nets, batch)
         distance = compared(self.metric, nets.teacher.process, jumps.jump, jumps.goal, jumps.end)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -16,7 +16,8 @@ from fewstep.diffusion.types import time_dtype
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Metric, Squared
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import moved, trained
 from fewstep.learning.weights import Weighting, weight
 
 
@@ -31,8 +32,6 @@ class Progressive(Method):
     teacher's x0 at the mid point: the same where the grid ends at the data). The grid must nest:
     every `factor`-th time of the finer one is a time of the coarser.
     """
-
-    moves: ClassVar[tuple[str, ...]] = ("teacher",)
 
     start: Count = 32
     end: Count = 4
@@ -56,8 +55,8 @@ class Progressive(Method):
     class Nets:
         """The student, and the teacher that it becomes."""
 
-        student: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        teacher: Denoiser = moved()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         process = model.denoiser.process
@@ -96,10 +95,7 @@ class Progressive(Method):
             raise ValueError(f"{steps} training steps are too few for {len(lengths)} rounds")
         return [steps * sum(lengths[:i]) // sum(lengths) for i in range(len(lengths))]
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.step_loss)]
-
-    def step_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One step of the student's grid and one noise per sample."""
         process, n = nets.student.process, self.rounds()[clock.phase]
         grid = self.times(process, n * self.factor).to(batch.draws.device)

@@ -4,9 +4,8 @@ arXiv:2410.12557).
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -16,17 +15,18 @@ from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import per_sample, time_dtype
-from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Metric, Squared
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.slow_target import SlowTarget
 from fewstep.learning.tangent import rectified
 
 
 @dataclass(frozen=True)
-class Shortcut(Method):
+class Shortcut(SlowTarget):
     """d( u(x_t, t, s), target ): a jump over 2^k intervals of a grid learns two jumps of the target
     over half as many.
 
@@ -41,8 +41,6 @@ class Shortcut(Method):
     batch into equal groups), nothing is clipped to ±4, and labels are dropped only where guidance
     needs it.
     """
-
-    moves: ClassVar[tuple[str, ...]] = ("target",)
 
     intervals: Count = 128
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
@@ -61,19 +59,17 @@ class Shortcut(Method):
     class Nets:
         """The student, its slow copy, and the frozen teacher, from whose weights it starts."""
 
-        student: Denoiser
-        target: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        target: Denoiser = moved()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         check_guidable(model, self.guidance_scale)
-        student, target = (clone(name, inputs={"s"}) for name in ("student", "target"))
+        student = clone("student", inputs={"s"})
+        target = clone("target", inputs={"s"})
         return self.Nets(student, target, model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.jump_loss)]
-
-    def jump_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One jump and one noise per sample."""
         process, draws = nets.student.process, batch.draws
         grid = self.times(process, self.intervals).to(draws.device, time_dtype(draws.device))
@@ -111,9 +107,6 @@ class Shortcut(Method):
         return Losses(
             {"shortcut": distance}, {"bootstrap": share * distance, "one": (1 - share) * distance}
         )
-
-    def after_step(self, nets: Nets, clock: Clock) -> None:
-        ema_update(nets.target, nets.student, self.target_decay)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(steps=4, times=Strided(self.times, self.intervals))

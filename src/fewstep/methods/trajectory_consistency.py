@@ -1,9 +1,8 @@
 """Trajectory consistency distillation (Zheng et al. 2024, arXiv:2402.19159)."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from fewstep.choice import Count, Decay, Share
 from fewstep.diffusion.denoiser import Denoiser
@@ -11,7 +10,6 @@ from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
-from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import (
     adjacent,
@@ -23,11 +21,13 @@ from fewstep.learning.consistency import (
 )
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Metric
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.slow_target import SlowTarget
 
 
 @dataclass(frozen=True)
-class TrajectoryConsistency(Method):
+class TrajectoryConsistency(SlowTarget):
     """d( J(x_t; t -> e), J_target(x_s; s -> e) ): x_s is the guided teacher's step, J one DDIM jump
     with the network's answer, and e any time of the grid from its end up to s, all alike; where e =
     s the goal is x_s itself.
@@ -36,8 +36,6 @@ class TrajectoryConsistency(Method):
     one answer must serve all ends, which no student does exactly. gamma is that of strategic
     stochastic sampling.
     """
-
-    moves: ClassVar[tuple[str, ...]] = ("target",)
 
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
@@ -52,22 +50,18 @@ class TrajectoryConsistency(Method):
     class Nets:
         """The student, its slow copy, and the frozen teacher."""
 
-        student: Denoiser
-        target: Denoiser
-        teacher: Denoiser
+        student: Denoiser = trained(exported=True)
+        target: Denoiser = moved()
+        teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs = self.guided.inputs(model) | ({"s"} if self.told_end else set())
         own = model.denoiser.parameterization
-        student, target = (
-            clone(name, inputs=inputs, parameterization=own) for name in ("student", "target")
-        )
+        student = clone("student", inputs=inputs, parameterization=own)
+        target = clone("target", inputs=inputs, parameterization=own)
         return self.Nets(student, target, model.denoiser)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.consistency_loss)]
-
-    def consistency_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval, one noise and one end per sample."""
         process = nets.teacher.process
         grid = self.times(process, self.bins)
@@ -78,9 +72,6 @@ class TrajectoryConsistency(Method):
         student, target = (landing(net, process, end) for net in (nets.student, nets.target))
         jump, goal = jump_and_goal(student, target, x_t, t, x_s, s, cond)
         return Losses({"consistency": compared(self.metric, process, jump, goal, end)})
-
-    def after_step(self, nets: Nets, clock: Clock) -> None:
-        ema_update(nets.target, nets.student, self.target_decay)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(4, Strided(self.times, self.bins), self.gamma, "time")

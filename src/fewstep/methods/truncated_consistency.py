@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -21,6 +21,7 @@ from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.roles import moved
 from fewstep.learning.weights import interval_weight
 from fewstep.methods.easy_consistency import EasyConsistency
 
@@ -40,8 +41,6 @@ class TruncatedConsistency(Method):
     masks of the student.
     """
 
-    moves: ClassVar[tuple[str, ...]] = ("first",)
-
     easy: EasyConsistency = dataclasses.field(default_factory=EasyConsistency)
     share: Decay = 0.5
     edge: Positive = 1.0
@@ -54,7 +53,7 @@ class TruncatedConsistency(Method):
     class Nets(EasyConsistency.Nets):
         """The student, what it was at the end of its first stage, and the teacher."""
 
-        first: Denoiser
+        first: Denoiser = moved()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         process = model.denoiser.process
@@ -76,20 +75,20 @@ class TruncatedConsistency(Method):
         return (0, begin)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
-        easy = self.share and clock.phase == 0
-        return [Update(("student",), self.easy_loss if easy else self.truncated_loss)]
+        if self.share and clock.phase == 0:
+            return [Update(("student",), self.easy_loss)]
+        return super().updates(clock)
 
     def edge_of(self, process: Process) -> Time:
         """The edge as a time of the process, (1,)."""
         return process.time_of(torch.atan(torch.tensor([self.edge], dtype=torch.float64)))
 
     def easy_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
-        """Easy consistency, all of its stages within this phase."""
-        return self.easy.consistency_loss(
-            nets, batch, clock._replace(step=clock.phase_step, steps=clock.phase_steps)
-        )
+        """Easy consistency, all of its stages within the first phase."""
+        stages = clock._replace(step=clock.phase_step, steps=clock.phase_steps)
+        return self.easy.loss(nets, batch, stages)
 
-    def truncated_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
         process, cond = nets.student.process, batch.cond
         density = LogStudent(self.df, math.log(self.edge), self.std, self.edge)

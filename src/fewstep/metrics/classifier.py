@@ -4,7 +4,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fewstep.choice import NonNegative
 from fewstep.learning.batch import Batch
-from fewstep.learning.method import Clock, Clone, Losses, Method, Update
+from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.roles import trained
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,12 @@ class Classification(Method):
     class Nets:
         """The network in training."""
 
-        student: nn.Module
+        student: nn.Module = trained(exported=True)
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(model.network)
 
-    def updates(self, clock: Clock) -> Sequence[Update]:
-        return [Update(("student",), self.cross_entropy)]
-
-    def cross_entropy(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One shift, one noise level per image; plain images where the network is not in
         training.
         """

@@ -122,7 +122,7 @@ def planned(
     method.after_step(nets, trainer.clock(0))
     state.average()
     seconds += _now(trainer)
-    copies = sum(weights[name] for name in method.exports)
+    copies = sum(weights[name] for name in state.roles.exports)
     if config.health_every:
         loss = peaks(_loss_alone(trainer, FIRST), _loss_alone(trainer, FIRST + 1), health_rows)[0]
         passing["health"] = copies + loss * bool(health_rows)

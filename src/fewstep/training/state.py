@@ -3,7 +3,6 @@ loss scales.
 """
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.learning.averaging import lerp
 from fewstep.learning.method import Method
+from fewstep.learning.roles import networks, roles_of
 from fewstep.training.config import TrainerConfig
 from fewstep.training.precision import LossScale, in_precision
 from fewstep.training.processes import World, local, part_of, shard, whole
@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 
 class State:
-    """Derived from what the method declares: what trains has an optimizer, what is exported has
+    """Derived from the roles of the networks: what trains has an optimizer, what is exported has
     averages, what trains or moves is saved, all else is frozen. `modules` holds the networks as the
     method sees them.
 
@@ -37,21 +37,22 @@ class State:
         self.modules: dict[str, nn.Module] = {}
         self.scales: dict[str, LossScale] = {}
         self._unsharded: dict[str, nn.Module] = {}
-        self.kept = (*method.trains, *method.moves)
-        for name in (f.name for f in dataclasses.fields(nets)):
-            module = in_precision(getattr(nets, name), config.precision, name in self.kept)
-            module.to(device).train(name in self.kept).requires_grad_(name in method.trains)
+        self.roles = roles_of(nets)
+        self.kept = (*self.roles.trains, *self.roles.moves)
+        for name, network in networks(nets).items():
+            module = in_precision(network, config.precision, name in self.kept)
+            module.to(device).train(name in self.kept).requires_grad_(name in self.roles.trains)
             world.spread(module)
             if self.sharded:
-                if name in method.exports:
+                if name in self.roles.exports:
                     self._unsharded[name] = copy.deepcopy(module).cpu()
                 shard(module)
             if isinstance(module, Denoiser):
-                module.prepare(config.compile, config.checkpointing and name in method.trains)
+                module.prepare(config.compile, config.checkpointing and name in self.roles.trains)
             self.modules[name] = module
             setattr(nets, name, module)
         self.leaves: dict[str, dict[str, nn.Parameter]] = {}
-        for name in dict.fromkeys((*method.trains, *method.exports)):
+        for name in dict.fromkeys((*self.roles.trains, *self.roles.exports)):
             found = dict(self.modules[name].named_parameters())
             self.leaves[name] = (
                 {k: nn.Parameter(local(p)) for k, p in found.items()} if self.sharded else found
@@ -61,7 +62,7 @@ class State:
     def restart(self) -> None:
         """New optimizers and averages, as at the beginning of a phase."""
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        for name in self.method.trains:
+        for name in self.roles.trains:
             spec = self.config.optimizers.get(name, self.config.optimizer)
             self.optimizers[name] = spec.build(list(self.leaves[name].values()))
             for group in self.optimizers[name].param_groups:
@@ -71,12 +72,12 @@ class State:
                 d: {k: p.detach().clone() for k, p in self.leaves[name].items()}
                 for d in self.config.ema
             }
-            for name in self.method.exports
+            for name in self.roles.exports
         }
 
     def average(self) -> None:
         """Moves the averages of the exported networks."""
-        for name in self.method.exports:
+        for name in self.roles.exports:
             now = [p.detach() for p in self.leaves[name].values()]
             for decay, average in self.averages[name].items():
                 lerp(list(average.values()), now, 1 - decay)

@@ -17,6 +17,7 @@ from fewstep.files import remove_leftovers, write_json
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Clock, Method, Update
+from fewstep.learning.roles import roles_of
 from fewstep.training.checkpoint import Checkpoints, Saved
 from fewstep.training.config import TrainerConfig, difference, pick_device
 from fewstep.training.log import Log
@@ -98,8 +99,9 @@ class Trainer:
         self._numbers = [0] * WINDOW  # the first batch number of each step in the window
         self._stop: int | None = None
         self._trained: tuple[str, ...] | None = None
-        if unknown := sorted(set(config.optimizers) - set(method.trains)):
-            trained = ", ".join(method.trains)
+        trains = roles_of(nets).trains
+        if unknown := sorted(set(config.optimizers) - set(trains)):
+            trained = ", ".join(trains)
             raise ValueError(
                 f"trainer.optimizers: the method trains {trained}, not {', '.join(unknown)}"
             )
@@ -184,7 +186,7 @@ class Trainer:
         self._status("trained", config.steps)
 
     def _exported(self) -> dict[str, nn.Module]:
-        return {name: self.state.exported(name) for name in self.method.exports}
+        return {name: self.state.exported(name) for name in self.state.roles.exports}
 
     def _apply(self, update: Update, clock: Clock, index: int) -> dict[str, Tensor | float]:
         """One optimizer step on the next batch; returns the batch's mean losses, the gradient norm
@@ -194,7 +196,7 @@ class Trainer:
         micro-batches.
         """
         if self._trained != update.trains:
-            for name in self.method.trains:
+            for name in self.state.roles.trains:
                 self.state.modules[name].requires_grad_(name in update.trains)
             self._trained = update.trains
         number, self.batches = self.batches, self.batches + 1
