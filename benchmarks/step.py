@@ -71,26 +71,36 @@ Work = Callable[[], Any]
 
 def work_of(name: str, precision: str) -> Work:
     """What is measured: one step."""
+    small = name.startswith("digits")
+    return work_on(name, subject(small), BATCH[small], precision)
+
+
+def subject(small: bool) -> Any:
+    """The model that is measured: of the recipe digits_teacher (8×8), or of 32×32."""
     from fewstep.models.source import Fresh
     from fewstep.models.unet import UNet
     from fewstep.recipes.digits_teacher import recipe
 
-    small, dtype = name.startswith("digits"), torch.bfloat16 if precision == "bf16" else None
     source = (
         recipe().teacher
         if small
         else Fresh(network=UNet(channels=64, multipliers=(1, 2, 2), blocks=2))
     )
-    model = source.load(image_space((1, 8, 8) if small else (3, 32, 32), 10), 0)
+    return source.load(image_space((1, 8, 8) if small else (3, 32, 32), 10), 0)
+
+
+def work_on(name: str, model: Any, batch: int, precision: str, **options: Any) -> Work:
+    """One step of that model. options: of the trainer, where it is one of its steps."""
+    dtype = torch.bfloat16 if precision == "bf16" else None
     images, labels = (
         torch.randint(256, (64, *model.shape), dtype=torch.uint8),
         torch.arange(64) % 10,
     )
     if name in ("forward", "sample"):
-        return evaluation(name, model.to(DEVICE, dtype), BATCH[small])
+        return evaluation(name, model.to(DEVICE, dtype), batch)
     if name.endswith("bare"):
-        return bare(model.denoiser.network.to(DEVICE), images, labels, BATCH[small], dtype)
-    return training(name, model, images, labels, BATCH[small], precision)
+        return bare(model.denoiser.network.to(DEVICE), images, labels, batch, dtype)
+    return training(name, model, images, labels, batch, precision, **options)
 
 
 def evaluation(name: str, model: Any, batch: int) -> Work:
@@ -138,7 +148,13 @@ def bare(
 
 
 def training(
-    name: str, model: Any, images: Tensor, labels: Tensor, batch: int, precision: Any
+    name: str,
+    model: Any,
+    images: Tensor,
+    labels: Tensor,
+    batch: int,
+    precision: Any,
+    **options: Any,
 ) -> Work:
     """One step of the trainer's own loop; "cd_graph" forgets that teacher and target do not
     learn.
@@ -152,7 +168,8 @@ def training(
 
     method: Method = Method.parse(METHODS.get(name.removesuffix("_graph"), "diffusion"))
     dataset = held_images(images, labels, 10, torch.arange(len(images)))
-    config = TrainerConfig(batch=batch, precision=precision, log_every=10**6, device=DEVICE.type)
+    fixed = {"batch": batch, "precision": precision, "log_every": 10**6, "device": DEVICE.type}
+    config = TrainerConfig(**fixed, **options)
     stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
     trainer = Trainer(method, method.build_nets(model, FullCopy(model.denoiser)), stream, config)
 
