@@ -24,7 +24,7 @@ from fewstep.diffusion.parameterization import ConsistencyBoundary, Edm, Epsilon
 from fewstep.diffusion.samplers import Ode, Renoise, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Solver
 from fewstep.diffusion.times import Explicit, Karras, Strided, Times, Trailing
-from fewstep.learning.losses import Metric, PseudoHuber
+from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Method
 from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.methods.diffusion import Diffusion
@@ -232,7 +232,7 @@ def test_all_errors_at_once_with_their_paths():
             "method": {
                 "kind": "consistency_distillation",
                 "bin": 3,
-                "metric": "pseudo_hubr",
+                "distance": "pseudo_hubr",
                 "times": {"rho": 0},
             },
             "trainer": {
@@ -248,7 +248,7 @@ def test_all_errors_at_once_with_their_paths():
     assert set(found) == {
         "data.limit",
         "method.bin",
-        "method.metric",
+        "method.distance",
         "method.times",
         "trainer.steps",
         "trainer.optimizer.lr",
@@ -258,7 +258,7 @@ def test_all_errors_at_once_with_their_paths():
         "trainr",
     }
     assert "did you mean bins" in found["method.bin"]
-    assert "pseudo_huber" in found["method.metric"]
+    assert "pseudo_huber" in found["method.distance"]
     assert "did you mean trainer" in found["trainr"]
     assert "kind" in found["method.times"]
     assert "adam_w" in found["trainer.optimizers.critic"]
@@ -277,13 +277,13 @@ def test_what_is_missing_is_named():
 @pytest.mark.parametrize(
     ("base", "value", "message"),
     [
-        (Metric, "pseudo_hubr", "did you mean pseudo_huber"),
+        (Distance, "pseudo_hubr", "did you mean pseudo_huber"),
         (Solver, {"kind": "hoin"}, "midpoint"),
-        (Metric, {"c": 1}, "kind"),
-        (Metric, {"kind": None, "c": 1}, "kind"),
-        (Metric, 3, "mapping"),
-        (Metric, None, "mapping"),
-        (Metric, ["squared"], "mapping"),
+        (Distance, {"c": 1}, "kind"),
+        (Distance, {"kind": None, "c": 1}, "kind"),
+        (Distance, 3, "mapping"),
+        (Distance, None, "mapping"),
+        (Distance, ["squared"], "mapping"),
         (Source, "digit", "did you mean digits"),
         (OptimizerSpec, {"kind": ["sgd"]}, "unknown"),
         (Method, {"kind": "difusion", "x": 1}, "did you mean diffusion"),

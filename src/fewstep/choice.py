@@ -6,8 +6,8 @@ The object is the configuration. A choice is a frozen dataclass; its fields are 
 that name the dotted path and the nearest valid name. There is no second description anywhere.
 
     PseudoHuber(c=0.03).dump()                        # {"kind": "pseudo_huber", "c": 0.03}
-    Metric.parse({"kind": "pseudo_huber", "c": 0.03})  # PseudoHuber(c=0.03)
-    Metric.parse("pseudo_huber")                       # its defaults
+    Distance.parse({"kind": "pseudo_huber", "c": 0.03})  # PseudoHuber(c=0.03)
+    Distance.parse("pseudo_huber")                       # its defaults
 """
 
 import dataclasses

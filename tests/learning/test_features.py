@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fewstep.learning import losses
-from fewstep.learning.losses import Features, Lpips, Metric
+from fewstep.learning.losses import Distance, Features, Lpips
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier, find_classifier
 from fewstep.models.space import image_space
 
@@ -103,9 +103,9 @@ def test_what_is_no_image_is_refused(packages, shape):
 def test_the_network_is_frozen_made_once_and_lets_the_gradient_through(packages):
     a, b = images()
     a.requires_grad_()
-    metric = Lpips()
-    metric(a, b).sum().backward()
-    metric(a, b)
+    distance = Lpips()
+    distance(a, b).sum().backward()
+    distance(a, b)
     Lpips()(a, b)
     (network,) = Recorder.made
     assert not network.training
@@ -121,11 +121,11 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
         Lpips()(*images())
 
 
-@pytest.mark.parametrize("metric", [Lpips(), Lpips("lpips"), Features(), Features("runs/judge")])
-def test_the_choice_holds_no_network(metric):
-    assert Metric.parse(metric.dump()) == metric
-    assert pickle.loads(pickle.dumps(metric)) == copy.deepcopy(metric) == metric
-    assert vars(metric).keys() == metric.dump().keys() - {"kind"}
+@pytest.mark.parametrize("distance", [Lpips(), Lpips("lpips"), Features(), Features("runs/judge")])
+def test_the_choice_holds_no_network(distance):
+    assert Distance.parse(distance.dump()) == distance
+    assert pickle.loads(pickle.dumps(distance)) == copy.deepcopy(distance) == distance
+    assert vars(distance).keys() == distance.dump().keys() - {"kind"}
 
 
 def digits(rows=6):
@@ -151,7 +151,7 @@ def test_the_distance_is_the_sum_over_the_stages():
 
 
 def test_images_of_a_class_are_closer_than_images_of_two():
-    """What the metric is for: at equal distance in pixels the classifier's features tell classes
+    """What the distance is for: at equal distance in pixels the classifier's features tell classes
     apart.
     """
     from fewstep.data.digits import Digits
@@ -182,12 +182,12 @@ def test_a_classifier_of_ones_own(tmp_path):
     )
     judge.save(tmp_path / "judge")
     a, b = 2 * torch.rand(2, 4, 3, 10, 12) - 1
-    metric = Metric.parse({"kind": "features", "classifier": str(tmp_path / "judge")})
-    found = metric(a, b)
+    distance = Distance.parse({"kind": "features", "classifier": str(tmp_path / "judge")})
+    found = distance(a, b)
     assert found.shape == (4,)
     assert found.min() > 0
-    torch.testing.assert_close(metric(a[1:2].double(), b[1:2].double()), found[1:2])
+    torch.testing.assert_close(distance(a[1:2].double(), b[1:2].double()), found[1:2])
     with pytest.raises(ValueError, match=r"\(3, 10, 12\).*\(1, 8, 8\)"):
-        metric(*digits())
+        distance(*digits())
     with pytest.raises(FileNotFoundError, match="nobody"):
         Features("nobody")(a, b)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from fewstep.learning.losses import Absolute, Huber, Metric, PseudoHuber, Squared
+from fewstep.learning.losses import Absolute, Distance, Huber, PseudoHuber, Squared
 
-METRICS = [
+DISTANCES = [
     Squared(),
     Absolute(),
     PseudoHuber(),
@@ -25,43 +25,43 @@ def pair(scale=1.0, dtype=torch.float64):
     return b + scale * a, b
 
 
-def slopes(metric, a, b):
+def slopes(distance, a, b):
     """The gradient of each row's distance, flat."""
     a = a.clone().requires_grad_()
-    metric(a, b).sum().backward()
+    distance(a, b).sum().backward()
     return a.grad.flatten(1)
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=repr)
-def test_laws_of_a_distance(metric):
+@pytest.mark.parametrize("distance", DISTANCES, ids=repr)
+def test_laws_of_a_distance(distance):
     a, b = pair()
-    d = metric(a, b)
+    d = distance(a, b)
     assert d.shape == (ROWS,)
     assert (d > 0).all()
-    torch.testing.assert_close(metric(b, a), d, rtol=0, atol=0)
-    torch.testing.assert_close(metric(a + 1.0, b + 1.0), d)
-    assert torch.equal(metric(a, a), torch.zeros(ROWS, dtype=a.dtype))
+    torch.testing.assert_close(distance(b, a), d, rtol=0, atol=0)
+    torch.testing.assert_close(distance(a + 1.0, b + 1.0), d)
+    assert torch.equal(distance(a, a), torch.zeros(ROWS, dtype=a.dtype))
     # Each row for itself.
-    torch.testing.assert_close(metric(a[2:3], b[2:3]), d[2:3], rtol=0, atol=0)
+    torch.testing.assert_close(distance(a[2:3], b[2:3]), d[2:3], rtol=0, atol=0)
     # Further away is further.
-    assert (metric(b + 2 * (a - b), b) > d).all()
+    assert (distance(b + 2 * (a - b), b) > d).all()
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=repr)
-def test_equal_samples_have_gradient_zero(metric):
+@pytest.mark.parametrize("distance", DISTANCES, ids=repr)
+def test_equal_samples_have_gradient_zero(distance):
     _, b = pair(dtype=torch.float32)
-    assert torch.equal(slopes(metric, b, b), torch.zeros(ROWS, SIZE))
+    assert torch.equal(slopes(distance, b, b), torch.zeros(ROWS, SIZE))
     one = b.clone()  # one row equal, the others not: no NaN leaks from row to row
     one[1:] += 1
-    grown = slopes(metric, one, b)
+    grown = slopes(distance, one, b)
     assert not grown[0].any()
     assert grown[1:].isfinite().all()
     assert grown[1:].ne(0).all()
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=repr)
-def test_choices_come_back_from_plain_data(metric):
-    assert Metric.parse(metric.dump()) == metric
+@pytest.mark.parametrize("distance", DISTANCES, ids=repr)
+def test_choices_come_back_from_plain_data(distance):
+    assert Distance.parse(distance.dump()) == distance
 
 
 def test_squared_and_absolute_are_means_over_the_elements():
@@ -94,25 +94,25 @@ def test_pseudo_huber_is_of_the_whole_sample_not_of_its_elements():
     sample is.
     """
     a, b = pair()
-    metric = PseudoHuber(0.1)
+    distance = PseudoHuber(0.1)
     c = 0.1 * math.sqrt(SIZE)
     difference = (a - b).flatten(1)
     vector = (difference.square().sum(1) + c * c).sqrt() - c
     elementwise = ((difference.square() + c * c).sqrt() - c).mean(1)
-    torch.testing.assert_close(metric(a, b), vector)
-    assert (metric(a, b) / elementwise - 1).abs().min() > 0.5
+    torch.testing.assert_close(distance(a, b), vector)
+    assert (distance(a, b) / elementwise - 1).abs().min() > 0.5
     # The gradient of a whole sample points along the difference.
-    cosine = torch.nn.functional.cosine_similarity(slopes(metric, a, b), difference)
+    cosine = torch.nn.functional.cosine_similarity(slopes(distance, a, b), difference)
     torch.testing.assert_close(cosine, torch.ones(ROWS, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_scale_zero_is_the_norm_and_pulls_with_length_one(size):
     a, b = pair(size)
-    metric = PseudoHuber(0.0)
-    torch.testing.assert_close(metric(a, b), (a - b).flatten(1).norm(dim=1))
+    distance = PseudoHuber(0.0)
+    torch.testing.assert_close(distance(a, b), (a - b).flatten(1).norm(dim=1))
     torch.testing.assert_close(
-        slopes(metric, a, b).norm(dim=1), torch.ones(ROWS, dtype=torch.float64)
+        slopes(distance, a, b).norm(dim=1), torch.ones(ROWS, dtype=torch.float64)
     )
 
 
@@ -155,11 +155,11 @@ def test_a_scale_means_the_same_at_every_resolution():
 
 def test_points_without_an_image_shape_are_samples_too():
     a, b = torch.randn(2, ROWS, 2)
-    for metric in METRICS:
-        torch.testing.assert_close(metric(a, b), metric(a[:, None, None], b[:, None, None]))
+    for distance in DISTANCES:
+        torch.testing.assert_close(distance(a, b), distance(a[:, None, None], b[:, None, None]))
 
 
-def test_the_pseudo_huber_metric_of_a_small_error_keeps_its_digits():
+def test_the_pseudo_huber_distance_of_a_small_error_keeps_its_digits():
     """√(e² + c²) - c in float32 is 0 where e² is below the rounding of c²; it is e²/(2c) in
     truth.
     """

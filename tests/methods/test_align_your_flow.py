@@ -175,7 +175,7 @@ def test_the_tangent_and_the_gradient_at_every_clock(side, step, warm):
 
 def test_the_metric_is_that_of_the_normalised_tangent():
     """S/(S + c) with √S = ‖g‖/(‖g‖ + floor)."""
-    method = AlignYourFlow(metric=AdaptivePower(1.0, 0.5), floor=0.3)
+    method = AlignYourFlow(distance=AdaptivePower(1.0, 0.5), floor=0.3)
     parts = method.Nets(Denoiser(Gain(VE), VE, Edm()), Exact(VE, Gaussian(VE, 0.0, 0.5)))
     losses = method.loss(parts, batch_of(samples(64, d=3)), CLOCK)
     size = losses.notes["tangent"].double()

@@ -51,7 +51,7 @@ def distillation_nets(method, student):
 
 
 class Kept:
-    """A metric that keeps what it compared."""
+    """A distance that keeps what it compared."""
 
     def __call__(self, jump, goal):
         self.jump, self.goal = jump, goal
@@ -87,9 +87,9 @@ class ExactFlow(Solver):
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun()])
-@pytest.mark.parametrize("metric", [Squared(), Absolute(), PseudoHuber(0.03)])
-def test_the_chain_of_teacher_steps_has_exactly_zero_loss(solver, metric):
-    method = ConsistencyDistillation(bins=12, solver=solver, metric=metric)
+@pytest.mark.parametrize("distance", [Squared(), Absolute(), PseudoHuber(0.03)])
+def test_the_chain_of_teacher_steps_has_exactly_zero_loss(solver, distance):
+    method = ConsistencyDistillation(bins=12, solver=solver, distance=distance)
     grid = method.times(VE, 12)
     best = Gains(VE, grid, composed(solver, grid))
     loss = method.loss(distillation_nets(method, best), batch_of(samples(512)), CLOCK)
@@ -204,15 +204,15 @@ def by_place(values, place):
 
 def test_consistency_training_has_the_gradient_of_euler_distillation_in_expectation():
     """E[x_s | x_t] of one sample and one noise is the teacher's Euler step, so for a student linear
-    in x and a squared metric the two gradients agree; the losses differ by a floor that no student
-    can change.
+    in x and a squared distance the two gradients agree; the losses differ by a floor that no
+    student can change.
     """
     process = VarianceExploding(0.1, 80.0)  # at no time is the noise of x_s too small to be seen
     grid = Karras(end="t_min")(process, 8)
     gains = torch.linspace(0.02, 0.9, 8, dtype=torch.float64)
     distil = ConsistencyDistillation(bins=8, solver=Euler())
     train = ConsistencyTraining(
-        last=8, curriculum="fixed", density=None, metric=Squared(), weighting="uniform"
+        last=8, curriculum="fixed", density=None, distance=Squared(), weighting="uniform"
     )
     student, teacher = Gains(process, grid, gains), Exact(process, DATA)
     x0 = samples(40_000)
@@ -244,15 +244,15 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_teachers_step():
 
 @pytest.mark.parametrize("method", [ConsistencyDistillation, EasyConsistency])
 def test_both_passes_have_the_same_masks(method):
-    method = method(metric=Kept())
+    method = method(distance=Kept())
     teacher, networks = (
         Exact(VE, DATA),
         [Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2)],
     )
     networks = networks if isinstance(method, ConsistencyDistillation) else networks[:1]
     method.loss(method.Nets(*networks, teacher), batch_of(torch.randn(200, 20)), CLOCK)
-    assert torch.equal(method.metric.jump, method.metric.goal)
-    assert 0.4 < (method.metric.jump == 0).float().mean() < 0.6
+    assert torch.equal(method.distance.jump, method.distance.goal)
+    assert 0.4 < (method.distance.jump == 0).float().mean() < 0.6
 
 
 def test_the_target_and_the_teacher_carry_no_gradient():

@@ -20,7 +20,7 @@ from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.solvers import Euler
-from fewstep.learning.losses import Metric, PseudoHuber, Squared
+from fewstep.learning.losses import Distance, PseudoHuber, Squared
 from fewstep.learning.method import Clock, Method
 from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.models.adapters import FullCopy
@@ -56,7 +56,7 @@ class Look:
         def seen(f):
             return Exact(process, lambda x, t: calls.append((x, t)) or f(x, t))
 
-        method = ConsistencyTraining(metric=Kept(), **options)
+        method = ConsistencyTraining(distance=Kept(), **options)
         nets = (
             method.Nets(seen(function), None)
             if slow is None
@@ -64,7 +64,7 @@ class Look:
         )
         self.losses = method.loss(nets, batch, clock)
         (self.x_t, self.t), (self.x_s, self.s) = calls
-        self.jump, self.goal = method.metric.jump, method.metric.goal
+        self.jump, self.goal = method.distance.jump, method.distance.goal
 
 
 # The pair
@@ -160,13 +160,16 @@ class LogGains(torch.nn.Module):
         return logs[(self.grid[None] - t[:, None]).abs().argmin(1)].exp()[:, None] * x_t
 
 
-OPTIMA = [{}, {"target": "fixed", "target_decay": 0.5, "weighting": "karras", "metric": Squared()}]
+OPTIMA = [
+    {},
+    {"target": "fixed", "target_decay": 0.5, "weighting": "karras", "distance": Squared()},
+]
 
 
 @pytest.mark.parametrize("options", OPTIMA)
 def test_training_reaches_the_chain_of_the_teachers_euler_steps(options):
     """The data takes the teacher's place: E[x_s | x_t] is its Euler step. For Gaussian data the
-    optimum is linear, and the same for every metric that grows with |a - b| and every weight.
+    optimum is linear, and the same for every distance that grows with |a - b| and every weight.
     Training starts from the exact flow, whose gains are larger by the factors exp(0.45), four
     times, exp(0.23) and exp(0.005); the worst of four seeds ends at 0.052.
     """
@@ -247,11 +250,11 @@ def test_a_slow_target_of_decay_zero_is_the_student_itself():
 @pytest.mark.parametrize("target", ["student", "fixed"])
 @pytest.mark.parametrize("masks", ["shared", "own", "none"])
 def test_the_masks_of_the_targets_pass(target, masks):
-    method = ConsistencyTraining(metric=Kept(), target=target, target_masks=masks)
+    method = ConsistencyTraining(distance=Kept(), target=target, target_masks=masks)
     student, slow = (Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2))
     nets = method.Nets(student, None) if target == "student" else method.Nets(student, slow)
     method.loss(nets, batch_of(torch.randn(200, 20)), CLOCK)
-    jump, goal = method.metric.jump, method.metric.goal
+    jump, goal = method.distance.jump, method.distance.goal
     assert 0.45 < (jump == 0).float().mean() < 0.55
     same = {"shared": 1.0, "own": 0.5, "none": 0.0}[masks]  # of the places that the student dropped
     assert (goal == 0)[jump == 0].float().mean().item() == pytest.approx(same, abs=0.05)
@@ -399,7 +402,7 @@ def test_options_are_checked():
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Method.parse({"kind": "consistency_training"} | wrong)
-    paper = Method.parse({"kind": "consistency_training", "metric": "lpips"} | FIRST_PAPER)
-    assert paper.metric == Metric.parse({"kind": "lpips", "package": "piq"})
+    paper = Method.parse({"kind": "consistency_training", "distance": "lpips"} | FIRST_PAPER)
+    assert paper.distance == Distance.parse({"kind": "lpips", "package": "piq"})
     assert ConsistencyTraining().density == LogNormal(-1.1, 2.0)
-    assert ConsistencyTraining().metric == PseudoHuber(0.00054)
+    assert ConsistencyTraining().distance == PseudoHuber(0.00054)

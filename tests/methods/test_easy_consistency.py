@@ -143,7 +143,7 @@ def test_the_first_stage_is_diffusion_training(process):
             seen.append((jump, goal))
             return Squared()(jump, goal)
 
-    method = EasyConsistency(metric=Kept(), density=LogNormal(-1.0, 0.5))
+    method = EasyConsistency(distance=Kept(), density=LogNormal(-1.0, 0.5))
     x0 = samples(200)
     batch = batch_of(x0)
     method.loss(method.Nets(student, student), batch, STAGES[0])
@@ -195,9 +195,9 @@ def test_the_weights_by_name():
 def test_the_metrics_by_name():
     """c = 0 is the norm, and c = 0.06 for 64×64 images is Pseudo-Huber's default scale."""
     parsed = Method.parse(
-        {"kind": "easy_consistency", "metric": "pseudo_huber", "weighting": "karras", "q": 4}
+        {"kind": "easy_consistency", "distance": "pseudo_huber", "weighting": "karras", "q": 4}
     )
-    assert parsed.metric == PseudoHuber(0.00054)
+    assert parsed.distance == PseudoHuber(0.00054)
     assert 0.00054 * math.sqrt(3 * 64 * 64) == pytest.approx(0.06, abs=2e-4)
     norm = Look(VE, lambda x, t: 0.5 * x, rows=100)
     close(norm.losses.notes["distance"], (norm.jump - norm.goal).norm(dim=1))
@@ -267,7 +267,7 @@ def test_training_reaches_the_chain_of_the_stage(stage):
     """
     torch.manual_seed(0)
     method, clock = (
-        EasyConsistency(density=LogNormal(-0.3, 0.8), metric=PseudoHuber(0.3)),
+        EasyConsistency(density=LogNormal(-0.3, 0.8), distance=PseudoHuber(0.3)),
         STAGES[stage],
     )
     student = Gain(VE)

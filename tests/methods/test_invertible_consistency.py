@@ -78,7 +78,7 @@ def test_the_forward_loss_by_value():
     """With the answer a a jump from t is a + e/t (x - a); samples are compared at the end's own
     scale.
     """
-    method, data = InvertibleConsistency(MultiBoundary(metric=Squared())), Gaussian(VE, 0.3, 0.5)
+    method, data = InvertibleConsistency(MultiBoundary(distance=Squared())), Gaussian(VE, 0.3, 0.5)
     nets = nets_of(method, net(VE, data), net(VE, lambda x, *_: torch.tanh(x)), data)
     x0 = samples(512, data)
     found, batch = method.forward_loss(nets, batch_of(x0), CLOCK).terms["forward"], batch_of(x0)
@@ -94,7 +94,7 @@ def test_the_forward_loss_by_value():
 
 
 def test_training_reaches_the_steps_up():
-    one = MultiBoundary(segments=2, bins=6, metric=Squared())
+    one = MultiBoundary(segments=2, bins=6, distance=Squared())
     method, data = InvertibleConsistency(one), Gaussian(VE, 0.0, 0.5)
     grid, ends = one.times(VE, 6), next_end(InvertibleConsistency(one), VE)
     forward = GainTable(VE, grid, ends, start=2.0)
@@ -184,7 +184,7 @@ def test_what_the_way_up_makes_of_the_spread_of_the_data(kind, kept):
 def test_a_cycle_that_does_not_close_costs_its_distance():
     """A jump whose answer is wrong by 1 lands alpha_s - alpha_t sigma_s/sigma_t away."""
     method, data = (
-        InvertibleConsistency(MultiBoundary(metric=Squared()), cycle=2.0),
+        InvertibleConsistency(MultiBoundary(distance=Squared()), cycle=2.0),
         Gaussian(VE, 0.0, 0.5),
     )
     both = exact(VE, data)
@@ -212,7 +212,7 @@ def test_the_lowest_cycle_is_compared_at_the_students_own_end():
     """
     process = PROCESSES["flow"]
     method, data = (
-        InvertibleConsistency(MultiBoundary(segments=1, metric=Squared())),
+        InvertibleConsistency(MultiBoundary(segments=1, distance=Squared())),
         Gaussian(process, 0.3, 0.5),
     )
     nets = nets_of(method, net(process, lambda x, *_: torch.tanh(x)), exact(process, data), data)

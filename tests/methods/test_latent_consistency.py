@@ -74,9 +74,9 @@ def batch(n, seed=0, size=1):
 
 
 @every("process", PROCESSES)
-@pytest.mark.parametrize("metric", [Huber(), Squared()])
-def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(process, metric):
-    method = LatentConsistency(guided=RANGE, metric=metric)
+@pytest.mark.parametrize("distance", [Huber(), Squared()])
+def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(process, distance):
+    method = LatentConsistency(guided=RANGE, distance=distance)
     student = best(method, process)
     losses = method.loss(method.Nets(student, student, teacher(process)), batch(512), CLOCK)
     assert losses.terms["consistency"].abs().max() < 1e-20
@@ -93,7 +93,7 @@ def test_training_reaches_the_guided_chain():
     at the optimum.
     """
     process = VarianceExploding()
-    method = LatentConsistency(bins=4, guided=RANGE, metric=Squared(), target_decay=0.0)
+    method = LatentConsistency(bins=4, guided=RANGE, distance=Squared(), target_decay=0.0)
     grid = method.times(process, 4)
     table = torch.nn.Parameter(f64(0.3, 0.0, 0.0).repeat(4, 1))
 
@@ -152,7 +152,7 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_guided_step():
     guided mean.
     """
     process, seen = VarianceExploding(), []
-    method = LatentConsistency(bins=12, guided=RANGE, metric=Squared())
+    method = LatentConsistency(bins=12, guided=RANGE, distance=Squared())
     student = net(
         process,
         lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 0.5 * x,

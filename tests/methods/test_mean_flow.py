@@ -71,7 +71,7 @@ def test_the_oracle_is_the_average_velocity(process):
 @pytest.mark.parametrize("mean", [0.0, 0.7])
 def test_the_exact_student_has_no_error(process, mean):
     data = Gaussian(process, mean, 0.5)
-    method = MeanFlow(velocity="teacher", metric=Squared())
+    method = MeanFlow(velocity="teacher", distance=Squared())
     parts = method.Nets(answering(process, data.jump), Exact(process, data))
     batch = batch_of(mean + samples(256, d=3))
     assert method.loss(parts, batch, CLOCK).terms["flow"].max() < 1e-18
@@ -85,7 +85,7 @@ def test_as_s_tends_to_t_it_is_flow_matching():
     """s = t: the squared error of noise - x0 in rectified flow, row by row."""
     process = RectifiedFlow()
     student = Denoiser(Gain(process), process, Flow())
-    method = MeanFlow(equal=1.0, metric=Squared())
+    method = MeanFlow(equal=1.0, distance=Squared())
     losses = method.loss(method.Nets(student, None), batch_of(samples(64)), CLOCK)
     batch = batch_of(samples(64))
     t = method.density(process, batch.draws).clamp(process.t_min, process.t_max)
@@ -101,8 +101,8 @@ def test_as_s_tends_to_t_it_is_flow_matching():
 @pytest.mark.parametrize(
     ("method", "process", "tolerance"),
     [
-        (MeanFlow(metric=Squared()), RectifiedFlow(), 0.05),
-        (MeanFlow(velocity="teacher", metric=Squared()), VE, 0.03),
+        (MeanFlow(distance=Squared()), RectifiedFlow(), 0.05),
+        (MeanFlow(velocity="teacher", distance=Squared()), VE, 0.03),
     ],
     ids=["data", "teacher"],
 )
@@ -249,7 +249,7 @@ def test_the_power_weight():
 
 def test_targets_carry_no_gradient():
     network = Gain(VE)
-    method = MeanFlow(velocity="teacher", metric=Squared(), density=LogitNormal(0.0, 0.5))
+    method = MeanFlow(velocity="teacher", distance=Squared(), density=LogitNormal(0.0, 0.5))
     made = torch.nn.Linear(1, 1).double()
     parts = method.Nets(Denoiser(network, VE, Edm()), Exact(VE, lambda x, t: made(x)))
     losses = method.loss(parts, batch_of(samples(16)), CLOCK)

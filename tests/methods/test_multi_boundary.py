@@ -175,7 +175,7 @@ def test_gains_of_the_released_segments():
 
 def test_training_reaches_the_chain():
     """One gain per starting time, from 0.5; the loss at the optimum is zero, so Adam ends there."""
-    method, data = MultiBoundary(segments=2, bins=6, metric=Squared()), Gaussian(VE, 0.0, 0.5)
+    method, data = MultiBoundary(segments=2, bins=6, distance=Squared()), Gaussian(VE, 0.0, 0.5)
     grid, ends = method.times(VE, 6), ends_of(method, VE)
     student = GainTable(VE, grid, ends)
     nets = method.Nets(student, net(VE, data))
@@ -199,7 +199,7 @@ def test_without_a_teacher_the_pair_shares_data_and_noise():
     same, stepped = pair(Euler(), net(process, lambda *_: x0), process, batch_of(x0), t, s)
     assert torch.equal(x_t, same)
     close(x_s, stepped, rtol=1e-10, atol=1e-12)
-    method, data = MultiBoundary(solver=None, metric=Squared()), Gaussian(VE)
+    method, data = MultiBoundary(solver=None, distance=Squared()), Gaussian(VE)
     grid = method.times(VE, 50)
     nets, _ = perfect(method, data)
     # The floor that no student can change: (landing gain of x_s)² · std² (alpha_s sigma_t - alpha_t
@@ -233,8 +233,8 @@ def test_one_segment_down_to_t_min_is_latent_consistency(process):
     boundary.
     """
     data = Gaussian(process, 0.3, 0.5)
-    many = MultiBoundary(segments=1, times=Auto("t_min", trailing=True), metric=Squared())
-    one = LatentConsistency(guided=Guided(), metric=Squared())
+    many = MultiBoundary(segments=1, times=Auto("t_min", trailing=True), distance=Squared())
+    one = LatentConsistency(guided=Guided(), distance=Squared())
     answer = net(process, lambda x, t, cond, s: torch.tanh(x) + t[:, None] / process.t_max)
     teacher, x0 = net(process, data), samples(256, data, size=4)
     mine = loss(many, many.Nets(answer, teacher), x0)
@@ -254,14 +254,14 @@ def test_the_released_switch_is_nearly_the_exact_one():
     released = net(TABLE, answer.network.function)
     released.parameterization = LcmBoundary(SamplePrediction())
     exact = net(TABLE, lambda x, t, cond, s: torch.where(t[:, None] == 0, x, answer(x, t, cond)))
-    one, x0 = LatentConsistency(guided=Guided(), metric=Squared()), samples(2048, data, size=4)
+    one, x0 = LatentConsistency(guided=Guided(), distance=Squared()), samples(2048, data, size=4)
     theirs, mine = (loss(one, one.Nets(f, f, net(TABLE, data)), x0) for f in (released, exact))
     assert 1e-8 < ((theirs - mine).abs() / mine).max() < 5e-3
     assert (theirs / mine - 1).abs().median() < 1e-6
 
 
 def test_the_gradient_is_that_of_regression_on_a_fixed_goal():
-    method, data = MultiBoundary(metric=Squared()), Gaussian(TABLE)
+    method, data = MultiBoundary(distance=Squared()), Gaussian(TABLE)
     w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     nets = method.Nets(net(TABLE, lambda x, t, cond, s: w * x), net(TABLE, data))
     x0 = samples(64, data)

@@ -107,7 +107,7 @@ def test_at_zero_loss_the_student_samples_what_all_fine_steps_give(process, m):
 
 def test_training_reaches_the_chain():
     method, data = (
-        PhasedConsistency(segments=2, bins=5, metric=Squared(), **PLAIN),
+        PhasedConsistency(segments=2, bins=5, distance=Squared(), **PLAIN),
         Gaussian(VE, 0.0, 0.5),
     )
     grid, ends = method.times(VE, 5), ends_of(method, VE)

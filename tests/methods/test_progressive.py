@@ -59,7 +59,7 @@ def samples(n, pixels=4, seed=1):
 
 
 class Kept:
-    """A metric that keeps what it compared."""
+    """A distance that keeps what it compared."""
 
     def __call__(self, made, goal):
         self.made, self.goal = made, goal
@@ -70,7 +70,7 @@ class Look:
     """One call of the loss on N(MEAN, STD²), and everything that it saw."""
 
     def __init__(self, process, teacher, rows=64, phase=0, student=None, batch=None, **options):
-        method = Progressive(metric=Kept(), **options)
+        method = Progressive(distance=Kept(), **options)
         seen = {}
 
         def student_of(x, t):
@@ -83,7 +83,7 @@ class Look:
         self.x_t, self.t, self.goal, self.method = (
             seen["x_t"],
             seen["t"],
-            method.metric.goal,
+            method.distance.goal,
             method,
         )
         n = method.rounds()[phase]
@@ -237,7 +237,7 @@ def test_the_chain_of_optima_is_the_first_teachers_fine_grid(process, start, fac
     """Each round's loss reaches 0 at the affine map through (x_t, x~), and at the end one step
     equals all `start`.
     """
-    method = Progressive(start=start, end=1, factor=factor, times=times, metric=Kept())
+    method = Progressive(start=start, end=1, factor=factor, times=times, distance=Kept())
     data = Gaussian(process, MEAN, STD)
     nets, student, teacher = affine_nets(method, process, data)
     noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -245,7 +245,7 @@ def test_the_chain_of_optima_is_the_first_teachers_fine_grid(process, start, fac
     for phase, n in enumerate(method.rounds()):
         clock = Clock(0, 100, 64, phase, 9, 10)
         method.loss(nets, batch_of(samples(48 * n)), clock)
-        (x_t, t), goal = student.seen, method.metric.goal
+        (x_t, t), goal = student.seen, method.distance.goal
         for place in student.place(t).unique():
             at = student.place(t) == place
             x, y = x_t[at].flatten(), goal[at].flatten()
@@ -305,7 +305,7 @@ def test_two_processes_that_meet_agree(factor):
     goals, losses = [], []
     for process in (ve, vp):
         method = Progressive(
-            start=8, end=8 // factor, factor=factor, times=Uniform("t_min"), metric=Kept()
+            start=8, end=8 // factor, factor=factor, times=Uniform("t_min"), distance=Kept()
         )
         nets = method.Nets(
             *(
@@ -315,7 +315,7 @@ def test_two_processes_that_meet_agree(factor):
         )
         assert nets.student.process == process
         losses.append(method.loss(nets, batch_of(samples(256)), CLOCK).terms["progressive"])
-        goals.append(method.metric.goal)
+        goals.append(method.distance.goal)
     assert goals[0].std() > 0.1
     close(goals[1], goals[0], rtol=1e-9, atol=1e-9)
     close(losses[1], losses[0], rtol=1e-8)
@@ -324,7 +324,7 @@ def test_two_processes_that_meet_agree(factor):
 def test_the_goal_carries_no_gradient():
     """With one network in both places the gradient is that of the student's side alone."""
     process = VarianceExploding()
-    method = Progressive(metric=Kept())
+    method = Progressive(distance=Kept())
     nets, student, _ = affine_nets(method, process, Gaussian(process, MEAN, STD))
     places = []  # of the student's own pass: the teacher's come before it
     handle = student.register_forward_hook(
@@ -334,8 +334,8 @@ def test_the_goal_carries_no_gradient():
     handle.remove()
     losses.terms["progressive"].sum().backward()
     assert len(places) == 3
-    assert not method.metric.goal.requires_grad
-    error = 2 * (method.metric.made - method.metric.goal).detach().mean(1)
+    assert not method.distance.goal.requires_grad
+    error = 2 * (method.distance.made - method.distance.goal).detach().mean(1)
     weight = torch.clamp(student.grid[places[-1]] ** -2, min=1)
     expected = torch.zeros_like(student.shift).index_add(0, places[-1], error * weight)
     close(student.shift.grad, expected, rtol=1e-9, atol=1e-12)

@@ -57,7 +57,7 @@ def test_training_reaches_the_chain_for_every_pair_of_times():
     steps themselves.
     """
     method, data = (
-        TrajectoryConsistency(bins=3, metric=Squared(), target_decay=0.0),
+        TrajectoryConsistency(bins=3, distance=Squared(), target_decay=0.0),
         Gaussian(VE, 0.0, 0.5),
     )
     grid = method.times(VE, 3)
@@ -144,7 +144,7 @@ def test_the_goal_is_the_slow_copys_jump():
     """Answers a, b of student and target: d( a + e/t (x_t - a), b + e/s (x_s - b) ) at unit
     scale.
     """
-    data, method = Gaussian(VE, 0.3, 0.5), TrajectoryConsistency(metric=Squared())
+    data, method = Gaussian(VE, 0.3, 0.5), TrajectoryConsistency(distance=Squared())
     nets = method.Nets(
         net(VE, lambda x, *_: torch.tanh(x)), net(VE, lambda x, *_: 0.3 * x + 0.1), net(VE, data)
     )

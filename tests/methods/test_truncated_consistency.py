@@ -45,7 +45,7 @@ class Look:
                 process, lambda x, t: calls.append((name, x, t, torch.is_grad_enabled())) or f(x, t)
             )
 
-        self.method = TruncatedConsistency(easy=easy or EasyConsistency(metric=Kept()), **options)
+        self.method = TruncatedConsistency(easy=easy or EasyConsistency(distance=Kept()), **options)
         teacher = denoising(process, Gaussian(process, std=0.5))
         nets = self.method.Nets(seen("student", student), teacher, seen("first", first))
         (update,) = self.method.updates(SECOND)
@@ -73,10 +73,10 @@ def test_the_student_is_asked_from_the_edge_up_and_first_answers_below_it(proces
     assert (look.r < look.t).all()
     assert look.r.min() >= process.t_min
     close(look.calls[1][2], look.calls[2][2])
-    metric = look.method.easy.metric
+    distance = look.method.easy.distance
     below = look.r < look.edge
-    assert torch.equal(metric.goal[below], torch.ones_like(metric.goal[below]))
-    assert torch.equal(metric.goal[~below], 2 * torch.ones_like(metric.goal[~below]))
+    assert torch.equal(distance.goal[below], torch.ones_like(distance.goal[below]))
+    assert torch.equal(distance.goal[~below], 2 * torch.ones_like(distance.goal[~below]))
     assert below[look.at_edge].all()
     assert not below[look.t > 1.5 * look.edge].any() or process.t_data < 0
     assert look.losses.terms["consistency"].isfinite().all()
@@ -87,7 +87,7 @@ def test_the_answer_at_the_edge_does_not_depend_on_the_student():
     for factor in (0.3, 0.9):
         student = lambda x, t, factor=factor: factor * x  # noqa: E731
         look = Look(VE, student, lambda x, t: 0.5 * x, batch_of(samples(500)))
-        goals.append(look.method.easy.metric.goal[look.at_edge])
+        goals.append(look.method.easy.distance.goal[look.at_edge])
     assert torch.equal(*goals)
     assert len(goals[0]) > 90
 
@@ -110,7 +110,7 @@ def test_r_is_as_close_as_the_limit_says():
     """
     look = Look(VE, constant(0.0), constant(0.0), batch_of(samples(500)))
     close(look.r / look.t, 1 - 0.001 * (1 + 8 * torch.sigmoid(-look.t)), rtol=1e-9)
-    easy = EasyConsistency(metric=Kept(), q=4.0, limit=0.9961)
+    easy = EasyConsistency(distance=Kept(), q=4.0, limit=0.9961)
     look = Look(VE, constant(0.0), constant(0.0), batch_of(samples(500)), easy=easy)
     close(look.r / look.t, 1 - 0.0039 * (1 + 8 * torch.sigmoid(-look.t)), rtol=1e-9)
 
@@ -172,18 +172,18 @@ def test_the_exact_student_with_an_exact_step_is_stationary():
         exact,
         exact,
         batch_of(samples(512)),
-        easy=EasyConsistency(solver=ExactFlow(), metric=Squared()),
+        easy=EasyConsistency(solver=ExactFlow(), distance=Squared()),
     )
     assert look.losses.notes["distance"].max() < 1e-24
 
 
 def test_all_three_passes_have_the_same_masks():
-    method = TruncatedConsistency(easy=EasyConsistency(metric=Kept()))
+    method = TruncatedConsistency(easy=EasyConsistency(distance=Kept()))
     student, first = (Denoiser(Dropping(), VE, SamplePrediction()) for _ in range(2))
     batch = batch_of(torch.randn(200, 20))
     method.loss(method.Nets(student, student, first), batch, SECOND)
-    assert torch.equal(method.easy.metric.jump, method.easy.metric.goal)
-    assert 0.4 < (method.easy.metric.jump == 0).float().mean() < 0.6
+    assert torch.equal(method.easy.distance.jump, method.easy.distance.goal)
+    assert 0.4 < (method.easy.distance.jump == 0).float().mean() < 0.6
 
 
 # Two stages
@@ -296,7 +296,7 @@ def test_training_reaches_the_chain_that_ends_at_first():
     """
     torch.manual_seed(0)
     method = TruncatedConsistency(
-        easy=EasyConsistency(metric=PseudoHuber(0.3), limit=0.75), df=3.0, std=0.6
+        easy=EasyConsistency(distance=PseudoHuber(0.3), limit=0.75), df=3.0, std=0.6
     )
     first = lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min))  # noqa: E731
     student = Gain(VE)

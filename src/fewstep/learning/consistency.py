@@ -16,7 +16,7 @@ from fewstep.diffusion.solvers import OneStepSolver
 from fewstep.diffusion.types import Grid, Sample, Time, per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout, without_dropout
-from fewstep.learning.losses import Metric
+from fewstep.learning.losses import Distance
 
 Masks = Literal["shared", "own", "none"]
 
@@ -102,12 +102,12 @@ def landing(denoise: Denoise, process: Process, end: Time) -> Denoise:
     return carried
 
 
-def compared(metric: Metric, process: Process, a: Sample, b: Sample, t: Time) -> Time:
+def compared(distance: Distance, process: Process, a: Sample, b: Sample, t: Time) -> Time:
     """The distance of two samples at t, divided by √(alpha² + sigma²): the same number for every
     process.
     """
     scale = per_sample(1 / torch.hypot(process.alpha(t), process.sigma(t)), a)
-    return metric(scale * a, scale * b)
+    return distance(scale * a, scale * b)
 
 
 def at_or_below(bounds: Grid, t: Time) -> Time:

@@ -16,7 +16,7 @@ from fewstep.diffusion.types import Sample, Time
 from fewstep.models.classifier import Classifier, ClassifierModule, find_classifier
 
 
-class Metric(Choice, ABC):
+class Distance(Choice, ABC):
     """d(a, b) per sample, (batch,), zero for equal samples."""
 
     @abstractmethod
@@ -25,7 +25,7 @@ class Metric(Choice, ABC):
 
 
 @dataclass(frozen=True)
-class Squared(Metric):
+class Squared(Distance):
     """Mean over the elements of (a - b)². Papers write the sum; official code takes the mean."""
 
     def __call__(self, a: Sample, b: Sample) -> Time:
@@ -33,7 +33,7 @@ class Squared(Metric):
 
 
 @dataclass(frozen=True)
-class Absolute(Metric):
+class Absolute(Distance):
     """Mean over the elements of |a - b|."""
 
     def __call__(self, a: Sample, b: Sample) -> Time:
@@ -41,7 +41,7 @@ class Absolute(Metric):
 
 
 @dataclass(frozen=True)
-class PseudoHuber(Metric):
+class PseudoHuber(Distance):
     """√(‖a - b‖² + c²) - c over the whole sample (Song & Dhariwal 2023, arXiv:2310.14189).
 
     c = scale·√d with d elements, so that a scale means the same at every resolution. scale = 0 is
@@ -62,7 +62,7 @@ class PseudoHuber(Metric):
 
 
 @dataclass(frozen=True)
-class Huber(Metric):
+class Huber(Distance):
     """Mean over the elements of √((a - b)² + c²) - c, as latent consistency models use it
     (arXiv:2310.04378).
 
@@ -80,7 +80,7 @@ class Huber(Metric):
 
 
 @dataclass(frozen=True)
-class AdaptivePower(Metric):
+class AdaptivePower(Distance):
     """S/sg(S + c)^power with S the sum over the elements of (a - b)²: mean flow's weight
     (arXiv:2505.13447).
 
@@ -97,7 +97,7 @@ class AdaptivePower(Metric):
 
 
 @dataclass(frozen=True)
-class Lpips(Metric):
+class Lpips(Distance):
     """LPIPS with VGG-16 (Zhang et al. 2018, arXiv:1801.03924), computed by a package of the user's
     own installation.
 
@@ -130,7 +130,7 @@ def _lpips(package: str, device: torch.device) -> Callable[[Tensor, Tensor], Ten
         module = importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"the metric lpips needs the package {package} ({error}): pip install {package}"
+            f"the distance lpips needs the package {package} ({error}): pip install {package}"
         ) from None
     made = (
         module.LPIPS(replace_pooling=True, reduction="none")
@@ -141,7 +141,7 @@ def _lpips(package: str, device: torch.device) -> Callable[[Tensor, Tensor], Ten
 
 
 @dataclass(frozen=True)
-class Features(Metric):
+class Features(Distance):
     """Distance in the features of a saved classifier: its folder, or the name of a shipped one. It
     is not LPIPS.
 

@@ -17,7 +17,7 @@ from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
-from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
 from fewstep.learning.tangent import (
@@ -60,7 +60,7 @@ class AlignYourFlow(Method):
     warmup: NonNegative = 0.1
     warm_limit: Share = 0.99
     floor: Positive = 0.1
-    metric: Metric = dataclasses.field(default_factory=Squared)
+    distance: Distance = dataclasses.field(default_factory=Squared)
     tangent: Tangent = dataclasses.field(default_factory=Forward)
     sample_times: Times = dataclasses.field(default_factory=lambda: Uniform("t_min"))
 
@@ -105,7 +105,7 @@ class AlignYourFlow(Method):
             )
         error = regressed(jump, normalised(g, self.floor), late)
         size = torch.linalg.vector_norm(g.flatten(1), dim=1).float()
-        return Losses({"map": self.metric(error, torch.zeros_like(error))}, {"tangent": size})
+        return Losses({"map": self.distance(error, torch.zeros_like(error))}, {"tangent": size})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(steps=2, times=self.sample_times)

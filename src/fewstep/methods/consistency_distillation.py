@@ -13,7 +13,7 @@ from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal
-from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
 from fewstep.learning.slow_target import SlowTarget
@@ -26,7 +26,7 @@ class ConsistencyDistillation(SlowTarget):
     of a grid.
 
     The target is a slow copy of the student (decay 0: the student itself). The optimum is the chain
-    of the teacher's own steps over the grid, whatever the metric and the weight w. `bins` counts
+    of the teacher's own steps over the grid, whatever the distance and the weight w. `bins` counts
     intervals (papers count the bins + 1 points). `sample_times`: where the few-step sampler
     evaluates.
     """
@@ -34,7 +34,7 @@ class ConsistencyDistillation(SlowTarget):
     bins: Count = 18
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
     solver: OneStepSolver = dataclasses.field(default_factory=Heun)
-    metric: Metric = dataclasses.field(default_factory=Squared)
+    distance: Distance = dataclasses.field(default_factory=Squared)
     weighting: IntervalWeighting = "uniform"
     target_decay: Decay = 0.95
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
@@ -61,7 +61,7 @@ class ConsistencyDistillation(SlowTarget):
         with torch.no_grad():
             x_s = self.solver(nets.teacher, process, x_t, t, s, batch.cond)
         jump, goal = jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, batch.cond)
-        distance = self.metric(jump, goal)
+        distance = self.distance(jump, goal)
         w = interval_weight(self.weighting, process, t, s)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 

@@ -14,7 +14,7 @@ from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import Masks, adjacent, jump_and_goal
-from fewstep.learning.losses import Metric, PseudoHuber
+from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import moved, trained
 from fewstep.learning.slow_target import SlowTarget
@@ -34,7 +34,7 @@ class ConsistencyTraining(SlowTarget):
     the grid's points instead). target_masks: the dropout of the target's pass.
 
     The form of the first paper: first=2 last=150 curriculum=progressive density=null
-    weighting=uniform target=adaptive metric=lpips. What a slow target lags behind does not shrink
+    weighting=uniform target=adaptive distance=lpips. What a slow target lags behind does not shrink
     with the interval, as what is to be learned does.
     """
 
@@ -43,7 +43,7 @@ class ConsistencyTraining(SlowTarget):
     curriculum: Literal["doubling", "progressive", "fixed"] = "doubling"
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
     density: LogNormal | None = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
-    metric: Metric = dataclasses.field(default_factory=PseudoHuber)
+    distance: Distance = dataclasses.field(default_factory=PseudoHuber)
     weighting: IntervalWeighting = "gap"
     target: Literal["student", "fixed", "adaptive"] = "student"
     target_decay: Decay = 0.9
@@ -91,7 +91,7 @@ class ConsistencyTraining(SlowTarget):
         x0, noise = batch.data, batch.noise()
         x_t, x_s = process.add_noise(x0, noise, t), process.add_noise(x0, noise, s)
         target = nets.student if nets.target is None else nets.target
-        distance = self.metric(
+        distance = self.distance(
             *jump_and_goal(nets.student, target, x_t, t, x_s, s, batch.cond, self.target_masks)
         )
         w = interval_weight(self.weighting, process, t, s)

@@ -17,7 +17,7 @@ from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import Sample, Time, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal, landing, one_between
-from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
 from fewstep.learning.slow_target import SlowTarget
@@ -42,7 +42,7 @@ class ConsistencyTrajectory(SlowTarget):
     longest: Count = 4
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: OneStepSolver = dataclasses.field(default_factory=Heun)
-    metric: Metric = dataclasses.field(default_factory=Squared)
+    distance: Distance = dataclasses.field(default_factory=Squared)
     denoising: NonNegative = 1.0
     density: Density = dataclasses.field(default_factory=LogNormal)
     target_decay: Decay = 0.999
@@ -91,7 +91,9 @@ class ConsistencyTrajectory(SlowTarget):
             return landing(nets.target, process, last)(x_s, middle, cond)
 
         terms = {
-            "trajectory": self.metric(*jump_and_goal(cleaned, cleaned, x_t, t, x_u, u, batch.cond))
+            "trajectory": self.distance(
+                *jump_and_goal(cleaned, cleaned, x_t, t, x_u, u, batch.cond)
+            )
         }
         if self.denoising:
             t = self.density(process, batch.draws)

@@ -18,7 +18,7 @@ from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Sample, Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal
-from fewstep.learning.losses import Metric, PseudoHuber
+from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
 from fewstep.learning.weights import IntervalWeighting, interval_weight
@@ -32,14 +32,14 @@ class EasyConsistency(Method):
     Stage a has r/t = max(0, 1 - q^-(a+1) n(t)), n(t) = 1 + k sigmoid(-b t), in units of
     sigma/alpha; q^-(a+1) is never below 1 - limit. x_r comes from the same sample and noise (solver
     None, as published), or from the teacher's step (a solver). Published for 64×64 images:
-    metric=pseudo_huber, whose c is then 0.06, weighting=karras, q=4. Unlike the published code the
-    boundary is at t_min, not at 0, and r stops there: the student can be exported, and its anchor
-    is x at t_min instead of x0, which differ by noise of std t_min.
+    distance=pseudo_huber, whose c is then 0.06, weighting=karras, q=4. Unlike the published code
+    the boundary is at t_min, not at 0, and r stops there: the student can be exported, and its
+    anchor is x at t_min instead of x0, which differ by noise of std t_min.
     """
 
     solver: OneStepSolver | None = None
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
-    metric: Metric = dataclasses.field(default_factory=lambda: PseudoHuber(0.0))
+    distance: Distance = dataclasses.field(default_factory=lambda: PseudoHuber(0.0))
     weighting: IntervalWeighting = "level_gap"
     q: Positive = 2.0
     k: NonNegative = 8.0
@@ -89,7 +89,7 @@ class EasyConsistency(Method):
         t = torch.maximum(t, process.time_of(torch.atan(1.001 * torch.tan(process.angle(end)))))
         r = self.lower(process, t, self.share(clock))
         x_t, x_r = self.pair(nets, batch, t, r)
-        distance = self.metric(
+        distance = self.distance(
             *jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, batch.cond)
         )
         w = interval_weight(self.weighting, process, t, r)

@@ -99,7 +99,7 @@ class InvertibleConsistency(Method):
         x_s, x_t = pair(one.solver, teacher, process, batch, s, t)
         forward = landing(nets.forward, process, end)
         jump, goal = jump_and_goal(forward, forward, x_s, s, x_t, t, cond)
-        return Losses({"forward": compared(one.metric, process, jump, goal, end)})
+        return Losses({"forward": compared(one.distance, process, jump, goal, end)})
 
     def up_again_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """From the top of a segment, but the lowest, down with the student, and up again."""
@@ -110,7 +110,7 @@ class InvertibleConsistency(Method):
             moved = landing(nets.student, process, low)(x, top, cond)
         again = landing(nets.forward, process, top)(moved, low, cond)
         return Losses(
-            {"up_again": self.cycle * compared(self.reverse.metric, process, again, x, top)}
+            {"up_again": self.cycle * compared(self.reverse.distance, process, again, x, top)}
         )
 
     def down_again_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -126,7 +126,7 @@ class InvertibleConsistency(Method):
             moved = landing(nets.forward, process, top)(x, low, cond)
         again, goal = jump_and_goal(student, student, moved, top, x, low, cond)
         return Losses(
-            {"down_again": self.cycle * compared(self.reverse.metric, process, again, goal, end)}
+            {"down_again": self.cycle * compared(self.reverse.distance, process, again, goal, end)}
         )
 
     def start(self, batch: Batch, process: Process, t: Time) -> tuple[Cond, Sample]:

@@ -16,7 +16,7 @@ from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal, pair
 from fewstep.learning.guidance import Guided
-from fewstep.learning.losses import Huber, Metric
+from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
 from fewstep.learning.slow_target import SlowTarget
@@ -39,7 +39,7 @@ class LatentConsistency(SlowTarget):
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=lambda: Guided(1.0, 5.0, embed=True))
-    metric: Metric = dataclasses.field(default_factory=Huber)
+    distance: Distance = dataclasses.field(default_factory=Huber)
     target_decay: Decay = 0.95
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class LatentConsistency(SlowTarget):
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         return Losses(
             {
-                "consistency": self.metric(
+                "consistency": self.distance(
                     *jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, cond)
                 )
             }

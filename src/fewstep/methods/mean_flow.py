@@ -19,7 +19,7 @@ from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
-from fewstep.learning.losses import AdaptivePower, Metric
+from fewstep.learning.losses import AdaptivePower, Distance
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
 from fewstep.learning.tangent import (
@@ -55,7 +55,7 @@ class MeanFlow(Method):
     density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-0.6, 1.6))
     target_density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-4.0, 1.6))
     equal: Share = 0.25
-    metric: Metric = dataclasses.field(default_factory=AdaptivePower)
+    distance: Distance = dataclasses.field(default_factory=AdaptivePower)
     guidance_scale: Positive = 1.0
     mix: Decay = 0.0
     label_dropout: Share = 0.1
@@ -89,7 +89,7 @@ class MeanFlow(Method):
         error = regressed(jump, error, rectified(process, t))
         nothing = torch.zeros_like(error)
         return Losses(
-            {"flow": self.metric(error, nothing)},
+            {"flow": self.distance(error, nothing)},
             {"distance": error.detach().square().flatten(1).mean(1)},
         )
 

@@ -22,7 +22,7 @@ from fewstep.learning.consistency import (
     pair,
 )
 from fewstep.learning.guidance import Guided
-from fewstep.learning.losses import Huber, Metric
+from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
 
@@ -47,7 +47,7 @@ class MultiBoundary(Method):
     times: Times = dataclasses.field(default_factory=Auto)
     solver: OneStepSolver | None = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
-    metric: Metric = dataclasses.field(default_factory=Huber)
+    distance: Distance = dataclasses.field(default_factory=Huber)
 
     def __post_init__(self) -> None:
         if self.solver is None and not self.guided.low == self.guided.high == 1:
@@ -90,7 +90,7 @@ class MultiBoundary(Method):
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = landing(nets.student, process, end)
         jump, goal = jump_and_goal(student, student, x_t, t, x_s, s, cond)
-        return Losses({"consistency": compared(self.metric, process, jump, goal, end)})
+        return Losses({"consistency": compared(self.distance, process, jump, goal, end)})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(self.steps, self.grid())

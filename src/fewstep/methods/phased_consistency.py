@@ -28,7 +28,7 @@ from fewstep.learning.consistency import (
     pair,
 )
 from fewstep.learning.guidance import Guided
-from fewstep.learning.losses import Huber, Metric
+from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.roles import frozen, trained
 from fewstep.models.heads import Head
@@ -64,7 +64,7 @@ class PhasedConsistency(Method):
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
-    metric: Metric = dataclasses.field(default_factory=Huber)
+    distance: Distance = dataclasses.field(default_factory=Huber)
     adversarial: NonNegative = 0.1
 
     @dataclass
@@ -126,7 +126,7 @@ class PhasedConsistency(Method):
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """The jump against its goal, and against the discriminator."""
         jumps = self.jumps(nets, batch)
-        distance = compared(self.metric, nets.teacher.process, jumps.jump, jumps.goal, jumps.end)
+        distance = compared(self.distance, nets.teacher.process, jumps.jump, jumps.goal, jumps.end)
         terms = {"consistency": distance}
         if self.adversarial:
             made = self.logits(nets, jumps.jump, jumps, self.level(nets, jumps, batch), batch)

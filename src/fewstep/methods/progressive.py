@@ -15,7 +15,7 @@ from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import time_dtype
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
-from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import moved, trained
 from fewstep.learning.weights import Weighting, weight
@@ -38,7 +38,7 @@ class Progressive(Method):
     factor: Count = 2
     times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
-    metric: Metric = dataclasses.field(default_factory=Squared)
+    distance: Distance = dataclasses.field(default_factory=Squared)
     weighting: Weighting = "truncated_snr"
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Progressive(Method):
             for s in later:
                 x, now = self.solver(nets.teacher, process, x, now, s, batch.cond), s
             goal = process.x0_between(x_t.to(x.dtype), x, t, later[-1]).to(x_t.dtype)
-        distance = self.metric(nets.student(x_t, t, batch.cond), goal)
+        distance = self.distance(nets.student(x_t, t, batch.cond), goal)
         w = weight(self.weighting, nets.student, t)
         return Losses({"progressive": distance * w.to(distance)}, {"distance": distance})
 

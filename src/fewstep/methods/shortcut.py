@@ -18,7 +18,7 @@ from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
-from fewstep.learning.losses import Metric, Squared
+from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
 from fewstep.learning.slow_target import SlowTarget
@@ -48,7 +48,7 @@ class Shortcut(SlowTarget):
     bootstrap: Share = 0.25
     guidance_scale: NonNegative = 1.0
     label_dropout: Share = 0.1
-    metric: Metric = dataclasses.field(default_factory=Squared)
+    distance: Distance = dataclasses.field(default_factory=Squared)
     target_decay: Decay = 0.999
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Shortcut(SlowTarget):
         jump, goal = (
             per_sample(weight, x0) * x0 for x0 in (nets.student(x_t, t, cond, s), goal.to(x_t))
         )
-        distance = self.metric(jump, goal)
+        distance = self.distance(jump, goal)
         share = doubles.to(distance)
         return Losses(
             {"shortcut": distance}, {"bootstrap": share * distance, "one": (1 - share) * distance}

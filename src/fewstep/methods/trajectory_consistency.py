@@ -20,7 +20,7 @@ from fewstep.learning.consistency import (
     pair,
 )
 from fewstep.learning.guidance import Guided
-from fewstep.learning.losses import Huber, Metric
+from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
 from fewstep.learning.slow_target import SlowTarget
@@ -41,7 +41,7 @@ class TrajectoryConsistency(SlowTarget):
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     guided: Guided = dataclasses.field(default_factory=Guided)
-    metric: Metric = dataclasses.field(default_factory=Huber)
+    distance: Distance = dataclasses.field(default_factory=Huber)
     told_end: bool = False
     target_decay: Decay = 0.95
     gamma: Share = 0.3
@@ -71,7 +71,7 @@ class TrajectoryConsistency(SlowTarget):
         end = one_between(grid, grid[-1].expand(len(s)), s, batch.draws)
         student, target = (landing(net, process, end) for net in (nets.student, nets.target))
         jump, goal = jump_and_goal(student, target, x_t, t, x_s, s, cond)
-        return Losses({"consistency": compared(self.metric, process, jump, goal, end)})
+        return Losses({"consistency": compared(self.distance, process, jump, goal, end)})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(4, Strided(self.times, self.bins), self.gamma, "time")

@@ -108,7 +108,7 @@ class TruncatedConsistency(Method):
             with masks:
                 late = nets.student(x_r, r, cond)
             goal = torch.where(per_sample((r < edge).to(r), x_r) > 0, early, late)
-        distance = self.easy.metric(jump, goal)
+        distance = self.easy.distance(jump, goal)
         part = torch.where(
             at_edge, self.boundary_weight / max(self.boundary, 1e-9), 1 / (1 - self.boundary)
         ).to(t)
