@@ -19,6 +19,7 @@ ROOMS = [
         "errors",
         "plugins",
         "choice",
+        "options",
         "files",
         "yaml",
         "diffusion",

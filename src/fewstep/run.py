@@ -34,19 +34,20 @@ from fewstep.yaml import read_yaml, to_yaml
 
 @dataclass(frozen=True)
 class Run(Choice):
-    """One training run: `method` on `data`, from `teacher`.
-
-    teacher: a saved model (name or folder), or a fresh network for methods that train one. start:
-    another model whose weights the student begins with. dropout: of the networks that the method
-    makes, where not the teacher's own.
-    """
+    """One training run: `method` on `data`, from `teacher`."""
 
     data: Source
+    """What is trained on."""
     method: Method
+    """How the student is trained."""
     teacher: ModelSource = field(default_factory=Fresh)
+    """A saved model (name or folder), or a fresh network for methods that train one."""
     start: ModelSource | None = None
+    """Another model, whose weights the student begins with."""
     dropout: Share | None = None
+    """Dropout of the networks that the method makes; the teacher's own if not given."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """The loop: steps, batch, optimizer, averages, precision, checkpoints."""
 
 
 def distil(

@@ -33,14 +33,18 @@ MOST_OPCODES = 2_000_000  # a pickle has 5 for each image
 @dataclass(frozen=True)
 class Cifar(Source):
     """A file, or a folder with files in it or one level below; those of the training set where
-    there are others too, of several versions the largest. labels: the 100 fine or the 20 coarse
-    classes of CIFAR-100. workers, on_bad: for Parquet, as there.
+    there are others too, of several versions the largest.
     """
 
     path: str = ""
+    """The folder or file."""
     labels: Literal["fine", "coarse"] = "fine"
+    """Of CIFAR-100: the 100 fine classes or the 20 coarse ones."""
     workers: Natural = 0
+    """Threads that decode Parquet; their number changes nothing."""
     on_bad: OnBad = "error"
+    """skip leaves out what cannot be read in Parquet, up to 1 % of all, each named; else it is an
+    error."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

@@ -21,14 +21,20 @@ class Folder(Source):
     """A folder of pictures, or one picture. A class is a sub-folder, or what stands before the
     first `_` of all names; there are none where only one would be found. Whole numbers are classes
     themselves, other names count in order. Where the sub-folders are train, test or val, the
-    training set is used. The options are those of `decode_all`.
+    training set is used.
     """
 
     path: str = ""
+    """The folder or file."""
     size: Natural = 0
+    """Short side of a picture in pixels, its middle square is kept; 0 keeps sizes, which must be
+    equal."""
     channels: Channels = "auto"
+    """1 channel for grey, 3 for rgb; auto takes 1 if all pictures are grey."""
     workers: Natural = 0
+    """Threads that decode; their number changes nothing."""
     on_bad: OnBad = "error"
+    """skip leaves out what cannot be read, up to 1 % of all, each named; else it is an error."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

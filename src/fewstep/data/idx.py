@@ -24,7 +24,9 @@ class Idx(Source):
     """
 
     path: str = ""
+    """The folder or file."""
     classes: Count = 10
+    """Labels are 0 … classes - 1."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

@@ -32,17 +32,23 @@ class Imagenet9(Source):
     """A folder whose sub-folders, or those of its `train`, have WordNet ids as names (n02085620).
     Others are left out.
 
-    per_folder: the first so many pictures of each (0: all). The other options are those of
-    `decode_all`. All pictures are held in memory: 203 folders of 1,300 at 64×64 take 3.3 GB, at
+    All pictures are held in memory: 203 folders of 1,300 at 64×64 take 3.3 GB, at
     224×224 40 GB.
     """
 
     path: str = ""
+    """The folder or file."""
     size: Natural = 64
+    """Short side of a picture in pixels, its middle square is kept; 0 keeps sizes, which must be
+    equal."""
     per_folder: Natural = 0
+    """The first so many pictures of each sub-folder; 0: all."""
     channels: Channels = "rgb"
+    """1 channel for grey, 3 for rgb; auto takes 1 if all pictures are grey."""
     workers: Natural = 0
+    """Threads that decode; their number changes nothing."""
     on_bad: OnBad = "error"
+    """skip leaves out what cannot be read, up to 1 % of all, each named; else it is an error."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

@@ -22,16 +22,22 @@ class Parquet(Source):
     """A file, or a folder with files in it or one level below; those of a training set where there
     are others too.
 
-    Pictures are in the column `img` or `image`, whole numbers as classes in `label` (auto: the
-    first of label, fine_label and labels, if any). The other options are those of `decode_all`.
+    Pictures are in the column `img` or `image`, whole numbers as classes in `label`.
     """
 
     path: str = ""
+    """The folder or file."""
     label: str = "auto"
+    """The column of the classes; auto: the first of label, fine_label and labels, if any."""
     size: Natural = 0
+    """Short side of a picture in pixels, its middle square is kept; 0 keeps sizes, which must be
+    equal."""
     channels: Channels = "auto"
+    """1 channel for grey, 3 for rgb; auto takes 1 if all pictures are grey."""
     workers: Natural = 0
+    """Threads that decode; their number changes nothing."""
     on_bad: OnBad = "error"
+    """skip leaves out what cannot be read, up to 1 % of all, each named; else it is an error."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

@@ -25,9 +25,7 @@ TESTS = {"test", "val", "valid", "validation"}
 class Source(Choice, ABC):
     """A data source. Its fields beside these are its own.
 
-    split: train and test are chosen by a hash of (seed, id), `held_out` of all to test; limit,
-    fraction: a fixed choice of the rest. flip: training mirrors each image with probability 1/2;
-    the test split never is.
+    Train and test are chosen by a hash of (split_seed, id), `held_out` of all to test.
     """
 
     folder: ClassVar[str | None] = "fewstep.data"
@@ -35,10 +33,15 @@ class Source(Choice, ABC):
     free: ClassVar[tuple[str, ...]] = ("workers",)  # what a resumed run may change
 
     split: Split = "train"
+    """Train and test are chosen by a hash of each image's place; a fifth of all is test."""
     limit: Natural = 0
+    """The first so many images of the split; 0: all."""
     fraction: Share = 1.0
+    """A fixed even choice of such a share of the split."""
     split_seed: int = 0
+    """Seed of the split and of the choice."""
     flip: bool = False
+    """Training mirrors each image with probability 1/2; what is held out never is."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

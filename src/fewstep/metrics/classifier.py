@@ -20,14 +20,14 @@ from fewstep.learning.roles import trained
 
 @dataclass(frozen=True)
 class Classification(Method):
-    """Cross entropy, on images shifted by up to `shift` pixels and blurred by noise of std up to
-    `noise`.
-    """
+    """Cross entropy, on images that are shifted and noised a little."""
 
     needs: ClassVar[tuple[str, ...]] = ("x0", "label")
 
     shift: float = 0.5
+    """Images are moved by up to so many pixels."""
     noise: NonNegative = 0.2
+    """Noise of a standard deviation up to this is added."""
 
     @dataclass
     class Nets:

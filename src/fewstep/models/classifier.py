@@ -26,8 +26,11 @@ class ClassifierNetwork(Choice):
     """Three 3×3 convolutions, two of them of stride 2, a feature layer, a linear layer."""
 
     channels: Count = 32
+    """Channels of the first convolution; the others have twice as many."""
     features: Count = 64
+    """Width of the feature layer, in which distances are measured."""
     dropout: Share = 0.2
+    """Share of the features that is left out in training."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """The module, for images of that shape."""
@@ -178,6 +181,7 @@ class FreshClassifier(ModelSource):
     """A new classifier, initialised under the run's seed."""
 
     network: ClassifierNetwork = field(default_factory=ClassifierNetwork)
+    """The classifier's size."""
 
     def load(self, data: Space, seed: int) -> Classifier:
         if not data.classes or "image" not in data.columns:

@@ -31,16 +31,21 @@ class Dit(Network):
     """Options of the transformer; the defaults are DiT-S/2.
 
     As published (width, depth, heads): S 384, 12, 6; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28,
-    16. `patch`: the side of the squares that become one token each. `mlp_ratio`: the hidden width
-    of the MLPs, in widths.
+    16.
     """
 
     width: Count = 384
+    """Features of a token."""
     depth: Count = 12
+    """Transformer blocks."""
     heads: Count = 6
+    """Attention heads of a block."""
     patch: Count = 2
+    """Side of the squares of pixels that become one token each."""
     mlp_ratio: Count = 4
+    """Hidden width of the MLPs, in widths."""
     dropout: Share = 0.0
+    """Dropout inside the blocks."""
     time_input: TimeInput = "log_sigma"
     extra: tuple[str, ...] = ()
 

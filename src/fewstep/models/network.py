@@ -23,15 +23,16 @@ M = TypeVar("M", bound=nn.Module)
 class Network(Choice, ABC):
     """The options of a network family; `build` makes the module.
 
-    time_input: the number that stands for t, see `noise_features`. extra: inputs beside x, t and
-    the label, of `known`.
+    known: the inputs that `extra` may name.
     """
 
     folder: ClassVar[str | None] = "fewstep.models"
     known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
 
     time_input: TimeInput
+    """The number that stands for t inside the network: 250 ln t, t itself, or 1000 t."""
     extra: tuple[str, ...]
+    """Inputs beside x, t and the label: guidance, s. Methods add what they need."""
 
     @abstractmethod
     def build(self, space: Space) -> NetworkModule:

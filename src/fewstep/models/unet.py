@@ -27,19 +27,25 @@ from fewstep.models.space import Space
 
 @dataclass(frozen=True)
 class UNet(Network):
-    """Options of the U-Net. `attention`: the downsampling factors (1, 2, 4, …) whose blocks attend.
+    """Options of the U-Net.
 
-    `extra`: inputs beside x, t and the label, each a zero-initialised embedding added to the
-    time's.
+    Inputs of `extra` are zero-initialised embeddings, added to the time's.
     """
 
     channels: Count = 128
+    """Channels at the highest resolution."""
     multipliers: tuple[Count, ...] = (1, 2, 2, 1)
+    """Factors of the channels, for each resolution from the highest; each halves the sides."""
     blocks: Count = 3
+    """Residual blocks at each resolution."""
     attention: tuple[Count, ...] = (2,)
+    """Downsampling factors (1, 2, 4, …) whose blocks attend."""
     head_channels: Count = 32
+    """Channels of one attention head."""
     groups: Count = 32
+    """Groups of the group norms; every number of channels divides by it."""
     dropout: Share = 0.0
+    """Dropout inside the residual blocks."""
     time_input: TimeInput = "log_sigma"
     extra: tuple[str, ...] = ()
 

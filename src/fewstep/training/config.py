@@ -15,42 +15,53 @@ from fewstep.training.precision import Precision
 
 @dataclass(frozen=True)
 class TrainerConfig(Choice):
-    """Options of the loop.
-
-    batch: the global batch. micro_batch: rows per pass (0: all), accumulated. optimizers: by
-    network, where one wants another than `optimizer`. clip: limit of the gradient's norm (0: none).
-    ema: decays of the exported averages; the first is the student. max_skips: steps of any 100 that
-    a non-finite loss or gradient may cost. save_every, health_every, sample_every: 0 for never.
-    sample_steps: of the grids that sample_every writes, one for each. precision: fp32; bf16, fp16
-    (autocast, frozen networks in weights of that type); fp16_teacher (fp32, frozen networks in
-    fp16); with fp16 a loss scale, for gradients that pass through fp16 networks. sharding: full
-    splits all networks among processes (FSDP2). checkpointing: recomputes activations in the
-    backward pass. compile: torch.compile of every network. timeout: seconds after which a silent
-    process ends the run.
-    """
+    """Options of the loop."""
 
     steps: Count = 1000
+    """Steps of the run; each does all of the method's updates."""
     batch: Count = 128
+    """Images of one update, over all processes together."""
     micro_batch: Natural = 0
+    """Images in one pass, accumulated to the batch; 0: all at once."""
     optimizer: OptimizerSpec = field(default_factory=AdamW)
+    """The optimizer of every network in training, with its rate."""
     optimizers: dict[str, OptimizerSpec] = field(default_factory=dict)
+    """Other optimizers for single networks, by the network's name."""
     schedule: Schedule = field(default_factory=Constant)
+    """The factor of the learning rate over the run."""
     clip: NonNegative = 1.0
+    """The largest norm of the gradients of one update; 0: no limit."""
     ema: tuple[Decay, ...] = (0.999,)
+    """Decays of the averages of the weights that are saved; the first is the student."""
     precision: Precision = "fp32"
+    """Arithmetic of the networks. bf16, fp16: autocast, frozen networks in such weights.
+    fp16_teacher: fp32, frozen networks in fp16. With fp16 a loss scale."""
     sharding: Literal["none", "full"] = "none"
+    """full splits all networks among the processes (FSDP2)."""
     checkpointing: bool = False
+    """Computes activations again in the backward pass: less memory, more time."""
     compile: bool = False
+    """Compiles every network with torch.compile."""
     seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
+    """Seed of the new weights, the batches, the noise and the dropout."""
     device: str = "auto"
+    """cpu, cuda, cuda:1, mps …; auto is cuda where there is one."""
     save_every: Natural = 500
+    """Steps between checkpoints; 0: none before the end."""
     keep: Count = 2
+    """Checkpoints that stay; at least two do."""
     log_every: Count = 50
+    """Steps between lines of the log."""
     health_every: Natural = 100
+    """Steps between measurements of the averaged networks on held-out images; 0: none."""
     sample_every: Natural = 0
+    """Steps between grids of images in samples/; 0: none."""
     sample_steps: tuple[Count, ...] = (1, 2, 4)
+    """Steps of the grids that sample_every writes, one grid for each number."""
     max_skips: Natural = 10
+    """Steps of any 100 that may be left out for a loss or gradient that is not finite."""
     timeout: Positive = 600.0
+    """Seconds of silence after which another process counts as lost."""
 
     # What a resumed run may change: the result stays the same up to rounding (or does not depend on
     # it at all).

@@ -16,6 +16,7 @@ class OptimizerSpec(Choice, ABC):
     """An optimizer and its learning rate."""
 
     lr: float
+    """The learning rate, before the schedule's factor."""
 
     @abstractmethod
     def build(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -28,9 +29,13 @@ class AdamLike(OptimizerSpec, ABC):
 
     lr: Positive = 1e-3
     beta1: Decay = 0.9
+    """Decay of the average of the gradients."""
     beta2: Decay = 0.999
+    """Decay of the average of their squares."""
     eps: Positive = 1e-8
+    """Added to the root of the second average."""
     weight_decay: NonNegative = 0.0
+    """What a step takes off the weights, in learning rates."""
 
     def options(self) -> dict[str, Any]:
         """As PyTorch's optimizers take them."""
