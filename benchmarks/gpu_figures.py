@@ -218,10 +218,11 @@ def recorded() -> Iterator[list[Event]]:
 
 
 def summed(events: Sequence[Event]) -> dict[str, Any]:
-    """Kernel launches, copies by kind, waits of the host for the device, and the device's busy
-    seconds. A pageable copy is one through ordinary host memory: the host waits for part of it.
+    """Kernel launches, kernels that ran, copies by kind, waits of the host for the device, and the
+    device's busy seconds. A pageable copy is one through ordinary host memory: the host waits for
+    part of it.
     """
-    launches, busy = 0, 0.0
+    launches, kernels, busy = 0, 0, 0.0
     copies: Counter[str] = Counter()
     waits: Counter[str] = Counter()
     for event in events:
@@ -229,11 +230,14 @@ def summed(events: Sequence[Event]) -> dict[str, Any]:
             busy += event.seconds
             if event.name.startswith("Memcpy"):
                 copies[event.name] += 1
+            elif not event.name.startswith("Memset"):
+                kernels += 1
         elif "LaunchKernel" in event.name:
             launches += 1
         elif event.name in ("cudaStreamSynchronize", "cudaEventSynchronize"):
             waits[event.name] += 1
-    return {"launches": launches, "busy_s": busy, "copies": dict(copies), "waits": dict(waits)}
+    counts = {"launches": launches, "kernels": kernels}
+    return {**counts, "busy_s": busy, "copies": dict(copies), "waits": dict(waits)}
 
 
 def product(precision: str, scale: Scale) -> float:

@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,13 +203,27 @@ def test_events_are_summed_by_what_they_are(figures):
             event("cudaStreamSynchronize", False, 3.0),
             event("aten::mm", False, 5.0),
             event("gemm", True, 0.25),
+            event("Memset (Device)", True, 0.0),
             event("Memcpy HtoD (Pageable -> Device)", True, 0.5),
         ]
     )
     assert found["launches"] == 2
+    assert found["kernels"] == 1
     assert found["busy_s"] == 0.75
     assert found["copies"] == {"Memcpy HtoD (Pageable -> Device)": 1}
     assert found["waits"] == {"cudaStreamSynchronize": 1}
+
+
+def test_a_device_is_capped_for_a_while(figures, monkeypatch):
+    """To a share of its memory, in bytes; behind it all of it is there again."""
+    shares = []
+    total = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(figures, "CUDA", True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: total)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    with figures.memory_of(20 << 30, 1):
+        assert shares == [0.25]
+    assert shares == [0.25, 1.0]
 
 
 def test_a_difference_is_found(checks):
