@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from fewstep import plugins
-from fewstep.choice import Choice
+from fewstep.choice import Choice, origins
 from fewstep.learning.schedules import Cosine, Schedule
 
 HALF = """
@@ -151,7 +151,7 @@ class TestProvenance:
     def test_of_one_file(self, tmp_path):
         path = written(tmp_path, "of_one_file.py", cls="OfOneFile")
         plugins.load(path)
-        (kind, source), *others = Schedule.parse("of_one_file").origins().items()
+        (kind, source), *others = origins([Schedule.parse("of_one_file")]).items()
         assert (kind, others) == ("of_one_file", [])
         assert re.fullmatch("of_one_file.py, sha256 [0-9a-f]{64}", source)
         again = plugins.hashlib.sha256(path.read_bytes()).hexdigest()
@@ -165,17 +165,18 @@ class TestProvenance:
             schedules: tuple[Schedule, ...] = ()
             by_name: dict[str, Schedule] = None
 
-        assert Cosine().origins() == {}
+        assert origins([Cosine()]) == {}
+        assert Cosine().noted() == Cosine().dump()
         inner = Schedule.parse("of_nesting")
-        assert "of_nesting" in Holds((Cosine(), inner)).origins()
-        assert "of_nesting" in Holds((), {"x": inner}).origins()
+        assert "of_nesting" in origins([Holds((Cosine(), inner))])
+        assert "of_nesting" in Holds((), {"x": inner}).noted()["plugins"]
 
     def test_is_told_and_never_followed(self, tmp_path):
         path = written(tmp_path, "is_told.py", "raise SystemExit('it was imported')")
         noted = {"is_told": f"{path}, sha256 0", "cosine": "nonsense", 3: None}
         with plugins.told(noted), pytest.raises(ValueError, match="unknown schedule") as caught:
             Schedule.parse("is_told")
-        assert f"made with {path}, sha256 0: give --plugin PATH" in str(caught.value)
+        assert f"made with {path}: give --plugin PATH" in str(caught.value)
         with pytest.raises(ValueError, match="unknown schedule") as caught:
             Schedule.parse("is_told")
         assert "made with" not in str(caught.value)
@@ -246,7 +247,7 @@ class TestInstalled:
         self.installed(tmp_path, monkeypatch, "my-lab", HALF, cls="OfTheLab")
         made = Schedule.parse("of_the_lab")
         assert made.after_warmup(0.0) == 0.5
-        assert made.origins() == {"of_the_lab": "my-lab 0.1"}
+        assert origins([made]) == {"of_the_lab": "my-lab 0.1"}
 
     def test_a_broken_one_is_a_warning_that_names_it(self, tmp_path, monkeypatch):
         self.installed(tmp_path, monkeypatch, "broken-lab", "import nosuchmodule")

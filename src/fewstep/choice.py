@@ -18,7 +18,7 @@ import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
@@ -138,14 +138,10 @@ class Choice:
         """
         return self._validated(_values(self))
 
-    def origins(self) -> dict[str, str]:
-        """Plug-ins that this choice and those inside it come from: kind -> plug-in."""
-        found: dict[str, str] = {}
-        for one in _inside(self):
-            source = plugins.origin(type(one))
-            if source is not None:
-                found[kind_of(type(one))] = source
-        return found
+    def noted(self) -> dict[str, Any]:
+        """`dump` for a file, which also notes the plug-ins of the choices in it."""
+        made_with = origins([self])
+        return self.dump() | ({"plugins": made_with} if made_with else {})
 
     @classmethod
     def _kind(cls, name: Any) -> type[Self]:
@@ -158,11 +154,17 @@ class Choice:
         for kind, found in cls.kinds().items():
             if flat(kind) == wanted:
                 return found
-        alike = [one for one in _family(cls) if flat(one.__name__) == wanted]
+        raise _error(f"unknown {kind_of(cls)} {str(name)!r}{cls._remedy(str(name))}")
+
+    @classmethod
+    def _remedy(cls, name: str) -> str:
+        """What a user can do about a name that is no kind."""
+        if told := plugins.remedy(name):
+            return told
+        alike = [one for one in _family(cls) if flat(one.__name__) == flat(name)]
         if alike and (reason := _unfit(alike[-1])) is not None:
-            raise _error(f"unknown {kind_of(cls)} {str(name)!r}: {reason}")
-        remedy = plugins.remedy(str(name)) or did_you_mean(str(name), list(cls.offered()))
-        raise _error(f"unknown {kind_of(cls)} {str(name)!r}{remedy}")
+            return f": {reason}"
+        return did_you_mean(name, list(cls.offered()))
 
     @classmethod
     def _validated(cls, fields: dict[str, Any]) -> Self:
@@ -228,6 +230,16 @@ def replaced(choice: Choice, **fields: Any) -> Any:
     validation.
     """
     return type(choice)._validated(_values(choice) | fields)
+
+
+def origins(choices: Sequence[Choice]) -> dict[str, str]:
+    """The plug-ins that choices and those inside them come from: kind -> plug-in."""
+    found: dict[str, str] = {}
+    for one in _inside(choices):
+        source = plugins.origin(type(one))
+        if source is not None:
+            found[kind_of(type(one))] = source
+    return found
 
 
 def _family(cls: type[Any]) -> Iterator[type[Any]]:

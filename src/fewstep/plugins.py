@@ -138,6 +138,8 @@ def told(made_with: object) -> Iterator[None]:
 
 
 def remedy(kind: str) -> str:
-    """`"; made with my_network.py …: give --plugin PATH"`, or nothing where no file has told."""
-    plugin = _made_with.get().get(kind)
-    return "" if plugin is None else f"; made with {plugin}: give --plugin PATH"
+    """`"; made with my_network.py: give --plugin PATH"`, or nothing where no file has told."""
+    if kind not in _made_with.get():
+        return ""
+    plugin = _made_with.get()[kind].partition(", sha256")[0]
+    return f"; made with {plugin}: give --plugin PATH"

@@ -171,7 +171,7 @@ def _begin(run: Run, folder: Path, restart: bool, exports: tuple[str, ...]) -> N
         ):  # first: a restart that is cut must not pass for the old run
             (folder / name).unlink(missing_ok=True)
         Checkpoints(folder / "checkpoints").discard_all()
-    write_bytes(folder / "run.yaml", to_yaml(run.dump()).encode())
+    write_bytes(folder / "run.yaml", to_yaml(run.noted()).encode())
 
 
 def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) -> None:
@@ -220,6 +220,7 @@ def _finished(run: Run, folder: Path) -> bool:
     parts = {"trainer": TrainerConfig.free, "data": Source.free}
     if not isinstance(old, dict) or not all(isinstance(old.get(part), dict) for part in parts):
         raise RefusedError(f"{path} is no run file; --restart begins again")
+    old.pop("plugins", None)
     for part, names in parts.items():
         for free in names:
             old[part].pop(free, None)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.plugins import told
 from fewstep.yaml import from_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -36,14 +37,10 @@ def first_sentence(text: str) -> str:
     return first[: end.end()] if end else first
 
 
-def configured(
-    recipe: str, overrides: Sequence[str], plugins: Sequence[str] = ()
-) -> tuple[Run, Path]:
+def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
     """The run and its folder. ValueError (pydantic's has every error) or FileNotFoundError."""
     from fewstep.run import Run
 
-    for plugin in plugins:
-        importlib.import_module(plugin)
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -76,7 +73,8 @@ def configured(
             _set(plain, key.split("."), from_yaml(value, override))
     if not name or Path(name).name != name or name == "..":
         raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {RUNS}/")
-    return Run.parse(plain), RUNS / name
+    with told(plain.pop("plugins", None)):
+        return Run.parse(plain), RUNS / name
 
 
 def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:

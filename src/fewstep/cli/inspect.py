@@ -1,6 +1,7 @@
 """`fewstep inspect`."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -20,7 +21,7 @@ def inspect(
         for name, line in names.items():
             print(f"{name.ljust(width)}  {line}")
         return
-    from fewstep.choice import kind_of
+    from fewstep.choice import kind_of, origins
     from fewstep.models.folder import load
 
     model = load(what)
@@ -36,6 +37,10 @@ def inspect(
         "evaluations": model.evaluations(model.sampler),
         "guidance": f"{model.guidance.kind}, {model.guidance.low:g} to {model.guidance.high:g}",
     }
+    spec: Any = network.spec
+    denoiser = model.denoiser
+    if made_with := origins([spec, denoiser.process, denoiser.parameterization, model.sampler]):
+        facts["plugins"] = made_with
     for key, value in {**facts, **model.card}.items():
         print(f"{key}: {value}")
     status = Path(what) / "status.json"

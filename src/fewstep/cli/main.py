@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from fewstep import __version__
+from fewstep import __version__, plugins
 from fewstep.cli import data, demo, evaluate, export, inspect, plan, sample, train
 from fewstep.errors import DivergedError, RefusedError, connection_lost, out_of_memory, rank
 
@@ -30,6 +30,13 @@ def options(
     version: bool = typer.Option(False, "--version", help="Print the version and end."),
     debug: bool = typer.Option(
         False, "--debug", help="Show the traceback of an error; allowed anywhere."
+    ),
+    plugin: list[str] = typer.Option(
+        [],
+        "--plugin",
+        metavar="FILE|MODULE",
+        help="Python of your own whose methods, networks, data sources … may be named; allowed "
+        "anywhere, several times.",
     ),
 ) -> None:
     """Options of all verbs."""
@@ -57,14 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     words = [word for word in words if word != "--debug"]
-    if words in ([], ["data"]):
-        words.append("--help")
     try:
+        named, words = _plugins_in(words)
+        if words in ([], ["data"]):
+            words.append("--help")
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # of libraries to those who write programs
+            for plugin in named:
+                plugins.load(plugin)
             code = app(words, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -78,6 +88,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         code = code_of(error)
     sys.exit(code or 0)
+
+
+def _plugins_in(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The values of --plugin, and the other words. ValueError where one has no value."""
+    named, others = [], []
+    waiting = iter(words)
+    for word in waiting:
+        option, _, value = word.partition("=")
+        if option != "--plugin":
+            others.append(word)
+        elif value or (value := next(waiting, "")):
+            named.append(value)
+        else:
+            raise ValueError("--plugin needs a file or a module")
+    return named, others
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -37,7 +37,6 @@ def plan(
     processes: int = typer.Option(
         1, min=1, help="How many share the batch; memory and time are those of each."
     ),
-    plugin: list[str] = typer.Option([], help="As for train."),
 ) -> None:
     """Says what memory, time and disk a run will need; neither its data nor its teacher has to be
     there.
@@ -46,7 +45,7 @@ def plan(
     """
     from fewstep.cli.configure import configured
 
-    run, _ = configured(recipe, overrides or [], plugin)
+    run, _ = configured(recipe, overrides or [])
     show(run, plan_of(run, *outside(run, shape, classes), processes))
 
 

@@ -11,9 +11,6 @@ def train(
         None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
     ),
     restart: bool = typer.Option(False, help="Begin at step 0, whatever the folder holds."),
-    plugin: list[str] = typer.Option(
-        [], help="A module of your own whose methods, data sources … may be named."
-    ),
 ) -> None:
     """Trains a teacher or distils a student; an unfinished run goes on where it stopped.
 
@@ -24,7 +21,7 @@ def train(
     from fewstep.report.run_report import progress_section, samples_section, write_report
     from fewstep.run import distil
 
-    run, folder = configured(recipe, overrides or [], plugin)
+    run, folder = configured(recipe, overrides or [])
     with training_progress(run.trainer.steps, folder.name) as watch:
         worked = distil(run, folder, restart=restart, watch=watch)
     if rank():

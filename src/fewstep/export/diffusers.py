@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.choice import kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import CmBoundary
 from fewstep.diffusion.process import VarianceExploding
@@ -68,10 +69,9 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
 
 def _checked(model: DiffusionModel) -> UNetModule:
     d, network = model.denoiser, model.denoiser.network
+    spec: Any = network.spec
     reasons = {
-        f"its network is no U-Net of this package ({type(network).__name__})": not isinstance(
-            network, UNetModule
-        ),
+        f"its network is {kind_of(type(spec))}, not unet": not isinstance(network, UNetModule),
         "it is no consistency student with the published boundary (CmBoundary)": (
             not isinstance(d.parameterization, CmBoundary)
         ),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.choice import origins
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Parameterization
@@ -21,6 +22,7 @@ from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.network import Network
 from fewstep.models.space import Space
+from fewstep.plugins import told
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -61,6 +63,9 @@ def save_folder(model: DiffusionModel, folder: Path) -> None:
             "weights": {p.name: sha256(p) for p in sorted(beside.glob("*.safetensors"))},
             "card": model.card,
         }
+        parts = [spec, denoiser.process, denoiser.own, denoiser.parameterization, model.sampler]
+        if made_with := origins([*parts, model.codec.spec, model.conditioner.spec]):
+            described["plugins"] = made_with
         write_json(beside / "model.json", described)
         again = load_folder(beside).denoiser.network.state_dict()
         for name, tensor in state.items():
@@ -79,7 +84,8 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
         raise FileNotFoundError(f"{folder} is no model folder: it has no model.json")
     described = read_description(path, "network", f"{path} does not describe a diffusion model")
     try:
-        return _described(folder, described, weights)
+        with told(described.get("plugins")):
+            return _described(folder, described, weights)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
 
