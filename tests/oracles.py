@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.types import per_sample
+from fewstep.learning.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -84,19 +89,6 @@ class FiniteData:
         return (weights @ points).view_as(x_t)
 
 
-class Exact(torch.nn.Module):
-    """Any function f(x, t) in the place of a denoiser, for losses that ask a network for its
-    process.
-    """
-
-    def __init__(self, process, function):
-        super().__init__()
-        self.process, self.function = process, function
-
-    def forward(self, x_t, t, cond=None, s=None):
-        return self.function(x_t, t)
-
-
 class Output(torch.nn.Module):
     """A network whose output is any function of (x, t)."""
 
@@ -110,11 +102,18 @@ class Output(torch.nn.Module):
         return self.function(x, t)
 
 
+class Exact(Denoiser):
+    """A denoiser that hands on what function(x_t, t) says, in whatever type."""
+
+    def __init__(self, process, function):
+        super().__init__(Output(function), process, SamplePrediction())
+
+    def forward(self, x_t, t, cond=None, s=None, eager=False):
+        return self.network.function(x_t, t)
+
+
 def denoising(process, function):
     """A real `Denoiser` whose answer is function(x_t, t)."""
-    from fewstep.diffusion.denoiser import Denoiser
-    from fewstep.diffusion.parameterization import SamplePrediction
-
     return Denoiser(Output(function), process, SamplePrediction())
 
 
@@ -137,8 +136,4 @@ class Gains(torch.nn.Module):
 
 def batch_of(x0, seed=0, cond=None):
     """A batch of these samples."""
-    from fewstep.diffusion.conditioning import Cond
-    from fewstep.diffusion.draws import Draws
-    from fewstep.learning.batch import Batch
-
     return Batch(cond or Cond(), Draws(seed, range(len(x0))), tuple(x0.shape[1:]), x0)

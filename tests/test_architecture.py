@@ -115,8 +115,6 @@ OLD = {
 OLD_TESTS = {
     "cli/test_errors.py",
     "cli/test_verbs.py",
-    "diffusion/test_denoiser.py",
-    "diffusion/test_solvers.py",
     "methods/test_dmd2.py",
     "methods/test_progressive.py",
     "models/test_bundle.py",

@@ -5,6 +5,7 @@ without being named.
 import pytest
 import torch
 
+from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.densities import Density
 from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.process import Process, VarianceExploding
@@ -68,3 +69,12 @@ class Watched:
 def constant(x0):
     """A denoiser that always answers x0: every solver must end there."""
     return lambda x_t, t, cond, s=None: x0.to(x_t).expand_as(x_t)
+
+
+def trajectory(solver, denoise, process, x, grid):
+    """x at every time of the grid."""
+    points, history = [x], []
+    for t, s in zip(grid, grid[1:]):
+        x = solver(denoise, process, x, t.expand(len(x)), s.expand(len(x)), Cond(), history)
+        points.append(x)
+    return points

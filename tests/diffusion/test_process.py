@@ -11,6 +11,7 @@ from tests.oracles import Gaussian
 
 from fewstep.choice import replaced
 from fewstep.diffusion.process import (
+    PURE_NOISE,
     Process,
     RectifiedFlow,
     Trig,
@@ -48,6 +49,20 @@ def rescaled(x, t, process, other_t, other):
     """The same point in another process: rows are scaled by the ratio of √(alpha² + sigma²)."""
     rho = [torch.hypot(p.alpha(u), p.sigma(u)) for p, u in ((process, t), (other, other_t))]
     return x * (rho[1] / rho[0])[:, None]
+
+
+@every("process", PROCESSES)
+def test_the_level_is_sigma_over_alpha_and_leads_back(process):
+    t = inner_times(process)
+    at = process.at(t)
+    close(process.level(t), at.sigma / at.alpha)
+    close(process.at_level(process.level(t)), t, rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), Trig()])
+def test_where_alpha_is_zero_the_level_is_infinite(process):
+    assert process.level(f64(process.t_max)) > PURE_NOISE
+    close(process.at_level(f64(math.inf)), f64(process.t_max))
 
 
 # Published numbers

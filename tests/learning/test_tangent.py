@@ -24,7 +24,6 @@ from fewstep.learning.tangent import (
     Difference,
     Forward,
     Point,
-    along,
     flow_error,
     jump_and_rate,
     normalised,
@@ -33,6 +32,7 @@ from fewstep.learning.tangent import (
     per_rectified,
     rectified,
     regressed,
+    trajectory_rate,
     warmed,
 )
 from fewstep.models.dit import Dit
@@ -95,7 +95,7 @@ COND = Cond({"label": torch.arange(6)})
 def test_a_trajectory_is_the_probability_flow_of_the_teachers_answer(process):
     data = Gaussian(process, 0.3, 0.5)
     at = point(process)
-    rate = along(process, at.x, data(at.x, at.t), at.t, torch.ones_like(at.t))
+    rate = trajectory_rate(process, at.x, data(at.x, at.t), at.t, torch.ones_like(at.t))
     torch.testing.assert_close(rate.x, data.velocity(at.x, at.t), rtol=1e-8, atol=1e-9)
 
 
@@ -138,7 +138,7 @@ def test_forward_mode_is_the_limit_of_differences_on_our_networks(spec, process,
     )
     denoiser = Denoiser(network(spec, torch.float64), process, prediction)
     at = point(process)
-    rate = along(process, at.x, 0.5 * at.x, at.t, per_log_ratio(process, at.t))
+    rate = trajectory_rate(process, at.x, 0.5 * at.x, at.t, per_log_ratio(process, at.t))
     value, exact = Forward()(denoiser, at, rate, COND)
     other, close = Difference(step=1e-6)(denoiser, at, rate, COND)
     torch.testing.assert_close(value, other)
@@ -162,7 +162,7 @@ def test_in_fp32_the_difference_follows_to_a_few_thousandths(process, kind, spec
     denoiser = Denoiser(network(spec), process, Edm())
     at = point(process)
     s = None if at.s is None else torch.where(torch.arange(6) % 2 == 0, unit(process, at.s), 0.0)
-    rate = along(process, at.x, 0.5 * at.x, at.t, unit(process, at.t))._replace(s=s)
+    rate = trajectory_rate(process, at.x, 0.5 * at.x, at.t, unit(process, at.t))._replace(s=s)
     exact = Forward()(denoiser, at, rate, COND)[1].flatten(1)
     close = Difference()(denoiser, at, rate, COND)[1].flatten(1)
     assert ((close - exact).norm(dim=1) < 5e-3 * exact.norm(dim=1)).all()
@@ -176,7 +176,9 @@ def test_a_network_seen_from_another_process_is_asked_at_its_own_pace():
     spec = type(NETWORKS[0])(**{**vars(NETWORKS[0]), "time_input": "identity"})
     denoiser = Denoiser(network(spec), table, Velocity()).under(flow.within(table))
     at = point(denoiser.process)
-    rate = along(denoiser.process, at.x, 0.5 * at.x, at.t, per_rectified(denoiser.process, at.t))
+    rate = trajectory_rate(
+        denoiser.process, at.x, 0.5 * at.x, at.t, per_rectified(denoiser.process, at.t)
+    )
     exact = Forward()(denoiser, at, rate, COND)[1]
     close = Difference()(denoiser, at, rate, COND)[1]
     assert (close - exact).norm() < 5e-3 * exact.norm()
@@ -190,7 +192,7 @@ def test_only_the_network_itself_runs(tangent):
     process = VarianceExploding()
     denoiser = Denoiser(network(NETWORKS[0]).requires_grad_(True), process, Edm())
     at = point(process)
-    rate = along(process, at.x, 0.5 * at.x, at.t, per_log_ratio(process, at.t))
+    rate = trajectory_rate(process, at.x, 0.5 * at.x, at.t, per_log_ratio(process, at.t))
     plain = tangent(denoiser, at, rate, COND)
     denoiser.autocast, denoiser._compiled = torch.bfloat16, lambda *a: 1 / 0
     denoiser.network.checkpointing = True
@@ -228,7 +230,9 @@ def test_the_tangent_has_the_masks_of_the_pass_that_learns(tangent, spec, autoca
     denoiser.autocast = autocast
     at = point(denoiser.process)
     at = at._replace(x=at.x.float())
-    rate = along(denoiser.process, at.x, 0.5 * at.x, at.t, per_log_ratio(denoiser.process, at.t))
+    rate = trajectory_rate(
+        denoiser.process, at.x, 0.5 * at.x, at.t, per_log_ratio(denoiser.process, at.t)
+    )
     jump, seen, _ = jump_and_rate(tangent, denoiser, at, rate, COND)
     other = denoiser(at.x, at.t, COND, at.s)
     off, apart = (jump - seen).norm(), (jump - other).norm()
@@ -241,7 +245,7 @@ def test_the_tangent_has_the_masks_of_the_pass_that_learns(tangent, spec, autoca
 def test_the_state_of_the_masks_advances_by_one_pass():
     denoiser = Denoiser(network(NETWORKS[0], dropout=0.5).train(), VarianceExploding(), Edm())
     at = point(denoiser.process)
-    rate = along(denoiser.process, at.x, at.x, at.t, torch.ones_like(at.t))
+    rate = trajectory_rate(denoiser.process, at.x, at.x, at.t, torch.ones_like(at.t))
     states = []
     for tangent in (Forward(), Difference(), None):
         torch.manual_seed(3)

@@ -12,7 +12,7 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.solvers import Euler, Heun, Solver
-from fewstep.learning.consistency import adjacent, landing, one_between, pair
+from fewstep.learning.consistency import adjacent, jump_to, one_between, pair
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.consistency_trajectory import ConsistencyTrajectory
@@ -88,9 +88,9 @@ def test_the_inner_network_between_its_limits(process):
         rows(process.t_min + share * (process.t_max - process.t_min), 8)
         for share in (0.9, 0.5, 0.2)
     )
-    two = landing(g, process, s)(landing(g, process, u)(x, t, Cond()), u, Cond())
-    close(two, landing(g, process, s)(x, t, Cond()), rtol=1e-9, atol=1e-12)
-    assert torch.equal(landing(g, process, t)(x, t, Cond()), x)
+    two = jump_to(g, process, s)(jump_to(g, process, u)(x, t, Cond()), u, Cond())
+    close(two, jump_to(g, process, s)(x, t, Cond()), rtol=1e-9, atol=1e-12)
+    assert torch.equal(jump_to(g, process, t)(x, t, Cond()), x)
     near = [(g(x, t, Cond(), t * (1 - h)) - data(x, t)).abs().max().item() for h in (1e-2, 1e-3)]
     assert near[1] < 0.12 * near[0]
     if process == VE:  # the closed form of the specification
@@ -138,7 +138,7 @@ def test_with_the_end_for_s_it_is_the_consistency_loss():
     end = grid[-1].expand(len(t))
     last = one_between(grid, end, u, batch.draws) == end
     assert 100 < last.sum() < 1000
-    jump = landing(student, VE, end)
+    jump = jump_to(student, VE, end)
     close(found[last], Squared()(jump(x_t, t, Cond()), jump(x_u, u, Cond()))[last], rtol=1e-12)
     assert found[~last].isnan().all()
 

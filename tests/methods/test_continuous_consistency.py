@@ -45,15 +45,16 @@ from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import (
     Difference,
     Point,
-    along,
     jump_and_rate,
     normalised,
     per_log_ratio,
+    trajectory_rate,
 )
 from fewstep.methods.continuous_consistency import ContinuousConsistency
 from fewstep.models.adapters import FullCopy
 from fewstep.models.heads import Uncertainty
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space
 
 VE = VarianceExploding()
 PROCESSES = [VE, VariancePreserving(), VariancePreservingTable(), RectifiedFlow(), Trig()]
@@ -198,7 +199,7 @@ def test_a_short_discrete_step_has_the_same_direction():
         ContinuousConsistency().tangent,
         student,
         Point(x, t),
-        along(VE, x, data(x, t), t, per_log_ratio(VE, t)),
+        trajectory_rate(VE, x, data(x, t), t, per_log_ratio(VE, t)),
         Cond(),
     )
     errors = []
@@ -382,7 +383,7 @@ def test_every_prediction_of_noise_is_the_identity_at_the_data(prediction, proce
 def test_a_network_that_says_x0_itself_is_refused(prediction, process):
     """Nothing ties it to the data: every constant has df/dt = 0."""
     model = Fresh(network=TINY, process=process, parameterization=prediction()).load(
-        (1, 8, 8), 0, 0
+        image_space((1, 8, 8)), 0
     )
     if prediction is SamplePrediction:
         with pytest.raises(ValueError, match="sample_prediction is not the identity at the data"):

@@ -30,6 +30,7 @@ from fewstep.learning.method import Clock
 from fewstep.methods.latent_consistency import LatentConsistency, boundary_of
 from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh
+from fewstep.models.space import image_space
 
 CLOCK = Clock(0, 100, 64)
 STD, MEAN, NULL_MEAN = 0.5, 0.3, -0.1  # of the data with a label, and of all data
@@ -178,7 +179,7 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_guided_step():
 def built(method, process=VarianceExploding(), parameterization=None, null=True, classes=10):  # noqa: B008
     options = {} if parameterization is None else {"parameterization": parameterization}
     model = Fresh(network=TINY, process=process, null=null, **options).load(
-        (1, 8, 8), classes, seed=0
+        image_space((1, 8, 8), classes), seed=0
     )
     with torch.no_grad():
         for i, parameter in enumerate(model.denoiser.parameters()):

@@ -20,7 +20,7 @@ from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import Auto, Segments, Trailing
-from fewstep.learning.consistency import adjacent, at_or_below, compared, landing, pair
+from fewstep.learning.consistency import adjacent, at_or_below, compared, jump_to, pair
 from fewstep.learning.guidance import Guided
 from fewstep.learning.losses import Huber, Squared
 from fewstep.learning.method import Clock
@@ -221,9 +221,9 @@ def test_where_the_teacher_reaches_the_boundary_its_point_is_the_goal(process):
     end = rows(process.t_min, 8)
     x = torch.randn(8, 3).double()
     for time in (process.t_min, process.t_data):
-        there = landing(net(process, lambda x, t, cond, s: x * torch.nan), process, rows(time, 8))
+        there = jump_to(net(process, lambda x, t, cond, s: x * torch.nan), process, rows(time, 8))
         assert torch.equal(there(x, rows(time, 8), Cond()), x)
-    one = landing(net(process, lambda x, t, cond, s: 7 * x), process, end)
+    one = jump_to(net(process, lambda x, t, cond, s: 7 * x), process, end)
     assert torch.equal(one(x, end, Cond()), x)
 
 
@@ -272,8 +272,8 @@ def test_the_gradient_is_that_of_regression_on_a_fixed_goal():
     end = at_or_below(method.ends(TABLE), s)
     x_t, x_s = pair(Euler(), nets.teacher, TABLE, batch, t, s)
     again = w.detach().clone().requires_grad_()
-    goal = landing(nets.student, TABLE, end)(x_s, s, Cond()).detach()
-    jump = landing(net(TABLE, lambda x, t, cond, s: again * x), TABLE, end)(x_t, t, Cond())
+    goal = jump_to(nets.student, TABLE, end)(x_s, s, Cond()).detach()
+    jump = jump_to(net(TABLE, lambda x, t, cond, s: again * x), TABLE, end)(x_t, t, Cond())
     Squared()(jump, goal).mean().backward()
     close(w.grad, again.grad)
 
@@ -294,7 +294,7 @@ def test_a_loss_is_the_same_in_every_process():
         def answer(x, t, cond, s, p=process):
             return 0.4 * x / torch.hypot(p.alpha(t), p.sigma(t))[:, None]
 
-        carried = landing(net(process, answer), process, end)
+        carried = jump_to(net(process, answer), process, end)
         found.append(
             compared(Huber(), process, carried(x_t, t, Cond()), carried(x_s, s, Cond()), end)
         )

@@ -633,7 +633,7 @@ def test_start_and_teacher_get_each_others_inputs(who, more):
     """They are zero at first: the teacher answers as before; and a round's end has a place for
     every weight.
     """
-    of = teacher_of(SimpleNamespace(shape=(1, 8, 8), classes=10))
+    of = teacher_of(SimpleNamespace(space=image_space((1, 8, 8), 10)))
     plain, wider = of.denoiser, FullCopy(of.denoiser)("wider", inputs={more})
     of.denoiser, start = (plain, wider) if who == "start" else (wider, plain)
     nets = METHOD.build_nets(of, FullCopy(start))

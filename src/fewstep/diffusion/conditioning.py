@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.types import Mask, where_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,14 @@ class Cond:
     def _bare(self, name: str, value: Tensor) -> Tensor:
         return self.null[name].expand_as(value) if name in self.null else value
 
+    def is_null(self) -> Mask:
+        """Which rows have no condition at all. There must be a null."""
+        equal = []
+        for name, null in self.null.items():
+            value = self.values[name]
+            equal.append((value == null).view(len(value), -1).all(1))
+        return torch.stack(equal).all(0)
+
     def dropped(self, share: float, draws: Draws) -> Cond:
         """The condition taken away from a random share of the rows, as guidance needs it
         (arXiv:2207.12598).
@@ -42,7 +51,7 @@ class Cond:
         def pick(name: str, value: Tensor) -> Tensor:
             if name not in self.null:
                 return value
-            return torch.where(drop.view(-1, *(1,) * (value.ndim - 1)), self.null[name], value)
+            return where_rows(drop, self.null[name], value)
 
         return replace(self, values={k: pick(k, v) for k, v in self.values.items()})
 

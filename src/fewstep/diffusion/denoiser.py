@@ -64,12 +64,14 @@ class Denoiser(nn.Module):
         """What the network reads beside x_t and t: "label", "text", "guidance", "s"."""
         return tuple(self.network.inputs)  # type: ignore[arg-type]
 
-    def forward(self, x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+    def forward(
+        self, x_t: Sample, t: Time, cond: Cond, s: Time | None = None, eager: bool = False
+    ) -> Sample:
         """The expected clean sample, (batch, *shape). s: the target time of a flow map, where the
-        network reads it.
+        network reads it. eager: not through the compiled network, in which no hook fires.
         """
         c, own_t, own_s = self._own(t, s)
-        return self._affine(x_t, own_t, cond, own_s, c)
+        return self._affine(x_t, own_t, cond, own_s, c, eager)
 
     def velocity(self, x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
         """dx_t/dt of the probability flow on [t_min, t_max], in the caller's process.
@@ -115,18 +117,15 @@ class Denoiser(nn.Module):
 
             return hook
 
-        modules = [
-            self.network.get_submodule(name) for name in layers
-        ]  # a wrong name fails before any hook is there
+        # A wrong name fails before any hook is there.
+        modules = [self.network.get_submodule(name) for name in layers]
         handles = [module.register_forward_hook(tap(name)) for name, module in zip(layers, modules)]
-        x0, compiled = None, self._compiled
-        self._compiled = None
+        x0 = None
         try:
-            x0 = self(x_t, t, cond, s)
+            x0 = self(x_t, t, cond, s, eager=True)
         except _LastTapReachedError:
             pass
         finally:
-            self._compiled = compiled
             for handle in handles:
                 handle.remove()
         return x0, {name: taps[name] for name in layers}
@@ -162,11 +161,20 @@ class Denoiser(nn.Module):
         )
         return Coefficients(c.skip * scale, c.out, c.inp * scale), own_t, own_s
 
-    def _affine(self, x_t: Sample, t: Time, cond: Cond, s: Time | None, c: Coefficients) -> Sample:
+    def _affine(
+        self,
+        x_t: Sample,
+        t: Time,
+        cond: Cond,
+        s: Time | None,
+        c: Coefficients,
+        eager: bool = False,
+    ) -> Sample:
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         t = t.to(x_t.device, non_blocking=True)
         s = None if s is None else s.to(x_t.device, non_blocking=True)
         x = per_sample(c.inp, x_t) * x_t
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            f = (self._compiled or self.network)(x, t, cond, s)
+            network = self.network if eager or self._compiled is None else self._compiled
+            f = network(x, t, cond, s)
         return per_sample(c.skip, x_t) * x_t + per_sample(c.out, x_t) * f.to(x_t.dtype)

@@ -13,12 +13,13 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Time, time_dtype
 
-NOISE = 1e3  # sigma/alpha above which a sample is noise, and float32 cannot tell two times
+# Levels above it are not drawn: a sample is noise there, and float32 cannot tell two times.
+HIGHEST = 1e3
 
 
 def _known(process: Process, t: Time) -> Time:
     """Times as they are, but for a table, beyond whose ends there is nothing."""
-    return t.clamp(process.t_min, process.t_max) if process.t_data < 0 else t
+    return t.clamp(process.t_min, process.t_max) if process.discrete else t
 
 
 class Density(Choice, ABC):
@@ -40,7 +41,7 @@ class LogNormal(Density):
 
     def __call__(self, process: Process, draws: Draws) -> Time:
         level = torch.exp(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
-        return _known(process, process.time_of(torch.atan(level)))
+        return _known(process, process.at_level(level))
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class LogStudent(Density):
     low: Positive = 1.0
 
     def __call__(self, process: Process, draws: Draws) -> Time:
-        top = torch.tan(process.angle(torch.tensor([process.t_max], dtype=torch.float64))).clamp(
-            max=NOISE
-        )
+        top = process.level(torch.tensor([process.t_max], dtype=torch.float64)).clamp(max=HIGHEST)
         if not self.low < top:
             raise ValueError(
                 f"low={self.low:g} is not below the largest sigma/alpha, {top.item():g}"
@@ -79,7 +78,7 @@ class LogStudent(Density):
         level = torch.exp(
             self.mean + scale * torch.sinh(y[above - 1] + share * (y[above] - y[above - 1]))
         )
-        return _known(process, process.time_of(torch.atan(level)))
+        return _known(process, process.at_level(level))
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,10 @@ class Along(Density):
             raise ValueError(f"no time lies between low={self.low:g} and high={self.high:g}")
 
     def __call__(self, process: Process, draws: Draws) -> Time:
-        rising = (
-            self.times(process, self.points - 1).flip(0).to(draws.device, time_dtype(draws.device))
-        )
-        first, last = (
-            int(self.low * self.points),
-            min(int(self.high * self.points), self.points - 1),
-        )
+        rising = self.times(process, self.points - 1).flip(0)
+        rising = rising.to(draws.device, time_dtype(draws.device))
+        first = int(self.low * self.points)
+        last = min(int(self.high * self.points), self.points - 1)
         return rising[first + draws.integers(last - first + 1)]
 
 

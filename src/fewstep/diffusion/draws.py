@@ -34,7 +34,11 @@ class Draws:
         device: torch.device | str = "cpu",
         _one: bool = False,
     ):
-        self.seed, self.rows, self.stream, self.step, self.update = seed, rows, stream, step, update
+        self.seed = seed
+        self.rows = rows
+        self.stream = stream
+        self.step = step
+        self.update = update
         self.device = torch.device(device)
         self.count = 0
         self._one = _one

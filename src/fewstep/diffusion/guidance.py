@@ -39,9 +39,11 @@ class Guidance(NamedTuple):
 def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
     """The denoiser with guidance `scale`: a number, one per sample, or a function of the time.
 
-    Where the network reads "guidance" it is told the scale; otherwise one doubled batch is
-    evaluated (2 evaluations).
+    Where the network reads "guidance" it is told the scale; otherwise the number 1 leaves the
+    denoiser as it is, and any other scale evaluates one doubled batch (2 evaluations).
     """
+    if "guidance" not in denoiser.inputs and isinstance(scale, int | float) and scale == 1:
+        return denoiser
 
     def at(t: Time) -> Tensor:
         g = scale(t) if callable(scale) else torch.as_tensor(scale, dtype=t.dtype, device=t.device)

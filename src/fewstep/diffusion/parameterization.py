@@ -156,12 +156,10 @@ class CmBoundary(Boundary):
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         end = torch.full_like(t, process.t_min)
-        keep = process.alpha(
-            end
-        )  # the jump ends at t_min, where a sample is alpha times that of VE units
-        above = (
-            sigma - alpha * process.sigma(end) / keep
-        )  # alpha (u - u_min): nothing is divided by alpha, which may be 0
+        # The jump ends at t_min, where a sample is alpha times that of VE units.
+        keep = process.alpha(end)
+        # alpha (u - u_min): nothing is divided by alpha, which may be 0.
+        above = sigma - alpha * process.sigma(end) / keep
         q = torch.hypot(self.sigma_data * alpha, sigma)
         skip = self.sigma_data**2 * alpha / (above**2 + (self.sigma_data * alpha) ** 2)
         out = above * self.sigma_data / q

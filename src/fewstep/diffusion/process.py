@@ -13,7 +13,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,18 +21,31 @@ from torch import Tensor
 from fewstep.choice import Choice, Count, Positive
 from fewstep.diffusion.types import Sample, Time, per_sample
 
-P = TypeVar(
-    "P", bound="Process"
-)  # beartype, which checks shapes in tests, does not know `Self` here
+# A level sigma/alpha above it is infinite: in float64 cos(pi/2) is 6e-17, not 0.
+PURE_NOISE = 1e6
+
+# beartype, which checks shapes in tests, does not know `Self` here.
+P = TypeVar("P", bound="Process")
+
+
+class NoiseSchedule(NamedTuple):
+    """alpha and sigma at some times, and their derivatives by the time."""
+
+    alpha: Time
+    sigma: Time
+    alpha_rate: Time
+    sigma_rate: Time
 
 
 class Process(Choice, ABC):
     """alpha(t), sigma(t) and what follows from them.
 
-    `t_data` is where sigma is 0 (a DDPM table: -1); networks work in [t_min, t_max].
+    `t_data` is where sigma is 0 (a DDPM table: -1); networks work in [t_min, t_max]. `discrete`:
+    the times are those of a table, whole numbers, and there are none beyond its ends.
     """
 
     t_data: ClassVar[float] = 0.0
+    discrete: ClassVar[bool] = False
     t_min: float
     t_max: float
 
@@ -41,20 +54,21 @@ class Process(Choice, ABC):
             raise ValueError(f"t_min={self.t_min:g} must be below t_max={self.t_max:g}")
 
     @abstractmethod
-    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+    def at(self, t: Time) -> NoiseSchedule:
         """alpha, sigma and their derivatives alpha', sigma' at t."""
 
     def alpha(self, t: Time) -> Time:
         """The share of data in x_t."""
-        return self.at(t)[0]
+        return self.at(t).alpha
 
     def sigma(self, t: Time) -> Time:
         """The standard deviation of noise in x_t."""
-        return self.at(t)[1]
+        return self.at(t).sigma
 
     def rates(self, t: Time) -> tuple[Time, Time]:
         """The derivatives alpha'(t) and sigma'(t)."""
-        return self.at(t)[2:]
+        schedule = self.at(t)
+        return schedule.alpha_rate, schedule.sigma_rate
 
     @abstractmethod
     def time_of(self, angle: Time) -> Time:
@@ -63,6 +77,14 @@ class Process(Choice, ABC):
     def angle(self, t: Time) -> Time:
         """atan2(sigma, alpha): 0 for data, pi/2 for pure noise; how two processes meet."""
         return torch.atan2(self.sigma(t), self.alpha(t))
+
+    def level(self, t: Time) -> Time:
+        """sigma/alpha, the noise level: 0 for data, above `PURE_NOISE` where alpha is 0."""
+        return torch.tan(self.angle(t))
+
+    def at_level(self, level: Time) -> Time:
+        """The time at which sigma/alpha is `level`; infinity is pure noise."""
+        return self.time_of(torch.atan(level))
 
     def within(self: P, other: Process) -> P:
         """This process with its ends narrowed to the angles that `other` covers."""
@@ -115,9 +137,9 @@ class VarianceExploding(Process):
     t_min: Positive = 0.002
     t_max: Positive = 80.0
 
-    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+    def at(self, t: Time) -> NoiseSchedule:
         one = torch.ones_like(t)
-        return one, t, torch.zeros_like(t), one
+        return NoiseSchedule(alpha=one, sigma=t, alpha_rate=torch.zeros_like(t), sigma_rate=one)
 
     def time_of(self, angle: Time) -> Time:
         return torch.tan(angle)
@@ -135,12 +157,13 @@ class VariancePreserving(Process):
     t_min: Positive = 1e-3
     t_max: Positive = 1.0
 
-    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+    def at(self, t: Time) -> NoiseSchedule:
         slope = self.beta_max - self.beta_min
         log_alpha = -0.25 * t * t * slope - 0.5 * t * self.beta_min
-        alpha, sigma = torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
+        alpha = torch.exp(log_alpha)
+        sigma = torch.sqrt(-torch.expm1(2 * log_alpha))
         rate = -0.5 * (t * slope + self.beta_min)
-        return alpha, sigma, rate * alpha, -rate * alpha * alpha / sigma
+        return NoiseSchedule(alpha, sigma, rate * alpha, -rate * alpha * alpha / sigma)
 
     def time_of(self, angle: Time) -> Time:
         # log alpha = -c solved for t >= 0 in the form that does not cancel at small c.
@@ -161,6 +184,7 @@ class VariancePreservingTable(Process):
     """
 
     t_data: ClassVar[float] = -1.0
+    discrete: ClassVar[bool] = True
 
     size: Count = 1000
     beta_start: Positive = 0.00085
@@ -181,14 +205,15 @@ class VariancePreservingTable(Process):
         angles = torch.atan2(torch.sqrt(-torch.expm1(log_alpha2)), torch.exp(0.5 * log_alpha2))
         return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
 
-    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+    def at(self, t: Time) -> NoiseSchedule:
         table = self._angles.to(t.device, t.dtype)
         place = (t + 1).clamp(0, self.size)
         below = place.floor().clamp(max=self.size - 1).long()
         slope = table[below + 1] - table[below]
         angle = table[below] + (place - below) * slope
-        alpha, sigma = torch.cos(angle), torch.sin(angle)
-        return alpha, sigma, -sigma * slope, alpha * slope
+        alpha = torch.cos(angle)
+        sigma = torch.sin(angle)
+        return NoiseSchedule(alpha, sigma, -sigma * slope, alpha * slope)
 
     def time_of(self, angle: Time) -> Time:
         table = self._angles.to(angle.device, angle.dtype)
@@ -209,9 +234,9 @@ class RectifiedFlow(Process):
     t_min: Positive = 1e-3
     t_max: Positive = 1.0
 
-    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
+    def at(self, t: Time) -> NoiseSchedule:
         one = torch.ones_like(t)
-        return 1 - t, t, -one, one
+        return NoiseSchedule(alpha=1 - t, sigma=t, alpha_rate=-one, sigma_rate=one)
 
     def time_of(self, angle: Time) -> Time:
         return torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))
@@ -227,9 +252,10 @@ class Trig(Process):
     t_min: Positive = 0.004
     t_max: Positive = math.pi / 2
 
-    def at(self, t: Time) -> tuple[Time, Time, Time, Time]:
-        cos, sin = torch.cos(t), torch.sin(t)
-        return cos, self.sigma_data * sin, -sin, self.sigma_data * cos
+    def at(self, t: Time) -> NoiseSchedule:
+        cos = torch.cos(t)
+        sin = torch.sin(t)
+        return NoiseSchedule(cos, self.sigma_data * sin, -sin, self.sigma_data * cos)
 
     def time_of(self, angle: Time) -> Time:
         return torch.atan2(torch.sin(angle), self.sigma_data * torch.cos(angle))

@@ -14,10 +14,10 @@ from fewstep.choice import Choice, Count, NonNegative, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.process import Process
+from fewstep.diffusion.process import PURE_NOISE, Process
 from fewstep.diffusion.solvers import Heun, History, Solver
 from fewstep.diffusion.times import Auto, Explicit, Times
-from fewstep.diffusion.types import Sample, Time, per_sample
+from fewstep.diffusion.types import Sample, Time, per_sample, where_rows
 
 S = TypeVar("S", bound="Sampler")
 
@@ -98,15 +98,12 @@ class Ode(Sampler):
     def _stirred(self, process: Process, x: Sample, t: Time, draws: Draws) -> tuple[Sample, Time]:
         r = process.sigma(t) / process.alpha(t)
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
-        inside = (
-            (r >= self.churn_min)
-            & (r <= (math.inf if self.churn_max is None else self.churn_max))
-            & (r < 1e8)
-        )  # beyond it alpha is 0 up to rounding
-        up = torch.where(inside, process.time_of(torch.atan(r * (1 + gamma))), t)
+        highest = math.inf if self.churn_max is None else self.churn_max
+        inside = (r >= self.churn_min) & (r <= highest) & (r < PURE_NOISE)
+        up = torch.where(inside, process.at_level(r * (1 + gamma)), t)
         noise = self.churn_noise * draws.normal(*x.shape[1:]).to(x)
         stirred = renoised(process, x, noise, t, up)
-        return torch.where(per_sample(inside.to(r.dtype), x) > 0, stirred, x), up
+        return where_rows(inside, stirred, x), up
 
 
 def renoised(process: Process, x_s: Sample, noise: Sample, s: Time, t: Time) -> Sample:
@@ -182,10 +179,9 @@ class FlowMap(Sampler):
     def landing(self, process: Process, s: Time) -> Time:
         """Where a jump that is to be at s, once noise is added, ends."""
         if self.shortens == "level":
-            return process.time_of(
-                torch.atan(torch.tan(process.angle(s)) * math.sqrt(1 - self.gamma**2))
-            )
-        return (s * (1 - self.gamma)).floor() if process.t_data < 0 else s * (1 - self.gamma)
+            return process.at_level(process.level(s) * math.sqrt(1 - self.gamma**2))
+        shorter = s * (1 - self.gamma)
+        return shorter.floor() if process.discrete else shorter
 
     def encoded(self, denoise: Denoise, process: Process, x0: Sample, cond: Cond) -> Sample:
         """The way back, from x0 up the grid, with a network trained for that direction: the unit

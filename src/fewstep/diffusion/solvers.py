@@ -13,13 +13,13 @@ import torch
 from fewstep.choice import Choice
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
-from fewstep.diffusion.process import Process
-from fewstep.diffusion.types import Sample, Time, per_sample
+from fewstep.diffusion.process import PURE_NOISE, Process
+from fewstep.diffusion.types import Sample, Time, per_sample, where_rows
 
 History = list[tuple[Time, Sample]]
 
 
-class Step:
+class SolverStep:
     """What a solver knows of the step that it corrects: from (t, x_t) to s, with the x0 seen at
     t.
     """
@@ -34,19 +34,17 @@ class Step:
         s: Time,
         cond: Cond,
     ):
-        self.denoise, self.process, self.x_t, self.x0, self.t, self.s, self.cond = (
-            denoise,
-            process,
-            x_t,
-            x0,
-            t,
-            s,
-            cond,
-        )
-        self.r_t, self.r_s = (process.sigma(u) / process.alpha(u) for u in (t, s))
-        self.starts_with_data = (
-            self.r_t < 1e8
-        )  # above it alpha is 0 up to rounding: cos(pi/2) is 6e-17
+        self.denoise = denoise
+        self.process = process
+        self.cond = cond
+        self.x_t = x_t
+        self.x0 = x0
+        self.t = t
+        self.s = s
+        # The quotient itself: `process.level`, the tangent of an angle, is rounded near pi/2.
+        self.r_t = process.sigma(t) / process.alpha(t)
+        self.r_s = process.sigma(s) / process.alpha(s)
+        self.starts_with_data = self.r_t < PURE_NOISE
 
     def x0_seen_from(self, u: Time) -> Sample:
         """x0 at the point that a first-order step reaches at u."""
@@ -77,7 +75,7 @@ class Solver(Choice, ABC):
         one such step keeps the order of the whole.
         """
         x0 = denoise(x_t, t, cond)
-        step = Step(denoise, process, x_t, x0, t, s, cond)
+        step = SolverStep(denoise, process, x_t, x0, t, s, cond)
         usable = (step.r_s > 0) & step.starts_with_data
         # Whether any row is usable can be asked without waiting only of times on the CPU.
         if usable.device.type != "cpu" or bool(usable.any()):
@@ -85,13 +83,13 @@ class Solver(Choice, ABC):
             if correction is not None:
                 other, share = correction
                 corrected = x0 + per_sample(torch.where(usable, share, 0), x0) * (other - x0)
-                x0 = torch.where(per_sample(usable.to(share.dtype), x0) > 0, corrected, x0)
+                x0 = where_rows(usable, corrected, x0)
         if history is not None:
             history.append((t, step.x0))
         return process.step(x_t, x0, t, s)
 
     @abstractmethod
-    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+    def correction(self, step: SolverStep, history: History) -> tuple[Sample, Time] | None:
         """(other x0, share): the step is taken with x0 + share (other - x0); None for a first-order
         step.
         """
@@ -110,7 +108,7 @@ class Euler(OneStepSolver):
     order: ClassVar[int] = 1
     calls: ClassVar[int] = 1
 
-    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+    def correction(self, step: SolverStep, history: History) -> tuple[Sample, Time] | None:
         return None
 
 
@@ -123,7 +121,7 @@ class Heun(OneStepSolver):
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 2
 
-    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+    def correction(self, step: SolverStep, history: History) -> tuple[Sample, Time] | None:
         return step.x0_seen_from(step.s), step.r_t / (2 * step.r_s)
 
 
@@ -134,9 +132,9 @@ class Midpoint(OneStepSolver):
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 2
 
-    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+    def correction(self, step: SolverStep, history: History) -> tuple[Sample, Time] | None:
         r_m = (torch.where(step.starts_with_data, step.r_t, step.r_s) + step.r_s) / 2
-        return step.x0_seen_from(step.process.time_of(torch.atan(r_m))), step.r_t / r_m
+        return step.x0_seen_from(step.process.at_level(r_m)), step.r_t / r_m
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ class Dpmpp2m(Solver):
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 1
 
-    def correction(self, step: Step, history: History) -> tuple[Sample, Time] | None:
+    def correction(self, step: SolverStep, history: History) -> tuple[Sample, Time] | None:
         if not history:
             return None
         before, x0_before = history[-1]

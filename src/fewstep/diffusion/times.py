@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 
 from fewstep.choice import Choice, Count, Positive
-from fewstep.diffusion.process import Process
+from fewstep.diffusion.process import PURE_NOISE, Process
 from fewstep.diffusion.types import Grid
 
 End = Literal["t_min", "t_data"]
-LARGEST = 1e6  # a sigma/alpha above it is pure noise up to the rounding of cos(pi/2)
 
 
 def _end(process: Process, end: End) -> float:
@@ -50,8 +49,8 @@ class Karras(Times):
 
     def __call__(self, process: Process, n: int) -> Grid:
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-        high, low = torch.tan(process.angle(ends)).tolist()
-        if high >= LARGEST:
+        high, low = process.level(ends).tolist()
+        if high >= PURE_NOISE:
             name = type(process).__name__
             raise ValueError(
                 f"{name} has no finite sigma/alpha at t_max={process.t_max:g}; use uniform or "
@@ -59,7 +58,7 @@ class Karras(Times):
             )
         points = n if self.end == "t_data" else n + 1
         levels = _spaced(high ** (1 / self.rho), low ** (1 / self.rho), points) ** self.rho
-        times = process.time_of(torch.atan(levels))
+        times = process.at_level(levels)
         times[0] = process.t_max  # not through the rounding of tan and atan
         if self.end == "t_data":
             return torch.cat([times, torch.tensor([process.t_data], dtype=torch.float64)])
@@ -95,7 +94,9 @@ class Trailing(Times):
     def __call__(self, process: Process, n: int) -> Grid:
         size = process.t_max - process.t_data
         times = size - torch.arange(n + 1, dtype=torch.float64) * size / n
-        times = (times.round() if process.t_data < 0 else times) + process.t_data
+        if process.discrete:
+            times = times.round()
+        times = times + process.t_data
         times[0] = process.t_max  # not through the rounding of the division
         times[-1] = _end(process, self.end)
         return times
@@ -129,13 +130,17 @@ class Auto(Times):
     trailing: bool = False
 
     def __call__(self, process: Process, n: int) -> Grid:
-        if process.t_data < 0:
-            trails = self.end == "t_data" or self.trailing
-            return (Trailing(self.end) if trails else Linspace("t_min", whole=True))(process, n)
-        top = process.angle(torch.tensor([process.t_max], dtype=torch.float64))
-        return (Karras(self.rho, self.end) if torch.tan(top) < LARGEST else Linspace(self.end))(
-            process, n
-        )
+        top = process.level(torch.tensor([process.t_max], dtype=torch.float64))
+        times: Times
+        if process.discrete and (self.end == "t_data" or self.trailing):
+            times = Trailing(self.end)
+        elif process.discrete:
+            times = Linspace("t_min", whole=True)
+        elif top < PURE_NOISE:
+            times = Karras(self.rho, self.end)
+        else:
+            times = Linspace(self.end)
+        return times(process, n)
 
 
 @dataclass(frozen=True)
@@ -250,8 +255,8 @@ class Above(Times):
     end: End = "t_min"
 
     def __call__(self, process: Process, n: int) -> Grid:
-        cut = process.time_of(torch.atan(torch.tensor([self.low], dtype=torch.float64))).item()
-        if process.t_data < 0:
+        cut = process.at_level(torch.tensor([self.low], dtype=torch.float64)).item()
+        if process.discrete:
             cut = float(math.ceil(cut))
         upper = dataclasses.replace(process, t_min=cut)  # type: ignore[type-var]
         top = self.of(upper, n - 1) if n > 1 else torch.tensor([process.t_max], dtype=torch.float64)

@@ -3,7 +3,7 @@ nothing otherwise.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Sample = Float[Tensor, "batch *shape"]
@@ -16,9 +16,19 @@ Grid = Float[Tensor, "points"]
 """Times of a sampler or a training grid, decreasing, float64 on the CPU."""
 
 
+Mask = Bool[Tensor, "batch"]
+"""True for some of the samples."""
+
+
 def time_dtype(device: torch.device | str) -> torch.dtype:
     """float64, or float32 on devices without it (Apple's MPS)."""
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
+def where_rows(mask: Mask, a: Tensor, b: Tensor) -> Tensor:
+    """The rows of a where the mask is true, those of b elsewhere."""
+    mask = mask.to(a.device, non_blocking=True)
+    return torch.where(mask.view(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
 def per_sample(coefficient: Time, like: Sample) -> Tensor:

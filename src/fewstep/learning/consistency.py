@@ -13,7 +13,7 @@ from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.solvers import OneStepSolver
-from fewstep.diffusion.types import Grid, Sample, Time, per_sample, time_dtype
+from fewstep.diffusion.types import Grid, Sample, Time, per_sample, time_dtype, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout, without_dropout
 from fewstep.learning.losses import Distance
@@ -34,7 +34,7 @@ def adjacent(
     if density is None:
         index = draws.integers(len(grid) - 1)
     else:
-        level = torch.log(torch.tan(process.angle(grid)))
+        level = torch.log(process.level(grid))
         below = torch.erf((level - density.mean) / (density.std * 2**0.5))
         share = (below[:-1] - below[1:]).clamp(min=0)
         edges = (share.cumsum(0) / share.sum()).to(draws.device, time_dtype(draws.device))
@@ -87,17 +87,16 @@ def pair(
         return x_t, solver(teacher, process, x_t, t, s, batch.cond)
 
 
-def landing(denoise: Denoise, process: Process, end: Time) -> Denoise:
+def jump_to(denoise: Denoise, process: Process, end: Time) -> Denoise:
     """The map x_t -> x_end: one `Process.step` with the answer of `denoise`, and x_t itself, bit by
     bit, at t = end.
     """
 
     def carried(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-        start = t.clamp(
-            min=process.t_min
-        )  # where t = end is the data, what the step gives is thrown away
+        # Where t = end is the data, what the step gives is thrown away.
+        start = t.clamp(min=process.t_min)
         x_end = process.step(x_t, denoise(x_t, start, cond, end), start, end)
-        return torch.where((t == end).view(-1, *(1,) * (x_t.ndim - 1)), x_t, x_end)
+        return where_rows(t == end, x_t, x_end)
 
     return carried
 
@@ -127,7 +126,7 @@ def one_between(grid: Grid, low: Time, high: Time, draws: Draws) -> Time:
     times of the grid.
     """
     rising = torch.unique_consecutive(grid).flip(0).to(high)
-    first, last = (torch.searchsorted(rising, t.to(high).contiguous()) for t in (low, high))
-    return rising[
-        torch.minimum(first + (draws.uniform() * (last - first + 1)).long(), last)
-    ]  # float32 may round to 1
+    first = torch.searchsorted(rising, low.to(high).contiguous())
+    last = torch.searchsorted(rising, high.contiguous())
+    index = first + (draws.uniform() * (last - first + 1)).long()
+    return rising[torch.minimum(index, last)]  # in float32 a uniform number may round to 1

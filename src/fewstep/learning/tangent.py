@@ -17,6 +17,7 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 from fewstep.learning.dropout import SharedDropout
 from fewstep.learning.method import Clock
+from fewstep.models.network import ConditionedModule
 
 
 class Point(NamedTuple):
@@ -25,6 +26,12 @@ class Point(NamedTuple):
     x: Sample
     t: Time
     s: Time | None = None
+
+    def wide(self) -> "Point":
+        """The same in float64, where the device has it."""
+        kind = time_dtype(self.x.device)
+        s = None if self.s is None else self.s.to(kind)
+        return Point(self.x.to(kind), self.t.to(kind), s)
 
 
 class Tangent(Choice, ABC):
@@ -40,11 +47,7 @@ class Tangent(Choice, ABC):
     ) -> tuple[Sample, Sample]:
         """rate: dx_t/dτ, dt/dτ and ds/dτ (None: s rests)."""
         bare = Denoiser(denoiser.network, denoiser.process, denoiser.parameterization, denoiser.own)
-        kind = time_dtype(at.x.device)
-        at, rate = (
-            Point(p.x.to(kind), p.t.to(kind), None if p.s is None else p.s.to(kind))
-            for p in (at, rate)
-        )
+        at, rate = at.wide(), rate.wide()
         if at.s is not None and rate.s is None:
             rate = rate._replace(s=torch.zeros_like(at.s))
         with torch.no_grad():
@@ -122,12 +125,15 @@ class Difference(Tangent):
         """How fast a time moves: in its angle or, if that is faster, in 250ths of the network's own
         number for it.
         """
-        process, number = denoiser.own, getattr(denoiser.network, "number", None)
+        process, network = denoiser.own, denoiser.network
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(time, speed)
             angle = denoiser.process.angle(dual)
             own = dual if process == denoiser.process else process.time_of(angle)
-            level = torch.log(process.sigma(own)) if number is None else number(own) / 250
+            if isinstance(network, ConditionedModule):
+                level = network.number(own) / 250
+            else:
+                level = torch.log(process.sigma(own))
             rates = [forward_ad.unpack_dual(value).tangent for value in (angle, level)]
         return torch.stack(
             [torch.zeros_like(time) if one is None else one.abs() for one in rates]
@@ -155,7 +161,7 @@ def per_rectified(process: Process, t: Time) -> Time:
     return (alpha + sigma) ** 2 / (alpha * sigma_rate - alpha_rate * sigma)
 
 
-def along(process: Process, x_t: Sample, x0: Sample, t: Time, unit: Time) -> Point:
+def trajectory_rate(process: Process, x_t: Sample, x0: Sample, t: Time, unit: Time) -> Point:
     """How x_t and t move on the trajectory whose clean sample is x0, while τ grows by 1; unit:
     dt/dτ.
 
@@ -197,7 +203,11 @@ def flow_error(
     """
     process, s = student.process, at.t if at.s is None else at.s
     jump, seen, change = jump_and_rate(
-        tangent, student, at, along(process, at.x, x0, at.t, per_rectified(process, at.t)), cond
+        tangent,
+        student,
+        at,
+        trajectory_rate(process, at.x, x0, at.t, per_rectified(process, at.t)),
+        cond,
     )
     late, early = rectified(process, at.t), rectified(process, s)
     direct, bend = 1 - share * (1 - early / late), share * (late - early)

@@ -18,25 +18,23 @@ def weight(kind: Weighting, denoiser: Denoiser, t: Time) -> Time:
     """One number per sample, `by_noise` or output: 1/out², so that a squared error counts in what
     the network itself predicts (EDM's lambda).
     """
-    return (
-        denoiser.coefficients(t).out ** -2
-        if kind == "output"
-        else by_noise(kind, denoiser.process, t)
-    )
+    if kind == "output":
+        return denoiser.coefficients(t).out ** -2
+    return by_noise(kind, denoiser.process, t)
 
 
 def interval_weight(kind: IntervalWeighting, process: Process, t: Time, s: Time) -> Time:
-    """One number per interval t > s: `by_noise` at t, or 1/(t - s) (arXiv:2310.14189), which is,
-    for EDM the same,
+    """One number per interval t > s: `by_noise` at t, or one over the interval's length
+    (arXiv:2310.14189).
 
-    gap: in the process's own time, for intervals of a grid that may begin at pure noise, where
-    sigma/alpha is infinite; level_gap: in sigma/alpha, for intervals chosen there: close to pure
-    noise they are too short in any other time.
+    gap: the length t - s in the process's own time, for grids that may begin at pure noise, where
+    sigma/alpha is infinite. level_gap: the length in sigma/alpha, for intervals that are chosen
+    there: close to pure noise they are too short in any other time. For EDM the two are the same.
     """
     if kind == "gap":
         return 1 / (t - s)
     if kind == "level_gap":
-        return 1 / (torch.tan(process.angle(t)) - torch.tan(process.angle(s)))
+        return 1 / (process.level(t) - process.level(s))
     return by_noise(kind, process, t)
 
 

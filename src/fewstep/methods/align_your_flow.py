@@ -78,11 +78,7 @@ class AlignYourFlow(Method):
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
         process, cond = nets.student.process, batch.cond
-        teacher = (
-            nets.teacher
-            if self.teacher_guidance == 1
-            else guided(nets.teacher, self.teacher_guidance)
-        )
+        teacher = guided(nets.teacher, self.teacher_guidance)
         t, s = ordered(process, batch.draws, self.density, self.target_density, self.equal)
         x_t = process.add_noise(batch.data, batch.noise(), t)
         late, early = rectified(process, t), rectified(process, s)

@@ -16,7 +16,7 @@ from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import Sample, Time, time_dtype
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import jump_and_goal, landing, one_between
+from fewstep.learning.consistency import jump_and_goal, jump_to, one_between
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -73,9 +73,7 @@ class ConsistencyTrajectory(SlowTarget):
         process, x0 = nets.teacher.process, batch.data
         grid = self.times(process, self.bins)
         times = grid.to(x0.device, time_dtype(x0.device))
-        steps = (
-            math.isqrt(8 * batch.draws.choice(self.longest * (self.longest + 1) // 2) + 1) + 1
-        ) // 2
+        steps = self.steps_of(batch.draws.choice(self.longest * (self.longest + 1) // 2))
         first = batch.draws.integers(len(times) - steps)
         t, *later = (times[first + k] for k in range(steps + 1))
         x_t = process.add_noise(x0, batch.noise(), t)
@@ -87,8 +85,8 @@ class ConsistencyTrajectory(SlowTarget):
         middle = one_between(grid, last, u, batch.draws)
 
         def cleaned(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-            x_s = landing(nets.student, process, middle)(x_t, t, cond)
-            return landing(nets.target, process, last)(x_s, middle, cond)
+            x_s = jump_to(nets.student, process, middle)(x_t, t, cond)
+            return jump_to(nets.target, process, last)(x_s, middle, cond)
 
         terms = {
             "trajectory": self.distance(
@@ -104,6 +102,10 @@ class ConsistencyTrajectory(SlowTarget):
                 self.denoising * error * weight("output", nets.student, t).to(error)
             )
         return Losses(terms)
+
+    def steps_of(self, place: int) -> int:
+        """The k in whose block `place` lies, where k = 1, 2, 3, … have blocks of k places each."""
+        return (math.isqrt(8 * place + 1) + 1) // 2
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(2, Strided(self.times, self.bins), self.gamma)

@@ -26,11 +26,11 @@ from fewstep.learning.tangent import (
     Forward,
     Point,
     Tangent,
-    along,
     jump_and_rate,
     normalised,
     per_log_ratio,
     regressed,
+    trajectory_rate,
     warmed,
 )
 from fewstep.models.heads import Uncertainty
@@ -101,13 +101,9 @@ class ContinuousConsistency(Method):
         with torch.no_grad():
             x0 = batch.data
             if self.velocity == "teacher":
-                teacher = (
-                    nets.teacher
-                    if self.teacher_guidance == 1
-                    else guided(nets.teacher, self.teacher_guidance)
-                )
+                teacher = guided(nets.teacher, self.teacher_guidance)
                 x0 = teacher(x_t.to(time_dtype(x_t.device)), t, batch.cond)
-        rate = along(process, x_t, x0, t, per_log_ratio(process, t))
+        rate = trajectory_rate(process, x_t, x0, t, per_log_ratio(process, t))
         jump, f, change = jump_and_rate(self.tangent, nets.student, Point(x_t, t), rate, batch.cond)
         radius = torch.hypot(self.sigma_data * process.alpha(t), process.sigma(t))
         sin, cos = process.sigma(t) / radius, self.sigma_data * process.alpha(t) / radius

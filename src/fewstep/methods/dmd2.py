@@ -17,7 +17,7 @@ from fewstep.diffusion.densities import Along, Density
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import Renoise, Sampler, renoised
 from fewstep.diffusion.times import Auto, Times
-from fewstep.diffusion.types import Sample, Time
+from fewstep.diffusion.types import Sample, Time, per_sample
 from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import check_guidable
 from fewstep.learning.losses import Squared
@@ -113,16 +113,10 @@ class DMD2(Method):
         with torch.no_grad():
             t = self.density(nets.teacher.process, batch.draws)
             x_t = nets.teacher.process.add_noise(x, batch.noise(), t)
-            teacher = (
-                nets.teacher
-                if self.teacher_guidance == 1
-                else guided(nets.teacher, self.teacher_guidance)
-            )
-            real, fake = teacher(x_t, t, batch.cond), nets.fake(x_t, t, batch.cond)
-            scale = (
-                (x - real).abs().flatten(1).mean(1).clamp(min=1e-6).view(-1, *(1,) * (x.ndim - 1))
-            )
-            goal = x - (fake - real) / scale
+            real = guided(nets.teacher, self.teacher_guidance)(x_t, t, batch.cond)
+            fake = nets.fake(x_t, t, batch.cond)
+            scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-6)
+            goal = x - (fake - real) / per_sample(scale, x)
         terms = {"matching": 0.5 * Squared()(x, goal)}
         if self.gan:
             t = self.fake_density(nets.fake.process, batch.draws)

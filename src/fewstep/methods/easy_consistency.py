@@ -66,9 +66,9 @@ class EasyConsistency(Method):
 
     def lower(self, process: Process, t: Time, share: float) -> Time:
         """r, at least t_min."""
-        level = torch.tan(process.angle(t))
+        level = process.level(t)
         ratio = 1 - share * (1 + self.k * torch.sigmoid(-self.b * level))
-        return process.time_of(torch.atan(level * ratio.clamp(min=0))).clamp(min=process.t_min)
+        return process.at_level(level * ratio.clamp(min=0)).clamp(min=process.t_min)
 
     def pair(self, nets: Nets, batch: Batch, t: Time, r: Time) -> tuple[Sample, Sample]:
         """x_t, and x_r of the same sample and noise or by the teacher's step."""
@@ -86,7 +86,7 @@ class EasyConsistency(Method):
         end = torch.full_like(t, process.t_min)
         # A little above the end, as a level: a table's first index is 0, which has no "a little
         # above".
-        t = torch.maximum(t, process.time_of(torch.atan(1.001 * torch.tan(process.angle(end)))))
+        t = torch.maximum(t, process.at_level(1.001 * process.level(end)))
         r = self.lower(process, t, self.share(clock))
         x_t, x_r = self.pair(nets, batch, t, r)
         distance = self.distance(

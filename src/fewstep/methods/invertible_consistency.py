@@ -23,7 +23,7 @@ from fewstep.learning.consistency import (
     at_or_below,
     compared,
     jump_and_goal,
-    landing,
+    jump_to,
     pair,
 )
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
@@ -97,7 +97,7 @@ class InvertibleConsistency(Method):
         end = at_or_above(one.ends(process), t)
         teacher, cond = dataclasses.replace(one.guided, low=1.0, high=1.0)(nets.teacher, batch)
         x_s, x_t = pair(one.solver, teacher, process, batch, s, t)
-        forward = landing(nets.forward, process, end)
+        forward = jump_to(nets.forward, process, end)
         jump, goal = jump_and_goal(forward, forward, x_s, s, x_t, t, cond)
         return Losses({"forward": compared(one.distance, process, jump, goal, end)})
 
@@ -107,8 +107,8 @@ class InvertibleConsistency(Method):
         top, low = adjacent(self.reverse.ends(process)[:-1], batch.draws, process)
         cond, x = self.start(batch, process, top)
         with torch.no_grad():
-            moved = landing(nets.student, process, low)(x, top, cond)
-        again = landing(nets.forward, process, top)(moved, low, cond)
+            moved = jump_to(nets.student, process, low)(x, top, cond)
+        again = jump_to(nets.forward, process, top)(moved, low, cond)
         return Losses(
             {"up_again": self.cycle * compared(self.reverse.distance, process, again, x, top)}
         )
@@ -121,9 +121,9 @@ class InvertibleConsistency(Method):
         top, low = adjacent(self.reverse.ends(process, lifted=True), batch.draws, process)
         cond, x = self.start(batch, process, low)
         end = at_or_below(self.reverse.ends(process), low)
-        student = landing(nets.student, process, end)
+        student = jump_to(nets.student, process, end)
         with torch.no_grad():
-            moved = landing(nets.forward, process, top)(x, low, cond)
+            moved = jump_to(nets.forward, process, top)(x, low, cond)
         again, goal = jump_and_goal(student, student, moved, top, x, low, cond)
         return Losses(
             {"down_again": self.cycle * compared(self.reverse.distance, process, again, goal, end)}

@@ -92,7 +92,7 @@ def boundary_of(teacher: Denoiser) -> Parameterization:
     """
     of, process = teacher.parameterization, teacher.process
     if (
-        process.t_data < 0
+        process.discrete
         and process.t_min == 0
         and teacher.own == process
         and not isinstance(of, Boundary)

@@ -15,7 +15,7 @@ from fewstep.diffusion.densities import Density, LogitNormal
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Times, Uniform
-from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
+from fewstep.diffusion.types import Sample, Time, time_dtype, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
@@ -98,7 +98,7 @@ class MeanFlow(Method):
         """The x0 to which the velocity that is learned points: (x - x0)/t in rectified flow."""
         g, wide = self.guidance_scale, x_t.to(time_dtype(x_t.device))
         if self.velocity == "teacher":
-            return (nets.teacher if g == 1 else guided(nets.teacher, g))(wide, t, cond)
+            return guided(nets.teacher, g)(wide, t, cond)
         if g == 1 and not self.mix:
             return x0
         w = g * (1 - self.mix)
@@ -107,10 +107,7 @@ class MeanFlow(Method):
             if g == 1:
                 return mixed
             mixed = mixed + (1 - w - self.mix) * nets.student(wide, t, cond.unconditional(), t)
-        bare = torch.stack(
-            [(cond[k] == v).view(len(v), -1).all(1) for k, v in cond.null.items()]
-        ).all(0)
-        return torch.where(per_sample(bare.to(t.dtype), mixed) > 0, x0.to(mixed), mixed)
+        return where_rows(cond.is_null(), x0.to(mixed), mixed)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(steps=1, times=self.sample_times)

@@ -61,11 +61,11 @@ class MomentMatching(Method):
 
     def level(self, process: Process, t: Time) -> Time:
         """sigma/alpha for data of standard deviation 1."""
-        return torch.tan(process.angle(t)) / self.sigma_data
+        return process.level(t) / self.sigma_data
 
     def at(self, process: Process, level: Time) -> Time:
         """The time of a level."""
-        return process.time_of(torch.atan(level * self.sigma_data))
+        return process.at_level(level * self.sigma_data)
 
     def times(self, process: Process, batch: Batch) -> tuple[Time, Time, Time]:
         """(t, r, s), the same for all rows of a group."""

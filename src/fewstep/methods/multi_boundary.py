@@ -18,7 +18,7 @@ from fewstep.learning.consistency import (
     at_or_below,
     compared,
     jump_and_goal,
-    landing,
+    jump_to,
     pair,
 )
 from fewstep.learning.guidance import Guided
@@ -88,7 +88,7 @@ class MultiBoundary(Method):
         end = at_or_below(self.ends(process), s)
         teacher, cond = self.guided(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
-        student = landing(nets.student, process, end)
+        student = jump_to(nets.student, process, end)
         jump, goal = jump_and_goal(student, student, x_t, t, x_s, s, cond)
         return Losses({"consistency": compared(self.distance, process, jump, goal, end)})
 

@@ -23,7 +23,7 @@ from fewstep.learning.consistency import (
     at_or_below,
     compared,
     jump_and_goal,
-    landing,
+    jump_to,
     one_between,
     pair,
 )
@@ -98,7 +98,7 @@ class PhasedConsistency(Method):
         end = at_or_below(ends, s)
         teacher, cond = self.guided(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
-        student = landing(nets.student, process, end)
+        student = jump_to(nets.student, process, end)
         return Jumps(
             *jump_and_goal(student, student, x_t, t, x_s, s, cond), end, at_or_above(ends, t)
         )

@@ -14,7 +14,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Auto, Strided, Times
-from fewstep.diffusion.types import per_sample, time_dtype
+from fewstep.diffusion.types import per_sample, time_dtype, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
@@ -78,11 +78,8 @@ class Shortcut(SlowTarget):
         length = 2**level
         first = (draws.uniform() * (self.intervals // length)).long() * length
         t, middle, s = grid[first], grid[first + length // 2], grid[first + length]
-        cond = (
-            batch.cond.dropped(self.label_dropout, draws)
-            if self.guidance_scale != 1
-            else batch.cond
-        )
+        guides = self.guidance_scale != 1
+        cond = batch.cond.dropped(self.label_dropout, draws) if guides else batch.cond
         x_t = process.add_noise(batch.data, batch.noise(), t)
         # Rows that do not bootstrap go through the same passes, unread: their number must not
         # decide who meets whom.
@@ -90,14 +87,10 @@ class Shortcut(SlowTarget):
             x = x_t.to(time_dtype(x_t.device))
             plain = batch.data if self.velocity == "data" else nets.teacher(x, t, cond)
             scale = torch.where(level == 1, self.guidance_scale, 1.0)
-            target = nets.target if self.guidance_scale == 1 else guided(nets.target, scale)
+            target = guided(nets.target, scale) if guides else nets.target
             half = process.step(x, target(x, t, cond, middle), t, middle)
             end = process.step(half, target(half, middle, cond, s), middle, s)
-            goal = torch.where(
-                per_sample(doubles.to(t.dtype), x) > 0,
-                process.x0_between(x, end, t, s),
-                plain.to(x),
-            )
+            goal = where_rows(doubles, process.x0_between(x, end, t, s), plain.to(x))
         weight = 1 / rectified(process, t)
         jump, goal = (
             per_sample(weight, x0) * x0 for x0 in (nets.student(x_t, t, cond, s), goal.to(x_t))

@@ -15,7 +15,7 @@ from fewstep.learning.consistency import (
     adjacent,
     compared,
     jump_and_goal,
-    landing,
+    jump_to,
     one_between,
     pair,
 )
@@ -69,7 +69,7 @@ class TrajectoryConsistency(SlowTarget):
         teacher, cond = self.guided(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         end = one_between(grid, grid[-1].expand(len(s)), s, batch.draws)
-        student, target = (landing(net, process, end) for net in (nets.student, nets.target))
+        student, target = (jump_to(net, process, end) for net in (nets.student, nets.target))
         jump, goal = jump_and_goal(student, target, x_t, t, x_s, s, cond)
         return Losses({"consistency": compared(self.distance, process, jump, goal, end)})
 

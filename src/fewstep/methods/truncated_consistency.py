@@ -16,7 +16,7 @@ from fewstep.diffusion.densities import LogStudent
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Above
-from fewstep.diffusion.types import Time, per_sample
+from fewstep.diffusion.types import Time, where_rows
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout
@@ -81,7 +81,7 @@ class TruncatedConsistency(Method):
 
     def edge_of(self, process: Process) -> Time:
         """The edge as a time of the process, (1,)."""
-        return process.time_of(torch.atan(torch.tensor([self.edge], dtype=torch.float64)))
+        return process.at_level(torch.tensor([self.edge], dtype=torch.float64))
 
     def easy_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """Easy consistency, all of its stages within the first phase."""
@@ -107,7 +107,7 @@ class TruncatedConsistency(Method):
                 early = nets.first(x_r, r, cond)
             with masks:
                 late = nets.student(x_r, r, cond)
-            goal = torch.where(per_sample((r < edge).to(r), x_r) > 0, early, late)
+            goal = where_rows(r < edge, early, late)
         distance = self.easy.distance(jump, goal)
         part = torch.where(
             at_edge, self.boundary_weight / max(self.boundary, 1e-9), 1 / (1 - self.boundary)
