@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Small networks are fastest with one thread per worker (see docs/architecture.md); the demo may use all cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-slow check methods soak clean
+.PHONY: setup demo test test-slow check docs methods soak clean
 
 setup: .venv/.stamp
 
@@ -21,6 +21,9 @@ test: .venv/.stamp
 
 test-slow: .venv/.stamp
 	$(BIN)/python -m pytest -m slow
+
+docs: .venv/.stamp
+	$(BIN)/python tools/options.py
 
 methods: .venv/.stamp
 	$(BIN)/python benchmarks/methods.py

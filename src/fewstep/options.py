@@ -14,26 +14,31 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
 import fewstep
-from fewstep.choice import Choice, kind_of, needed
+from fewstep.choice import Choice, flat, kind_of, needed
 
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 
 
 class Option(NamedTuple):
-    """An option in words. default: None where it has to be given."""
+    """An option. words: its type. default: None where it has to be given. families: those of the
+    choices that it takes.
+    """
 
     name: str
-    type: str
+    words: str
     default: str | None
     sentence: str
+    families: tuple[type[Choice], ...] = ()
 
 
 def options_of(cls: type[Choice]) -> list[Option]:
@@ -41,10 +46,10 @@ def options_of(cls: type[Choice]) -> list[Option]:
     hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        hint = hints[field.name]
         default = None if needed(field) else shown(_default(field))
-        found.append(
-            Option(field.name, in_words(hints[field.name]), default, sentence(cls, field.name))
-        )
+        inner = tuple(families_in(hint))
+        found.append(Option(field.name, in_words(hint), default, sentence(cls, field.name), inner))
     return found
 
 
@@ -77,7 +82,7 @@ def _written(module: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def _literals(cls: ast.ClassDef) -> typing.Iterator[tuple[str, str]]:
+def _literals(cls: ast.ClassDef) -> Iterator[tuple[str, str]]:
     for field, below in zip(cls.body, cls.body[1:], strict=False):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
@@ -118,7 +123,8 @@ def _limits(constraints: tuple[Any, ...]) -> str:
             high = f"<= {one.le}"
         elif isinstance(one, Lt) and one.lt != math.inf:
             high = f"< {one.lt}"
-    return "".join(f" {limit}" for limit in (low, high) if limit)
+    limits = [limit for limit in (low, high) if limit]
+    return f" {', '.join(limits)}" if limits else ""
 
 
 def families_in(hint: Any) -> list[type[Choice]]:
@@ -161,9 +167,62 @@ def shown(value: Any) -> str:
     return "none" if value is None else str(value) or "''"
 
 
+def values(choice: Choice, path: str = "") -> Iterator[tuple[str, str, Option]]:
+    """Every option of a choice and of those inside it: dotted path, value, option in words."""
+    for option in options_of(type(choice)):
+        value = getattr(choice, option.name)
+        here = f"{path}.{option.name}" if path else option.name
+        if isinstance(value, Choice):
+            yield here, kind_of(type(value)), option
+            yield from values(value, here)
+        else:
+            yield here, shown(value), option
+
+
+def about(cls: type[Choice]) -> str:
+    """What a kind is, in a sentence: its file's, where the file has its name, else its own."""
+    module = sys.modules[cls.__module__]
+    own_file = module.__name__ == f"{cls.folder}.{kind_of(cls)}"
+    return first_sentence((module.__doc__ if own_file else cls.__doc__) or "")
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    first = " ".join(text.partition("\n\n")[0].split())
+    end = re.search(r"(?<!\bal)(?<!\beq)\.(?= |$)", first)  # "Song et al. 2023" goes on
+    return first[: end.end()] if end else first
+
+
 def families() -> list[type[Choice]]:
     """Every family of choices of fewstep: the classes directly below `Choice`, by their name."""
     for module in pkgutil.walk_packages(fewstep.__path__, "fewstep."):
         importlib.import_module(module.name)
     found = [one for one in Choice.__subclasses__() if one.__module__.startswith("fewstep.")]
     return sorted(found, key=kind_of)
+
+
+def families_called(name: str) -> list[type[Choice]]:
+    """The families of a name: their own, in the plural too, or what a run calls them (`data`)."""
+    found: dict[type[Choice], None] = {}
+    for family in families():
+        if flat(name) in {flat(word) for word in _plurals(kind_of(family))}:
+            found[family] = None
+        if family in family.kinds().values():  # a run, its trainer: their options name others
+            for option in options_of(family):
+                if flat(option.name) == flat(name):
+                    found |= dict.fromkeys(option.families)
+    return list(found)
+
+
+def _plurals(word: str) -> set[str]:
+    return {word, f"{word}s", f"{word}es", f"{word[:-1]}ies"}
+
+
+def kinds_called(name: str) -> list[tuple[type[Choice], type[Choice]]]:
+    """The kinds of that name, each behind its family; several families may have one."""
+    found = []
+    for family in families():
+        for kind, cls in family.kinds().items():
+            if flat(kind) == flat(name):
+                found.append((family, cls))
+    return found

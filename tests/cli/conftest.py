@@ -1,11 +1,14 @@
 """The command line in this process, and tiny runs that it trained once."""
 
+import json
 import shutil
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from fewstep.cli.main import main
+from fewstep.models.unet import UNetModule
 
 # A network and a run so small that a test can train it: 3 steps of 8 images.
 LOOP = (
@@ -124,3 +127,54 @@ def unfinished(runs):
         '{"state": "stopped", "step": 2, "steps": 3, "reason": "signal 15"}'
     )
     return half
+
+
+@pytest.fixture
+def asleep(monkeypatch):
+    """No network may be evaluated: what is wrong with a command is found before its work, not
+    behind it.
+    """
+
+    def forward(*_, **__):
+        raise AssertionError("work was done before the mistake was found")
+
+    monkeypatch.setattr(UNetModule, "forward", forward)
+
+
+@pytest.fixture
+def done(fewstep):
+    """Runs a command that must end well and say nothing on standard error; gives its output."""
+
+    def call(*words):
+        ended = fewstep(*words)
+        assert ended.code == 0, ended
+        assert ended.err == ""
+        return ended.out
+
+    return call
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Counts the images that go through a network."""
+    seen, forward = [], UNetModule.forward
+
+    def counted(self, x, *rest):
+        seen.append(len(x))
+        return forward(self, x, *rest)
+
+    monkeypatch.setattr(UNetModule, "forward", counted)
+    return seen
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as content:
+        return dict(content)
+
+
+def weights(run):
+    return (run / "student" / "model.safetensors").read_bytes()
+
+
+def logged(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

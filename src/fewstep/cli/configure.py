@@ -6,11 +6,11 @@ import ast
 import difflib
 import importlib
 import pkgutil
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.options import first_sentence
 from fewstep.plugins import told
 from fewstep.yaml import from_yaml, read_yaml
 
@@ -28,13 +28,6 @@ def listed(package: str) -> dict[str, str]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             found[path.stem] = first_sentence(ast.get_docstring(tree) or "")
     return found
-
-
-def first_sentence(text: str) -> str:
-    """The first sentence of a docstring, on one line."""
-    first = " ".join(text.partition("\n\n")[0].split())
-    end = re.search(r"(?<!\bal)(?<!\beq)\.(?= |$)", first)  # "Song et al. 2023" goes on
-    return first[: end.end()] if end else first
 
 
 def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:

@@ -1,48 +1,100 @@
 """`fewstep inspect`."""
 
+import difflib
+import inspect as python
 from pathlib import Path
 from typing import Any
 
-import typer
+from fewstep.choice import Choice, kind_of, origins
+from fewstep.cli.configure import listed
+from fewstep.cli.tables import print_list, print_options
+from fewstep.models.bundle import DiffusionModel
+from fewstep.models.folder import load, shipped
+from fewstep.options import about, families, families_called, kinds_called, options_of
 
 
-def inspect(
-    what: str = typer.Argument(help="methods, recipes, or a run's or model's folder or name."),
-) -> None:
-    """Lists methods or recipes, or says what a model is.
-
-    Example: fewstep inspect methods
+def inspect(what: str) -> None:
+    """Says what a user wants to know about a model, a list or a name. ValueError where there is
+    none.
     """
-    from fewstep.cli.configure import listed
-
-    if what in ("methods", "recipes"):
-        names = listed(what)
-        width = max(map(len, names))
-        for name, line in names.items():
-            print(f"{name.ljust(width)}  {line}")
+    if what == "recipes":
+        print_list(listed("recipes"))
         return
-    from fewstep.choice import kind_of, origins
-    from fewstep.models.folder import load
+    if Path(what).exists() or what in shipped():
+        print_model(load(what), Path(what))
+        return
+    kinds = kinds_called(what)
+    lists = []
+    for family in families_called(what):
+        if family not in family.kinds().values():
+            lists.append(family)
+        elif (family, family) not in kinds:  # a single class: the trainer, a run
+            kinds.append((family, family))
+    if not kinds and not lists:
+        raise unknown(what)
+    if len(kinds) > 1:
+        names = ", ".join(kind_of(family) for family, _ in kinds)
+        print(f"{what} is a name in several places: {names}\n")
+    for family, cls in kinds:
+        print_kind(family, cls)
+    for family in lists:
+        print_list({name: about(cls) for name, cls in family.offered().items()})
 
-    model = load(what)
-    network = model.denoiser.network
+
+def unknown(what: str) -> ValueError:
+    """The error about a name that nobody knows."""
+    near = [] if "/" in what else difflib.get_close_matches(what, all_names(), n=2)
+    meant = f"did you mean {' or '.join(near)}?" if near else f"models: {', '.join(shipped())}"
+    return ValueError(f"no model, run or name {what!r}; {meant}")
+
+
+def all_names() -> list[str]:
+    """What can be named: shipped models, families in the plural, kinds."""
+    names = [*shipped(), "recipes", "trainer"]
+    for family in families():
+        names += [f"{kind_of(family)}s", *family.offered()]
+    return names
+
+
+def print_kind(family: type[Choice], cls: type[Choice]) -> None:
+    """What a kind is, and its options."""
+    name = kind_of(cls)
+    print(name if family is cls else f"{name} ({kind_of(family)})")
+    text = python.getdoc(cls) or ""
+    sentence = about(cls)
+    print(text if " ".join(text.split()).startswith(sentence) else f"{sentence}\n\n{text}")
+    print()
+    rows = []
+    for option in options_of(cls):
+        rows.append((option.name, "needed" if option.default is None else option.default, option))
+    if rows:
+        print_options(rows)
+    else:
+        print("no options")
+    print()
+
+
+def print_model(model: DiffusionModel, folder: Path) -> None:
+    """What a model is made of, its card, and the state of its run."""
+    denoiser = model.denoiser
+    spec: Any = denoiser.network.spec
+    parameters = sum(p.numel() for p in denoiser.network.parameters())
+    guidance = model.guidance
     facts = {
-        "network": f"{kind_of(type(network.spec))}, "
-        f"{sum(p.numel() for p in network.parameters()):,} parameters",
+        "network": f"{kind_of(type(spec))}, {parameters:,} parameters",
         "shape": "×".join(map(str, model.shape)),
         "classes": model.classes or "none",
-        "process": model.denoiser.process.dump(),
-        "parameterization": model.denoiser.parameterization.dump(),
+        "process": denoiser.process.dump(),
+        "parameterization": denoiser.parameterization.dump(),
         "sampler": model.sampler.dump(),
         "evaluations": model.evaluations(model.sampler),
-        "guidance": f"{model.guidance.kind}, {model.guidance.low:g} to {model.guidance.high:g}",
+        "guidance": f"{guidance.kind}, {guidance.low:g} to {guidance.high:g}",
     }
-    spec: Any = network.spec
-    denoiser = model.denoiser
-    if made_with := origins([spec, denoiser.process, denoiser.parameterization, model.sampler]):
+    made_with = origins([spec, denoiser.process, denoiser.parameterization, model.sampler])
+    if made_with:
         facts["plugins"] = made_with
     for key, value in {**facts, **model.card}.items():
         print(f"{key}: {value}")
-    status = Path(what) / "status.json"
+    status = folder / "status.json"
     if status.is_file():
         print(f"run: {status.read_text(encoding='utf-8').strip()}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from fewstep import __version__, plugins
-from fewstep.cli import data, demo, evaluate, export, inspect, plan, sample, train
+from fewstep.cli import demo, evaluate, plan, sample, train, verbs
 from fewstep.errors import DivergedError, RefusedError, connection_lost, out_of_memory, rank
 
 app = typer.Typer(
@@ -51,11 +51,14 @@ for verb in (
     plan.plan,
     sample.sample,
     evaluate.evaluate,
-    export.export,
-    inspect.inspect,
+    verbs.export,
+    verbs.inspect,
 ):
     app.command()(verb)
-app.add_typer(data.app, name="data")
+data = typer.Typer(help="Looks at data.", no_args_is_help=True, rich_markup_mode=None)
+data.callback()(lambda: None)  # so that `check` stays a word
+data.command()(verbs.check)
+app.add_typer(data, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

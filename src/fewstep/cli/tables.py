@@ -1,14 +1,63 @@
-"""Tables on a terminal."""
+"""Tables and lists on a terminal."""
 
+import shutil
+import textwrap
 from collections.abc import Sequence
+
+from fewstep.choice import kind_of
+from fewstep.options import Option
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns: the first two to the left, numbers to the right."""
-    widths = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
-    for row in [columns, ["-" * w for w in widths], *rows]:
-        cells = [
-            c.ljust(w) if i < 2 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
+    widths = widths_of([columns, *rows])
+    for row in [columns, ["-" * width for width in widths], *rows]:
+        cells = []
+        for place, cell in enumerate(row):
+            left = place < 2
+            cells.append(cell.ljust(widths[place]) if left else cell.rjust(widths[place]))
         print("  ".join(cells).rstrip())
+
+
+def widths_of(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The widest cell of each column."""
+    columns = zip(*rows, strict=True)
+    return [max(map(len, column)) for column in columns]
+
+
+def print_list(sentences: dict[str, str]) -> None:
+    """Names with a sentence each."""
+    width = max(map(len, sentences), default=0)
+    for name, sentence in sentences.items():
+        print(f"{name.ljust(width)}  {sentence}".rstrip())
+
+
+def print_options(rows: Sequence[tuple[str, str, Option]], value: str = "default") -> None:
+    """Options by name, with a value and the type in words; below each its sentence, and the kinds
+    that it takes.
+    """
+    head = ("option", value, "type")
+    widths = widths_of([head, *((name, shown, option.words) for name, shown, option in rows)])
+    print_row(head, widths)
+    print_row(["-" * width for width in widths], widths)
+    for name, shown, option in rows:
+        print_row((name, shown, option.words), widths)
+        print_indented(option.sentence)
+        for family in option.families:
+            kinds = family.offered()
+            if list(kinds) == [kind_of(family)]:
+                print_indented(f"fewstep inspect {kind_of(family)} shows its options")
+            else:
+                print_indented(f"{kind_of(family)}: {', '.join(kinds)}")
+
+
+def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
+    """One line of a table, all columns to the left."""
+    print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def print_indented(text: str) -> None:
+    """A paragraph below something, as wide as the terminal."""
+    width = max(shutil.get_terminal_size().columns, 60)
+    for line in textwrap.wrap(text, width - 4):
+        print(f"    {line}")

@@ -11,6 +11,9 @@ def train(
         None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
     ),
     restart: bool = typer.Option(False, help="Begin at step 0, whatever the folder holds."),
+    options: bool = typer.Option(
+        False, "--options", help="Show the run's options with their values, and end."
+    ),
 ) -> None:
     """Trains a teacher or distils a student; an unfinished run goes on where it stopped.
 
@@ -18,10 +21,15 @@ def train(
     """
     from fewstep.cli.configure import configured
     from fewstep.cli.progress import training_progress
+    from fewstep.cli.tables import print_options
+    from fewstep.options import values
     from fewstep.report.run_report import progress_section, samples_section, write_report
     from fewstep.run import distil
 
     run, folder = configured(recipe, overrides or [])
+    if options:
+        print_options(list(values(run)), "value")
+        return
     with training_progress(run.trainer.steps, folder.name) as watch:
         worked = distil(run, folder, restart=restart, watch=watch)
     if rank():

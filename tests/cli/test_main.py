@@ -1,0 +1,149 @@
+"""The console script: version, help, exit codes, and what it imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.cli.conftest import TEACHER
+
+import fewstep as package
+from fewstep import load
+from fewstep.cli.main import main
+
+HOME = Path(package.__file__).parent
+
+
+def test_the_version(done):
+    assert done("--version") == f"fewstep {package.__version__}\n"
+
+
+VERBS = ("demo", "train", "sample", "evaluate", "export", "inspect", "data")
+
+
+@pytest.mark.parametrize("verb", [*((v,) for v in VERBS), ("data", "check")], ids=" ".join)
+def test_help_of_every_verb_has_an_example(done, verb):
+    out = done(*verb, "--help")
+    assert "Usage:" in out
+    assert f"Example: fewstep {' '.join(verb)}" in out or verb == ("data",)
+
+
+def test_the_help_names_every_verb(done):
+    out = done("--help")
+    for verb in VERBS:
+        assert f"\n  {verb} " in out
+
+
+def test_help_and_version_do_not_wait_for_torch():
+    """The heavy libraries take seconds; what needs no network must not load them."""
+    script = (
+        "import sys\n"
+        "from fewstep.cli.main import main\n"
+        "for words in (['--help'], ['--version'], ['train', '--help'], ['inspect', 'methods']):\n"
+        "    try:\n"
+        "        main(words)\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'diffusers', 'sklearn', 'matplotlib', 'numpy', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "[]"
+    assert f"fewstep {package.__version__}" in ended.stdout
+    assert ended.stderr == ""
+
+
+def test_the_package_s_names_are_there():
+    assert package.load is load
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="nosuch"):
+        _ = package.nosuch
+
+
+SAMPLE = ("sample", "runs/cd", "--out", "x.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*SAMPLE, "--stepz", "4"), ["--stepz", "--steps"]),
+        (("trian", "digits_cd"), ["trian", "train"]),
+        (("data", "chek", "digits"), ["chek", "check"]),
+        (("sample", "runs/cd"), "--out"),
+        (("sample",), "Missing"),
+        (("inspect",), "Missing"),
+        ((*SAMPLE, "more"), "more"),
+        ((*SAMPLE, "--steps", "0"), ["--steps", "1"]),
+        ((*SAMPLE, "--steps", "two"), "--steps"),
+        ((*SAMPLE, "--steps"), "--steps"),
+        ((*SAMPLE, "--num", "0"), ["--num", "1"]),
+        ((*SAMPLE, "--batch", "0"), ["--batch", "1"]),
+        (("evaluate", "runs/cd", "--num", "1"), ["--num", "2"]),
+        (("--nosuch", "demo"), "--nosuch"),
+        (("train",), "Missing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_usage(refused, words, says):
+    refused(2, *words, says=says)
+
+
+@pytest.mark.parametrize("words", [(), ("data",)])
+def test_no_verb_gives_the_help(fewstep, words):
+    ended = fewstep(*words)
+    assert ended.code in (0, 2)
+    assert "Usage" in ended.out + ended.err
+    assert "Traceback" not in ended.err
+
+
+class TestCodes:
+    """The exit code tells a script what kind of error it was."""
+
+    def fail_with(self, monkeypatch, error):
+        def load(*_, **__):
+            raise error
+
+        monkeypatch.setattr("fewstep.models.folder.load", load)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+                "3 bytes"
+            ),
+        ],
+        ids=["python", "gpu", "cpu"],
+    )
+    def test_out_of_memory(self, refused, monkeypatch, error):
+        self.fail_with(monkeypatch, error)
+        refused(5, *SAMPLE, says=["out of memory", "micro_batch", "--batch"])
+
+    @pytest.mark.parametrize(
+        "error",
+        [RuntimeError("two\nlines"), AttributeError("two"), KeyError("two"), AssertionError()],
+    )
+    def test_a_fault_of_our_own(self, refused, monkeypatch, error):
+        self.fail_with(monkeypatch, error)
+        refused(1, *SAMPLE, says=[type(error).__name__, "--debug"])
+
+    def test_stopped_by_the_user(self, fewstep, monkeypatch):
+        self.fail_with(monkeypatch, KeyboardInterrupt())
+        ended = fewstep(*SAMPLE)
+        assert ended.code == 130
+        assert "Traceback" not in ended.err
+
+    @pytest.mark.parametrize("words", [("--debug", *SAMPLE), (*SAMPLE, "--debug")])
+    def test_debug_shows_the_traceback(self, words):
+        with pytest.raises(FileNotFoundError, match="runs/cd"):
+            main(list(words))
+
+
+def test_plugins_that_are_not_there(refused):
+    refused(2, *TEACHER, "name=new", "--plugin", "nosuchmodule", says="nosuchmodule")
