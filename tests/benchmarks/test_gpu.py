@@ -1,5 +1,6 @@
 """The report of a GPU, tried on a CPU: all of it once and tiny, then its parts on made-up input."""
 
+import contextlib
 import json
 import sys
 import time
@@ -224,6 +225,22 @@ def test_a_device_is_capped_for_a_while(figures, monkeypatch):
     with figures.memory_of(20 << 30, 1):
         assert shares == [0.25]
     assert shares == [0.25, 1.0]
+
+
+def test_memory_shrinks_until_it_runs_out(checks, figures, tmp_path, monkeypatch):
+    """A batch that goes on with less than its peak, as convolutions do, is not yet a shortage."""
+
+    def memory_of(cap, rows):
+        return figures.memory_of(cap, rows) if cap < 800 else contextlib.nullcontext()
+
+    monkeypatch.setattr(checks, "CUDA", True)
+    monkeypatch.setattr(checks, "memory_of", memory_of)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 1000)
+    monkeypatch.setattr(checks, "CAP_STEP", 0.9)
+    found = checks.Checks(tmp_path, dry=True).memory()
+    assert found["passed"]
+    assert found["value"]["passes"] == [4]
+    assert found["value"]["caps"] == [1000, 900, 810, 729]
 
 
 def test_a_difference_is_found(checks):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.types import Mask, where_rows
+from fewstep.diffusion.types import Mask, to_device, where_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,6 @@ class Cond:
     def to(self, device: torch.device | str) -> Cond:
         """The same on another device."""
         return Cond(
-            {k: v.to(device, non_blocking=True) for k, v in self.values.items()},
-            {k: v.to(device, non_blocking=True) for k, v in self.null.items()},
+            {k: to_device(v, device) for k, v in self.values.items()},
+            {k: to_device(v, device) for k, v in self.null.items()},
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.parameterization import Coefficients, Parameterization
 from fewstep.diffusion.process import Process
-from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
+from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype, to_device
 
 
 @runtime_checkable
@@ -171,8 +171,8 @@ class Denoiser(nn.Module):
         eager: bool = False,
     ) -> Sample:
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        t = t.to(x_t.device, non_blocking=True)
-        s = None if s is None else s.to(x_t.device, non_blocking=True)
+        t = to_device(t, x_t.device)
+        s = None if s is None else to_device(s, x_t.device)
         x = per_sample(c.inp, x_t) * x_t
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             network = self.network if eager or self._compiled is None else self._compiled

@@ -11,7 +11,7 @@ from fewstep.choice import Choice, Count, Positive, Share
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.times import Auto, Times
-from fewstep.diffusion.types import Time, time_dtype
+from fewstep.diffusion.types import Time, time_dtype, to_device
 
 # Levels above it are not drawn: a sample is noise there, and float32 cannot tell two times.
 HIGHEST = 1e3
@@ -71,7 +71,7 @@ class LogStudent(Density):
         y = torch.linspace(first, last, 1025, dtype=torch.float64)
         below = torch.cumulative_trapezoid(torch.cosh(y) ** -self.df, y)
         below = torch.cat([torch.zeros(1, dtype=torch.float64), below / below[-1]])
-        y, below = (v.to(draws.device, time_dtype(draws.device)) for v in (y, below))
+        y, below = (to_device(v, draws.device, time_dtype(draws.device)) for v in (y, below))
         u = draws.uniform()
         above = torch.searchsorted(below, u).clamp(1, len(y) - 1)
         share = (u - below[above - 1]) / (below[above] - below[above - 1])
@@ -115,7 +115,7 @@ class Along(Density):
 
     def __call__(self, process: Process, draws: Draws) -> Time:
         rising = self.times(process, self.points - 1).flip(0)
-        rising = rising.to(draws.device, time_dtype(draws.device))
+        rising = to_device(rising, draws.device, time_dtype(draws.device))
         first = int(self.low * self.points)
         last = min(int(self.high * self.points), self.points - 1)
         return rising[first + draws.integers(last - first + 1)]

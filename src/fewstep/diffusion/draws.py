@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.types import time_dtype
+from fewstep.diffusion.types import time_dtype, to_device
 
 BLOCK = 16
 
@@ -93,7 +93,7 @@ class Draws:
         drawn = self._draw(
             lambda g: torch.rand(BLOCK, *shape, generator=g, dtype=torch.float64), move=False
         )
-        return drawn.to(self.device, time_dtype(self.device), non_blocking=True)
+        return to_device(drawn, self.device, time_dtype(self.device))
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Uniform on {0, …, high - 1}, int64, (rows, *shape)."""
@@ -112,7 +112,7 @@ class Draws:
         if index != list(range(len(drawn))):
             drawn = drawn[torch.tensor(index, dtype=torch.long)]
         drawn = drawn[0] if self._one else drawn
-        return drawn.to(self.device, non_blocking=True) if move else drawn
+        return to_device(drawn, self.device) if move else drawn
 
     def _generator(self, block: int) -> torch.Generator:
         key = f"{self.seed}|{self.stream}|{self.step}|{self.update}|{self.count}|{block}".encode()

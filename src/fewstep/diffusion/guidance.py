@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise, Denoiser
-from fewstep.diffusion.types import Sample, Time, per_sample
+from fewstep.diffusion.types import Sample, Time, per_sample, to_device
 
 Scale = float | Tensor | Callable[[Time], Time]
 
@@ -46,11 +46,13 @@ def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
         return denoiser
 
     def at(t: Time) -> Tensor:
-        g = scale(t) if callable(scale) else torch.as_tensor(scale, dtype=t.dtype, device=t.device)
-        return g.expand(t.shape)
+        g = scale(t) if callable(scale) else scale
+        if isinstance(g, Tensor):
+            return to_device(g, t.device, t.dtype).expand(t.shape)
+        return torch.full_like(t, g)
 
     def told(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-        return denoiser(x_t, t, cond.with_values(guidance=at(t).to(x_t.device)), s)
+        return denoiser(x_t, t, cond.with_values(guidance=to_device(at(t), x_t.device)), s)
 
     def doubled(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
         both_s = None if s is None else torch.cat([s, s])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import Choice, Count, Positive
-from fewstep.diffusion.types import Sample, Time, per_sample
+from fewstep.diffusion.types import Sample, Time, per_sample, to_device
 
 # A level sigma/alpha above it is infinite: in float64 cos(pi/2) is 6e-17, not 0.
 PURE_NOISE = 1e6
@@ -206,7 +206,7 @@ class VariancePreservingTable(Process):
         return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
 
     def at(self, t: Time) -> NoiseSchedule:
-        table = self._angles.to(t.device, t.dtype)
+        table = to_device(self._angles, t.device, t.dtype)
         place = (t + 1).clamp(0, self.size)
         below = place.floor().clamp(max=self.size - 1).long()
         slope = table[below + 1] - table[below]
@@ -216,7 +216,7 @@ class VariancePreservingTable(Process):
         return NoiseSchedule(alpha, sigma, -sigma * slope, alpha * slope)
 
     def time_of(self, angle: Time) -> Time:
-        table = self._angles.to(angle.device, angle.dtype)
+        table = to_device(self._angles, angle.device, angle.dtype)
         above = torch.searchsorted(table, angle.contiguous()).clamp(1, self.size)
         share = (angle - table[above - 1]) / (table[above] - table[above - 1])
         return (above - 2 + share).clamp(-1, self.size - 1)

@@ -25,9 +25,19 @@ def time_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
+def to_device(
+    values: Tensor, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Values on a device, in `dtype` (their own where it is None). The host does not wait for a GPU
+    that they go to; from one to the host it does, for they may be read at once.
+    """
+    waits = torch.device(device).type == "cpu"
+    return values.to(device=device, dtype=dtype, non_blocking=not waits)
+
+
 def where_rows(mask: Mask, a: Tensor, b: Tensor) -> Tensor:
     """The rows of a where the mask is true, those of b elsewhere."""
-    mask = mask.to(a.device, non_blocking=True)
+    mask = to_device(mask, a.device)
     return torch.where(mask.view(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
@@ -35,5 +45,5 @@ def per_sample(coefficient: Time, like: Sample) -> Tensor:
     """A coefficient per sample, shaped to multiply `like`: cast to its dtype and device only after
     it was computed.
     """
-    cast = coefficient.to(device=like.device, dtype=like.dtype, non_blocking=True)
+    cast = to_device(coefficient, like.device, like.dtype)
     return cast.view(-1, *(1,) * (like.ndim - 1))

@@ -13,7 +13,15 @@ from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.solvers import OneStepSolver
-from fewstep.diffusion.types import Grid, Sample, Time, per_sample, time_dtype, where_rows
+from fewstep.diffusion.types import (
+    Grid,
+    Sample,
+    Time,
+    per_sample,
+    time_dtype,
+    to_device,
+    where_rows,
+)
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout, without_dropout
 from fewstep.learning.losses import Distance
@@ -37,9 +45,10 @@ def adjacent(
         level = torch.log(process.level(grid))
         below = torch.erf((level - density.mean) / (density.std * 2**0.5))
         share = (below[:-1] - below[1:]).clamp(min=0)
-        edges = (share.cumsum(0) / share.sum()).to(draws.device, time_dtype(draws.device))
+        edges = share.cumsum(0) / share.sum()
+        edges = to_device(edges, draws.device, time_dtype(draws.device))
         index = torch.searchsorted(edges, draws.uniform()).clamp(max=len(grid) - 2)
-    grid = grid.to(draws.device, time_dtype(draws.device))
+    grid = to_device(grid, draws.device, time_dtype(draws.device))
     return grid[index], grid[index + 1]
 
 
@@ -111,13 +120,13 @@ def compared(distance: Distance, process: Process, a: Sample, b: Sample, t: Time
 
 def at_or_below(bounds: Grid, t: Time) -> Time:
     """The largest of the decreasing bounds that is not above t: where the segment of t ends."""
-    rising = bounds.flip(0).to(t)
+    rising = to_device(bounds.flip(0), t.device, t.dtype)
     return rising[torch.searchsorted(rising, t, right=True) - 1]
 
 
 def at_or_above(bounds: Grid, t: Time) -> Time:
     """The smallest of the decreasing bounds that is not below t."""
-    rising = bounds.flip(0).to(t)
+    rising = to_device(bounds.flip(0), t.device, t.dtype)
     return rising[torch.searchsorted(rising, t)]
 
 
@@ -125,8 +134,9 @@ def one_between(grid: Grid, low: Time, high: Time, draws: Draws) -> Time:
     """One of the grid's times from low to high per row, both included, all alike. Both must be
     times of the grid.
     """
-    rising = torch.unique_consecutive(grid).flip(0).to(high)
-    first = torch.searchsorted(rising, low.to(high).contiguous())
+    rising = torch.unique_consecutive(grid).flip(0)
+    rising = to_device(rising, high.device, high.dtype)
+    first = torch.searchsorted(rising, to_device(low, high.device, high.dtype).contiguous())
     last = torch.searchsorted(rising, high.contiguous())
     index = first + (draws.uniform() * (last - first + 1)).long()
     return rising[torch.minimum(index, last)]  # in float32 a uniform number may round to 1

@@ -14,7 +14,7 @@ from fewstep.diffusion.densities import Density, LogNormal
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
-from fewstep.diffusion.types import Sample, Time, time_dtype
+from fewstep.diffusion.types import Sample, Time, time_dtype, to_device
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal, jump_to, one_between
 from fewstep.learning.losses import Distance, Squared
@@ -72,7 +72,7 @@ class ConsistencyTrajectory(SlowTarget):
         """One start, one end and one noise per sample, and others for the denoising term."""
         process, x0 = nets.teacher.process, batch.data
         grid = self.times(process, self.bins)
-        times = grid.to(x0.device, time_dtype(x0.device))
+        times = to_device(grid, x0.device, time_dtype(x0.device))
         steps = self.steps_of(batch.draws.choice(self.longest * (self.longest + 1) // 2))
         first = batch.draws.integers(len(times) - steps)
         t, *later = (times[first + k] for k in range(steps + 1))

@@ -12,7 +12,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Times, Uniform
-from fewstep.diffusion.types import Sample, Time
+from fewstep.diffusion.types import Sample, Time, to_device
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout
 from fewstep.learning.method import Clock, Clone, Losses, Method
@@ -120,7 +120,7 @@ class MomentMatching(Method):
             first = row // self.samples * self.samples
             members.append([place.get(other, -1) for other in range(first, first + self.samples)])
         table = torch.tensor(members)
-        places, here = table.clamp(min=0).to(batch.data.device), (table >= 0).to(batch.data.device)
+        places, here = (to_device(v, batch.data.device) for v in (table.clamp(min=0), table >= 0))
         shares = here / here.sum(1, keepdim=True)
         for value in batch.cond.values.values():
             rows = value.reshape(len(value), 1, -1)

@@ -12,7 +12,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
-from fewstep.diffusion.types import time_dtype
+from fewstep.diffusion.types import time_dtype, to_device
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Distance, Squared
@@ -98,7 +98,8 @@ class Progressive(Method):
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One step of the student's grid and one noise per sample."""
         process, n = nets.student.process, self.rounds()[clock.phase]
-        grid = self.times(process, n * self.factor).to(batch.draws.device)
+        grid, device = self.times(process, n * self.factor), batch.draws.device
+        grid = to_device(grid, device, time_dtype(device))
         first = batch.draws.integers(n) * self.factor
         t, *later = (grid[first + k] for k in range(self.factor + 1))
         x_t = process.add_noise(batch.data, batch.noise(), t)

@@ -14,7 +14,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Auto, Strided, Times
-from fewstep.diffusion.types import per_sample, time_dtype, where_rows
+from fewstep.diffusion.types import per_sample, time_dtype, to_device, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.guidance import check_guidable
@@ -72,7 +72,8 @@ class Shortcut(SlowTarget):
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One jump and one noise per sample."""
         process, draws = nets.student.process, batch.draws
-        grid = self.times(process, self.intervals).to(draws.device, time_dtype(draws.device))
+        grid = self.times(process, self.intervals)
+        grid = to_device(grid, draws.device, time_dtype(draws.device))
         doubles = draws.uniform() < self.bootstrap
         level = torch.where(doubles, 1 + draws.integers(int(math.log2(self.intervals))), 0)
         length = 2**level

@@ -16,7 +16,7 @@ from fewstep.diffusion.densities import LogStudent
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Above
-from fewstep.diffusion.types import Time, where_rows
+from fewstep.diffusion.types import Time, to_device, where_rows
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import SharedDropout
@@ -93,7 +93,7 @@ class TruncatedConsistency(Method):
         process, cond = nets.student.process, batch.cond
         density = LogStudent(self.df, math.log(self.edge), self.std, self.edge)
         t = density(process, batch.draws)
-        edge = self.edge_of(process).to(t)
+        edge = to_device(self.edge_of(process), t.device, t.dtype)
         at_edge = batch.draws.uniform() < self.boundary
         t = torch.where(at_edge, edge, torch.maximum(t, edge))
         r = self.easy.lower(process, t, 1 - self.easy.limit)

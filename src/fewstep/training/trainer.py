@@ -145,7 +145,7 @@ class Trainer:
                 clock, done = self.clock(step), step + 1
                 if step and clock.phase_step == 0:
                     self.state.restart()
-                self.flags[step % WINDOW] = False
+                self.flags[step % WINDOW].zero_()  # the host would wait while it sends "= False"
                 self._numbers[step % WINDOW] = self.batches
                 values: dict[str, Tensor | float] = {}
                 for i, update in enumerate(self.method.updates(clock)):
