@@ -44,8 +44,7 @@ from gpu_figures import (
 from step import DEVICE, HOME
 
 from fewstep.choice import replaced
-from fewstep.metrics.evaluation import row
-from fewstep.metrics.protocol import Reference, find_judge
+from fewstep.metrics.evaluation import Evaluation
 from fewstep.models.folder import load
 from fewstep.recipes.digits_cd import recipe
 from fewstep.run import distil
@@ -185,14 +184,13 @@ def quality_of(scale: Scale, folder: Path, precision: str) -> dict[str, Any]:
     with tf32(False):
         distil(run, folder, restart=True, watch=watch, say=lambda line: None)
         taken = time.perf_counter() - begun
-        reference = Reference.of(run.data.dataset("train"), find_judge(None, (1, 8, 8)))
+        evaluation = Evaluation.against(run.data.dataset("train"), num=scale.images)
         student = load(folder).to(DEVICE)
         found: dict[str, Any] = {"precision": precision, "steps": steps, "train_s": taken}
         for evaluations in (1, 2):
             sampler = student.sampler.with_steps(evaluations)
-            line = row("student", student, sampler, reference, scale.images, 0)
-            kept = {key: line[key] for key in ("frechet", "confirmed", "diversity")}
-            found[f"at {evaluations}"] = kept
+            result = evaluation.of_model("student", student, sampler)
+            found[f"at {evaluations}"] = dict(result.values)
     return found
 
 

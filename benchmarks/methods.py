@@ -10,8 +10,11 @@ their share of the run. The budget counts the rows that any of its networks eval
 teacher and student alike; a forward-mode derivative counts as two. Methods whose student serves one
 number of steps only get the budget for each of 1, 2 and 4; a student that reads a guidance scale is
 asked for none, as the teacher is. A finished line of docs/results/methods.json is not measured
-again. Behind it the table of docs/methods.md and docs/results/methods.svg are written anew.
+again; one under another protocol is refused. Behind it the table of docs/methods.md and
+docs/results/methods.svg are written anew.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -21,8 +24,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,13 @@ from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured, listed
 from fewstep.data.digits import Digits
 from fewstep.files import read_json, write_bytes, write_json
-from fewstep.metrics.evaluation import ode_rows, row
-from fewstep.metrics.protocol import Reference, find_judge
+from fewstep.metrics.evaluation import Evaluation
+from fewstep.metrics.measure import Scale
+from fewstep.metrics.protocol import Protocol
 from fewstep.models.folder import load
 from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Saved
+from fewstep.report.tables import Table, markdown
 from fewstep.run import Run, distil
 
 HOME = Path(__file__).resolve().parent.parent
@@ -59,7 +64,7 @@ SERVES = {
     "phased_consistency": "segments",
 }
 LABEL = 1.10  # of the one below: where a label of the plot may begin
-WORSE = 1.10  # of the teacher's distance: what a method must not exceed
+WORSE = 1.10  # times the teacher's value: what a method must not exceed
 
 
 class Count:
@@ -123,115 +128,163 @@ def student(run: Run, steps: int, folder: Path) -> tuple[int, float]:
     return count.rows, time.perf_counter() - begun
 
 
-def measured(name: str, method: str, seed: int, budget: int, num: int) -> list[dict[str, Any]]:
-    """The lines of one method and seed."""
-    run, _ = configured(name, [f"trainer.seed={seed}"])
-    reference = Reference.of(run.data.dataset("train"), find_judge(None, (1, 8, 8)))
-    lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        for serves in [(n,) for n in EVALUATIONS] if method in SERVES else [EVALUATIONS]:
-            if method in SERVES:
-                run, _ = configured(
-                    name, [f"method.{SERVES[method]}={serves[0]}", f"trainer.seed={seed}"]
-                )
+@dataclass
+class Record:
+    """What docs/results/methods.json holds. lines: one for each method, seed and number of
+    evaluations, with the values of the student and of its teacher by kind of measure; protocol: of
+    all of them.
+    """
+
+    budget: int
+    protocol: Protocol
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    @staticmethod
+    def read(path: Path) -> Record:
+        """What `write` wrote."""
+        plain = read_json(path)
+        return Record(plain["budget"], Protocol.of_plain(plain["protocol"]), plain["lines"])
+
+    def write(self, path: Path) -> None:
+        """Replaces the file."""
+        plain = {"budget": self.budget, "protocol": self.protocol.plain(), "lines": self.lines}
+        write_json(path, plain)
+
+    def differs(self, other: Record) -> list[str]:
+        """Why lines of another record do not belong here, in words."""
+        found = self.protocol.differs(other.protocol)
+        if self.budget != other.budget:
+            found.append(f"budget: {self.budget} against {other.budget}")
+        return found
+
+    @property
+    def scales(self) -> dict[str, Scale]:
+        """How values are read, with one digit; the first measure is the one of the plot."""
+        scales = self.protocol.measures
+        return {kind: replace(scale, digits=1) for kind, scale in scales.items()}
+
+    @property
+    def first(self) -> str:
+        """The kind of measure by which methods are compared."""
+        return next(iter(self.protocol.measures))
+
+    @property
+    def methods(self) -> list[str]:
+        """In the order in which they were measured."""
+        return list(dict.fromkeys(line["method"] for line in self.lines))
+
+    def values(self, method: str, n: int, kind: str, owner: str = "values") -> list[float]:
+        """Of all seeds, at n evaluations; owner "teacher": the teacher's."""
+        found = []
+        for line in self.lines:
+            if (line["method"], line["evaluations"]) == (method, n):
+                found.append(line[owner][kind])
+        return found
+
+    def middle(self, method: str, n: int, kind: str = "", owner: str = "values") -> float:
+        """The median over the seeds; of the first measure if none is named."""
+        return statistics.median(self.values(method, n, kind or self.first, owner))
+
+    def spent(self, method: str, n: int, key: str) -> float:
+        """The median over the seeds of a figure of the training."""
+        lines = [k for k in self.lines if (k["method"], k["evaluations"]) == (method, n)]
+        return statistics.median(line[key] for line in lines)
+
+
+def measured(
+    name: str, method: str, budget: int, evaluation: Evaluation
+) -> Iterator[dict[str, Any]]:
+    """The lines of one method under the seed of the evaluation."""
+    seed = evaluation.seed
+    for serves in [(n,) for n in EVALUATIONS] if method in SERVES else [EVALUATIONS]:
+        options = [f"trainer.seed={seed}"]
+        if method in SERVES:
+            options.append(f"method.{SERVES[method]}={serves[0]}")
+        run, _ = configured(name, options)
+        with tempfile.TemporaryDirectory() as folder:
             trial = 4 * len(run.method.phases(100))
             cost = student(run, trial, Path(folder, "trial"))[0] / trial
-            rows, seconds = student(run, round(budget / cost), Path(folder, "run"))
+            updates = round(budget / cost)
+            rows, seconds = student(run, updates, Path(folder, "run"))
             model = load(str(Path(folder, "run")))
-            for n in serves:
-                guidance = (
-                    1.0 if model.guidance.kind == "input" else None
-                )  # none, as the teacher is asked
-                found = row(
-                    method,
-                    model,
-                    model.sampler.with_steps(n),
-                    reference,
-                    num,
-                    seed,
-                    guidance=guidance,
-                )
-                line = {
-                    "method": method,
-                    "steps": n,
-                    "evaluations": found["evaluations"],
-                    "seed": seed,
-                }
-                line |= {key: found[key] for key in ("frechet", "confirmed", "diversity")}
-                line |= {
-                    "cost": rows,
-                    "seconds": round(seconds, 1),
-                    "updates": round(budget / cost),
-                }
-                lines.append(line | {"budget": budget, "samples": num})
-                print(json.dumps(line), flush=True)
-    return lines
+        # None, as the teacher is asked for none.
+        guidance = 1.0 if model.guidance.kind == "input" else None
+        for n in serves:
+            sampler = model.sampler.with_steps(n)
+            result = evaluation.of_model(method, model, sampler, guidance=guidance)
+            line = {"method": method, "steps": n, "evaluations": result.evaluations, "seed": seed}
+            line |= {"values": result.values, "cost": rows, "seconds": round(seconds, 1)}
+            line |= {"updates": updates}
+            print(json.dumps(line), flush=True)
+            yield line
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Medians over the seeds, in Markdown."""
-    by: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
-    for line in lines:
-        by[line["method"], line["evaluations"]].append(line)
-
-    def cell(method: str, n: int) -> str:
-        values = [line["frechet"] for line in by[method, n]]
-        return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
-
-    first = next(iter(by))[0]
-    names = sorted({method for method, _ in by}, key=lambda method: middle(lines, method, 2))
-    text = [
-        "| method | 1 evaluation | 2 | 4 | confirmed at 2 | diversity at 2 | updates | seconds |"
-    ]
-    teacher = " | ".join(f"{middle(lines, first, n, 'teacher_frechet'):.1f}" for n in EVALUATIONS)
-    text += ["|---|" + "--:|" * 7, f"| *teacher, best solver* | {teacher} | | | | |"]
-    for method in names:
-        cells = [cell(method, n) for n in EVALUATIONS]
-        cells += [f"{middle(lines, method, 2, key):.1%}" for key in ("confirmed", "diversity")]
-        cells += [f"{middle(lines, method, 2, key):.0f}" for key in ("updates", "seconds")]
-        text.append(f"| `{method}`{' ¹' if method in SERVES else ''} | {' | '.join(cells)} |")
+def table(record: Record) -> str:
+    """Medians over the seeds, in Markdown: the first measure at all costs, the others at 2."""
+    first, *others = record.scales.items()
+    costs = [f"at {n}" for n in EVALUATIONS]
+    heads = ["method", f"{first[1].heading} {costs[0]} evaluation", *costs[1:]]
+    heads += [f"{scale.heading} at 2" for _, scale in others]
+    teacher = ["*teacher, best solver*"]
+    for n in EVALUATIONS:
+        teacher.append(first[1].shown(record.middle(record.methods[0], n, owner="teacher")))
+    teacher += [""] * (len(others) + 2)
+    rows = [teacher]
+    for method in sorted(record.methods, key=lambda name: rank(record, name, 2)):
+        row = [f"`{method}`{' ¹' if method in SERVES else ''}"]
+        for n in EVALUATIONS:
+            values = sorted(record.values(method, n, first[0]))
+            median, low, high = statistics.median(values), values[0], values[-1]
+            shown = [first[1].shown(value) for value in (median, low, high)]
+            row.append(f"{shown[0]} ({shown[1]}–{shown[2]})")
+        for kind, scale in others:
+            row.append(scale.shown(record.middle(method, 2, kind)))
+        row += [f"{record.spent(method, 2, key):.0f}" for key in ("updates", "seconds")]
+        rows.append(row)
+    text = markdown(Table([*heads, "updates", "seconds"], rows, texts=1))
     note = "¹ One student for each number of evaluations, each with the whole budget. "
-    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
-    facts = (
-        f"Budget {lines[0]['budget']:,} evaluations, {lines[0]['samples']:,} samples, seeds {seeds}"
-    )
-    return "\n".join(text) + f"\n\n{note}{facts}.\n"
+    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in record.lines}))
+    facts = f"Budget {record.budget:,} evaluations, {record.protocol.num:,} samples, seeds {seeds}"
+    return f"{text}\n\n{note}{facts}.\n"
 
 
-def told(page: str, lines: list[dict[str, Any]]) -> str:
+def rank(record: Record, method: str, n: int) -> float:
+    """Smaller where the method is better at n evaluations."""
+    return record.scales[record.first].rank(record.middle(method, n))
+
+
+def told(page: str, record: Record) -> str:
     """The page with the table in its place, and with each method's line of it below the method's
     heading.
     """
     head, _, rest = page.partition(BEGIN)
-    page = f"{head}{BEGIN}\n{table(lines)}{END}{rest.partition(END)[2]}"
-    for method in {line["method"] for line in lines}:
-        values = " / ".join(f"{middle(lines, method, n):.1f}" for n in EVALUATIONS)
-        line = (
-            f"Measured: Fréchet distance {values} at 1 / 2 / 4 evaluations, in the table above.\n\n"
-        )
+    page = f"{head}{BEGIN}\n{table(record)}{END}{rest.partition(END)[2]}"
+    scale = record.scales[record.first]
+    costs = " / ".join(str(n) for n in EVALUATIONS)
+    for method in record.methods:
+        values = " / ".join(scale.shown(record.middle(method, n)) for n in EVALUATIONS)
+        line = f"Measured: {scale.name} {values} at {costs} evaluations, in the table above.\n\n"
         page = re.sub(rf"(?m)^(## .*\(`{method}`\)\n\n)(Measured: .*\n\n)?", rf"\g<1>{line}", page)
     return page
 
 
-def plot(lines: list[dict[str, Any]]) -> str:
-    """Distance against evaluations, each method's median under its name; coloured: the best at some
-    number, teacher.
+def plot(record: Record) -> str:
+    """The first measure against evaluations, each method's median under its name; coloured: the
+    best at some number, teacher.
     """
     import matplotlib.pyplot as plt
 
     from fewstep.report.figures import COLOURS, svg
 
     figure, axes = plt.subplots(figsize=(7.2, 5.0))
-    curves = {
-        name: [middle(lines, name, n) for n in EVALUATIONS]
-        for name in {line["method"] for line in lines}
-    }
-    leaders = {min(curves, key=lambda name: curves[name][i]) for i in range(len(EVALUATIONS))}
+    curves, leaders = {}, set()
+    for name in record.methods:
+        curves[name] = [record.middle(name, n) for n in EVALUATIONS]
+    for n in EVALUATIONS:
+        leaders.add(min(record.methods, key=lambda name: rank(record, name, n)))
     colours = dict.fromkeys(curves, "#999999") | dict(zip(sorted(leaders), COLOURS[1:]))
-    first = next(iter(curves))
-    curves["teacher, best solver"] = [
-        middle(lines, first, n, "teacher_frechet") for n in EVALUATIONS
-    ]
+    teacher = [record.middle(record.methods[0], n, owner="teacher") for n in EVALUATIONS]
+    curves["teacher, best solver"] = teacher
     colours["teacher, best solver"] = COLOURS[0]
     below = 0.0  # where the label below ends: labels are pushed up until none covers another
     for name, values in sorted(curves.items(), key=lambda curve: curve[1][-1]):
@@ -255,7 +308,7 @@ def plot(lines: list[dict[str, Any]]) -> str:
         xscale="log",
         yscale="log",
         xlabel="network evaluations",
-        ylabel="Fréchet distance",
+        ylabel=record.scales[record.first].name,
         xlim=(0.95, 8),
     )
     axes.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
@@ -264,13 +317,6 @@ def plot(lines: list[dict[str, Any]]) -> str:
     axes.minorticks_off()
     return svg(
         figure, axes, "All methods at one budget; in colour: the best at some number of evaluations"
-    )
-
-
-def middle(lines: list[dict[str, Any]], method: str, n: int, key: str = "frechet") -> float:
-    """The median over the seeds of a method's number at n evaluations."""
-    return statistics.median(
-        k[key] for k in lines if (k["method"], k["evaluations"]) == (method, n)
     )
 
 
@@ -292,32 +338,41 @@ def main() -> None:
         parser.error(
             f"no recipe digits_… for {', '.join(sorted(unknown))}; there are {', '.join(known)}"
         )
-    lines = read_json(RESULTS) if RESULTS.is_file() else []
-    if other := {(k["budget"], k["samples"]) for k in lines} - {(options.budget, options.num)}:
-        parser.error(
-            f"{RESULTS} holds lines of another (budget, num): {other}; remove it to measure anew"
-        )
-    done = {(line["method"], line["seed"]) for line in lines}
-    reference = Reference.of(Digits().dataset("train"), find_judge(None, (1, 8, 8)))
+    evaluation = Evaluation.against(Digits().dataset("train"), num=options.num, split="train")
+    record = Record(options.budget, evaluation.protocol_of(["image", "label"]))
+    if RESULTS.is_file():
+        earlier = Record.read(RESULTS)
+        if reasons := earlier.differs(record):
+            parser.error(f"{RESULTS} has other lines ({'; '.join(reasons)}); remove it first")
+        record = earlier
+    done = {(line["method"], line["seed"]) for line in record.lines}
     for seed in seeds:
         wanted = [method for method in methods if (method, seed) not in done]
         if not wanted:
             continue
-        rows = ode_rows("teacher", load(TEACHER), reference, EVALUATIONS, options.num, seed)
-        teacher = {found["evaluations"]: found["frechet"] for found in rows}
+        seeded = replace(evaluation, seed=seed)
+        teacher = {}
+        for n in EVALUATIONS:
+            teacher[n] = seeded.best_solver("teacher", load(TEACHER), n).values
         for method in wanted:
-            for line in measured(known[method], method, seed, options.budget, options.num):
-                lines.append(line | {"teacher_frechet": teacher[line["evaluations"]]})
-            write_json(RESULTS, lines)
-    PAGE.write_text(told(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
-    write_bytes(PLOT, plot(lines).encode())
-    for method, n in [(method, n) for method in methods for n in EVALUATIONS]:
-        found, goal = middle(lines, method, n), WORSE * middle(lines, method, n, "teacher_frechet")
-        if found > goal:
-            print(
-                f"worse than the teacher: {method} at {n} evaluations, {found:.1f} > {goal:.1f}",
-                file=sys.stderr,
-            )
+            for line in measured(known[method], method, options.budget, seeded):
+                record.lines.append(line | {"teacher": teacher[line["evaluations"]]})
+            record.write(RESULTS)
+    PAGE.write_text(told(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
+    write_bytes(PLOT, plot(record).encode())
+    say_what_is_worse(record, methods)
+
+
+def say_what_is_worse(record: Record, methods: list[str]) -> None:
+    """A line for each method and cost that the teacher surpasses by far."""
+    scale = record.scales[record.first]
+    for method in methods:
+        for n in EVALUATIONS:
+            found, teacher = record.middle(method, n), record.middle(method, n, owner="teacher")
+            bound = teacher * WORSE if scale.better == "lower" else teacher / WORSE
+            if scale.rank(found) > scale.rank(bound):
+                told = f"{scale.shown(found)} against {scale.shown(teacher)}"
+                print(f"worse than the teacher: {method} at {n}, {told}", file=sys.stderr)
 
 
 if __name__ == "__main__":

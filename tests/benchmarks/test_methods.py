@@ -1,7 +1,8 @@
 """The table of all methods: who is in it, and how evaluations are counted."""
 
 import importlib.util
-import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from fewstep.cli.configure import configured, listed
 from fewstep.learning.method import Clock
 from fewstep.learning.tangent import Difference, Forward, Point
+from fewstep.metrics.results import Result
 from fewstep.models.folder import load
 
+KINDS = {"frechet", "confirmed", "diversity"}
 PATH = Path(__file__).parents[2] / "benchmarks" / "methods.py"
 SPEC = importlib.util.spec_from_file_location("methods_benchmark", PATH)
 methods = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = methods  # where its dataclasses look for their names
 SPEC.loader.exec_module(methods)
 
 
@@ -82,17 +86,20 @@ def stubbed(monkeypatch, tmp_path):
             network = load("digits_teacher").denoiser.network
             module(network, (torch.zeros(128 * run.trainer.steps, 1),))
 
-    def row(name, model, sampler, reference, num, seed, guidance=None):
+    def of_model(self, name, model, sampler, *, guidance=None):
         seen.append((sampler.steps, guidance))
-        return {"evaluations": sampler.steps, "frechet": 9.0, "confirmed": 1.0, "diversity": 0.5}
+        values = {"frechet": 9.0, "confirmed": 1.0, "diversity": 0.5}
+        return Result(name, values, self.protocol, evaluations=sampler.steps)
+
+    def best_solver(self, name, model, evaluations):
+        values = {"frechet": 90.0 + evaluations, "confirmed": 0.9, "diversity": 0.4}
+        return Result(name, values, self.protocol, evaluations=evaluations)
 
     trained = load("digits_teacher")
     monkeypatch.setattr(methods, "distil", distil)
-    monkeypatch.setattr(methods, "row", row)
+    monkeypatch.setattr(methods.Evaluation, "of_model", of_model)
+    monkeypatch.setattr(methods.Evaluation, "best_solver", best_solver)
     monkeypatch.setattr(methods, "load", lambda path: trained)
-    monkeypatch.setattr(
-        methods, "ode_rows", lambda *_: [{"evaluations": n, "frechet": 90.0 + n} for n in (1, 2, 4)]
-    )
     for name in ("RESULTS", "PAGE", "PLOT"):
         monkeypatch.setattr(methods, name, tmp_path / name)
     methods.PAGE.write_text(
@@ -111,29 +118,19 @@ def test_a_line_has_what_the_table_needs(stubbed, monkeypatch):
         ["methods", "--methods", "easy_consistency,dmd2", "--seeds", "0,3", "--num", "100"],
     )
     methods.main()
-    lines = json.loads(methods.RESULTS.read_text())
-    keys = {
-        "method",
-        "steps",
-        "evaluations",
-        "frechet",
-        "confirmed",
-        "seed",
-        "teacher_frechet",
-        "cost",
-        "seconds",
-    }
-    assert all(keys <= set(line) for line in lines)
+    record = methods.Record.read(methods.RESULTS)
+    lines = record.lines
+    assert all(set(line["values"]) == set(line["teacher"]) == KINDS for line in lines)
+    assert {"steps", "cost", "seconds"} <= set(lines[0])
     assert [(k["method"], k["seed"], k["evaluations"]) for k in lines] == [
         (method, seed, n)
         for seed in (0, 3)
         for method in ("easy_consistency", "dmd2")
         for n in (1, 2, 4)
     ]
-    assert {(k["cost"], k["updates"], k["budget"], k["samples"]) for k in lines} == {
-        (32_000, 250, 32_000, 100)
-    }
-    assert [k["teacher_frechet"] for k in lines[:3]] == [91.0, 92.0, 94.0]
+    assert {(k["cost"], k["updates"]) for k in lines} == {(32_000, 250)}
+    assert (record.budget, record.protocol.num) == (32_000, 100)
+    assert [k["teacher"]["frechet"] for k in lines[:3]] == [91.0, 92.0, 94.0]
     trainings = [entry for entry in seen if len(entry) == 3]
     assert [(steps, seed) for steps, seed, _ in trainings] == [(4, 0), (250, 0)] * 4 + [
         (4, 3),
@@ -161,37 +158,37 @@ def test_a_line_has_what_the_table_needs(stubbed, monkeypatch):
         (2, 1.0),
         (4, 1.0),
     ]  # a student that reads its guidance is asked for none
-    assert {line["seed"] for line in json.loads(methods.RESULTS.read_text())} == {0, 3, 4}
-    monkeypatch.setattr("sys.argv", ["methods", "--num", "200"])
-    with pytest.raises(SystemExit):
-        methods.main()
+    assert {line["seed"] for line in methods.Record.read(methods.RESULTS).lines} == {0, 3, 4}
+
+
+def test_lines_of_another_protocol_are_refused(stubbed, monkeypatch, capsys):
+    words = ["methods", "--methods", "easy_consistency", "--seeds", "0", "--num", "100"]
+    monkeypatch.setattr("sys.argv", words)
+    methods.main()
+    for others, says in (
+        (["--num", "200"], "number of samples: 100 against 200"),
+        (["--num", "100", "--budget", "64000"], "budget: 32000 against 64000"),
+    ):
+        monkeypatch.setattr("sys.argv", ["methods", *others])
+        with pytest.raises(SystemExit):
+            methods.main()
+        assert says in capsys.readouterr().err
 
 
 def test_the_page_says_what_was_measured_once():
     """The table between its marks, and each method's medians below its heading; a second time
     changes nothing.
     """
-    keys = {
-        "confirmed": 1.0,
-        "diversity": 0.5,
-        "updates": 7,
-        "seconds": 3.0,
-        "teacher_frechet": 95.0,
-    }
-    keys |= {"budget": 32_000, "samples": 2_000}
-    lines = [
-        {
-            "method": method,
-            "evaluations": n,
-            "seed": seed,
-            "frechet": 10.0 * n + seed + bonus,
-            **keys,
-        }
-        for method, bonus in (("dmd2", 0.0), ("mean_flow", 100.0))
-        for n in methods.EVALUATIONS
-        for seed in (0, 1, 5)
-    ]
-    page = methods.told(methods.PAGE.read_text(encoding="utf-8"), lines)
+    protocol = methods.Record.read(methods.RESULTS).protocol
+    record = methods.Record(32_000, replace(protocol, num=2_000))
+    for method, bonus in (("dmd2", 0.0), ("mean_flow", 100.0)):
+        for n in methods.EVALUATIONS:
+            for seed in (0, 1, 5):
+                values = {"frechet": 10.0 * n + seed + bonus, "confirmed": 1.0, "diversity": 0.5}
+                line = {"method": method, "evaluations": n, "seed": seed, "values": values}
+                teacher = {"frechet": 95.0}
+                record.lines.append(line | {"teacher": teacher, "updates": 7, "seconds": 3.0})
+    page = methods.told(methods.PAGE.read_text(encoding="utf-8"), record)
     assert (
         page.count(
             "| `dmd2` ¹ | 11.0 (10.0–15.0) | 21.0 (20.0–25.0) | 41.0 (40.0–45.0) | 100.0% | 50.0% "
@@ -207,4 +204,20 @@ def test_the_page_says_what_was_measured_once():
         part = page.partition(f"(`{method}`)\n\n")[2].partition("\n## ")[0]
         assert part.startswith(f"Measured: Fréchet distance {medians} at 1 / 2 / 4")
         assert part.count("Measured:") == 1
-    assert methods.told(page, lines) == page
+    assert methods.told(page, record) == page
+
+
+def test_what_is_worse_than_the_teacher_is_said(capsys):
+    """By more than a tenth, in the direction of the measure."""
+    for better, value in (("lower", 95.0), ("higher", 80.0)):
+        scale = methods.Scale("x", better=better, digits=1)
+        protocol = methods.Record.read(methods.RESULTS).protocol
+        record = methods.Record(1, replace(protocol, measures={"x": scale}))
+        for n, found in zip(methods.EVALUATIONS, (value, 87.0, 88.0)):
+            line = {"method": "a", "evaluations": n, "values": {"x": found}}
+            record.lines.append(line | {"teacher": {"x": 86.0 if better == "lower" else 89.0}})
+        methods.say_what_is_worse(record, ["a"])
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [
+            f"worse than the teacher: a at 1, {value} against {record.lines[0]['teacher']['x']}"
+        ]

@@ -1,4 +1,6 @@
-"""`fewstep evaluate`: what it measures, and what it refuses."""
+"""`fewstep evaluate`: what is printed, written, reported and compared is what was measured; and
+what is refused.
+"""
 
 import json
 from pathlib import Path
@@ -8,139 +10,180 @@ import pytest
 from PIL import Image
 from tests.data.idx_files import write_pair
 
-from fewstep import load
+from fewstep import load, plugins
 from fewstep.data.digits import Digits
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
-from fewstep.metrics.evaluation import row
-from fewstep.metrics.protocol import Reference, find_judge
+from fewstep.metrics.evaluation import Evaluation
+from fewstep.metrics.results import best_of, read_result
+
+FILE = Path(__file__).parent / "lab_measure.py"
+PLUGIN = ("--plugin", str(FILE))
 
 
-class TestEvaluate:
-    def test_a_model(self, done, runs):
-        out = done(
-            "evaluate",
-            "runs/cd",
-            "--num",
-            "40",
-            "--steps",
-            "1",
-            "--seed",
-            "3",
-            "--out",
-            "result.json",
+@pytest.fixture
+def measured(done):
+    """`evaluate … --num 40` with its result."""
+
+    def call(*words):
+        out = done("evaluate", *words, "--num", "40", "--out", "result.json")
+        return read_result(Path("result.json")), out
+
+    return call
+
+
+def test_a_model(measured, runs):
+    result, out = measured("runs/cd", "--steps", "1", "--seed", "3")
+    assert (result.model, result.steps, result.evaluations) == ("cd", 1, 1)
+    assert (result.protocol.num, result.protocol.seed) == (40, 3)
+    assert (result.protocol.reference, result.protocol.split) == (
+        Digits().dataset().fingerprint(),
+        "train",
+    )
+    assert list(result.values) == ["frechet", "confirmed", "diversity"]
+    head, _, row, *protocol = out.splitlines()
+    for text in ("Fréchet distance ↓", "confirmed ↑", "diversity ↑"):
+        assert text in head
+    assert f"{result.values['frechet']:.2f}" in row
+    assert f"{result.values['confirmed']:.1%}" in row
+    assert f"features: {result.protocol.features}" in protocol
+    assert "samples: 40" in protocol
+
+
+def test_guidance(measured, done, refused, runs):
+    """What is measured is what `sample --guidance` gives."""
+    guided, _ = measured("runs/tiny", "--steps", "2", "--guidance", "3")
+    words = ("--num", "40", "--steps", "2", "--guidance", "3", "--out", "x.npz")
+    done("sample", "runs/tiny", *words)
+    images, _ = measured("x.npz")
+    assert guided.values["frechet"] == pytest.approx(images.values["frechet"], rel=1e-4)
+    assert guided.protocol.guidance == 3.0
+    for option, value in (("--guidance", "3"), ("--steps", "3"), ("--teacher", "runs/tiny")):
+        refused(2, "evaluate", "x.npz", option, value, says=["x.npz", option])
+
+
+def test_images_of_a_file_and_a_folder_measure_as_the_model_does(measured, done, runs):
+    first, _ = measured("runs/cd")
+    for out in ("x.npz", "x"):
+        done("sample", "runs/cd", "--num", "40", "--out", out)
+        other, _ = measured(out)
+        assert other.values == pytest.approx(first.values, rel=1e-4)
+        assert (other.steps, other.solver) == (0, None)
+
+
+def test_the_best_solver_at_a_cost(measured, refused, runs):
+    """What is written is the best of the three; each is what its own sampler gives."""
+    best, _ = measured("runs/tiny", "--evaluations", "5")
+    evaluation = Evaluation.against(Digits().dataset(), num=40)
+    model, rows = load("runs/tiny"), []
+    for sampler in (Ode(5, solver=Euler()), Ode(3, solver=Heun()), Ode(5, solver=Dpmpp2m())):
+        rows.append(evaluation.of_model("tiny", model, sampler, evaluations=5))
+    least = best_of(rows)
+    assert best.evaluations == 5
+    assert (best.solver, best.steps, best.values) == (least.solver, least.steps, least.values)
+    assert best.protocol.tried == ("euler", "heun", "dpmpp_2m")
+    heun, _ = measured("runs/tiny", "--evaluations", "5", "--solvers", "heun")
+    assert (heun.solver, heun.steps, heun.values) == ("heun", 3, rows[1].values)
+    words = ("evaluate", "runs/tiny", "--steps", "2", "--evaluations", "2")
+    refused(2, *words, says=["--steps", "--evaluations"])
+    refused(2, "evaluate", "runs/cd", "--evaluations", "2", says="--steps")
+    words = ("evaluate", "runs/tiny", "--evaluations", "2", "--solvers", "hein")
+    refused(2, *words, says=["hein", "heun"])
+
+
+def test_the_first_measure_decides_which_solver_is_best(measured, runs):
+    words = ("runs/tiny", "--evaluations", "3", "--measures")
+    best, _ = measured(*words, "diversity,frechet")
+    for solver in best.protocol.tried:
+        other, _ = measured(*words, "diversity", "--solvers", solver)
+        assert other.values["diversity"] <= best.values["diversity"]
+
+
+class TestMeasures:
+    def test_those_that_were_chosen(self, measured, runs):
+        everything, _ = measured("runs/cd")
+        result, out = measured("runs/cd", "--measures", "diversity,frechet")
+        assert list(result.values) == ["diversity", "frechet"]
+        assert result.values.items() <= everything.values.items()
+        assert out.index("diversity ↑") < out.index("Fréchet distance ↓")
+        assert "confirmed" not in out
+
+    def test_a_teacher_of_the_same_noise(self, measured, refused, runs):
+        result, _ = measured(
+            *("runs/tiny", "--steps", "4", "--teacher", "runs/tiny"),
+            *("--measures", "teacher_distance,authenticity"),
         )
-        result = json.loads(Path("result.json").read_text())
-        assert (result["model"], result["steps"], result["evaluations"]) == ("cd", 1, 1)
-        assert (result["protocol"]["num"], result["protocol"]["seed"]) == (40, 3)
-        assert result["protocol"]["reference"] == Digits().dataset().fingerprint()
-        assert f"{result['frechet']:.2f}" in out
-        assert f"{result['confirmed']:.1%}" in out
-        assert "extractor classifier" in out
+        assert result.values["teacher_distance"] == 0.0  # 4 steps are its own number
+        assert 0 <= result.values["authenticity"] <= 1
+        words = ("evaluate", "runs/cd", "--measures", "teacher_distance")
+        refused(2, *words, says=["teacher_distance", "the samples have no teachers"])
 
-    def test_guidance(self, done, refused, runs):
-        """What is measured is what `sample --guidance` gives."""
-        done(
-            "evaluate",
-            "runs/tiny",
-            "--num",
-            "40",
-            "--steps",
-            "2",
-            "--guidance",
-            "3",
-            "--out",
-            "a.json",
-        )
-        done(
-            "sample",
-            "runs/tiny",
-            "--num",
-            "40",
-            "--steps",
-            "2",
-            "--guidance",
-            "3",
-            "--out",
-            "x.npz",
-        )
-        done("evaluate", "x.npz", "--out", "b.json")
-        guided, images = (json.loads(Path(f"{name}.json").read_text()) for name in "ab")
-        assert guided["frechet"] == pytest.approx(images["frechet"], rel=1e-4)
-        assert guided["protocol"]["guidance"] == 3.0
-        refused(2, "evaluate", "x.npz", "--guidance", "3", says=["x.npz", "--guidance"])
-        refused(2, "evaluate", "x.npz", "--steps", "3", says=["x.npz", "--steps"])
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("frechett", ["frechett", "frechet"]),
+            ("frechet,frechet", ["frechet", "twice"]),
+            ("", "--measures"),
+            ("{kind: frechet, k: 3}", ["frechet", "'k'"]),
+            ("[", "--measures"),
+        ],
+    )
+    def test_what_cannot_be_chosen(self, refused, runs, text, says):
+        refused(2, "evaluate", "runs/cd", "--measures", text, says=says)
 
-    def test_images_of_a_file_and_a_folder_measure_as_the_model_does(self, done, runs):
-        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
-        done("sample", "runs/cd", "--num", "40", "--out", "x.npz")
-        done("sample", "runs/cd", "--num", "40", "--out", "x")
-        done("evaluate", "x.npz", "--out", "b.json")
-        done("evaluate", "x", "--out", "c.json")
-        first, *others = (json.loads(Path(f"{name}.json").read_text()) for name in "abc")
-        for other in others:
-            for key in ("frechet", "confirmed", "diversity"):
-                assert other[key] == pytest.approx(first[key], rel=1e-4)
-            assert other["steps"] == 0
-
-    def test_the_best_solver_at_a_cost(self, done, refused, runs):
-        """What is written is the best of the three; each is what its own sampler gives."""
-        done("evaluate", "runs/tiny", "--num", "40", "--evaluations", "5", "--out", "best.json")
-        best = json.loads(Path("best.json").read_text())
-        model, reference = (
-            load("runs/tiny"),
-            Reference.of(Digits().dataset(), find_judge(None, (1, 8, 8))),
-        )
-        tried = [Ode(5, solver=Euler()), Ode(3, solver=Heun()), Ode(5, solver=Dpmpp2m())]
-        rows = [row("tiny", model, sampler, reference, 40, 0, 5) for sampler in tried]
-        least = min(rows, key=lambda r: r["frechet"])
-        assert best["evaluations"] == 5
-        assert {k: best[k] for k in ("solver", "steps", "frechet")} == {
-            k: least[k] for k in ("solver", "steps", "frechet")
-        }
-        refused(
-            2,
-            "evaluate",
-            "runs/tiny",
-            "--steps",
-            "2",
-            "--evaluations",
-            "2",
-            says=["--steps", "--evaluations"],
-        )
-        refused(2, "evaluate", "runs/cd", "--evaluations", "2", says="--steps")
-
-    def test_against_an_earlier_result(self, done, fewstep, runs):
-        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
-        out = done("evaluate", "runs/cd", "--num", "40", "--steps", "1", "--against", "a.json")
-        earlier = json.loads(Path("a.json").read_text())
-        assert f"{earlier['frechet']:.2f}" in out
-        assert len([line for line in out.splitlines() if line.startswith("cd ")]) == 2
-        for words, key in (
-            (("--num", "41"), "num: 40 against 41"),
-            (("--reference", "digits", "--num", "42"), "num"),
-        ):
-            ended = fewstep("evaluate", "runs/cd", *words, "--against", "a.json")
-            assert ended.code == 2
-            assert "cannot be compared" in ended.err
-            assert key in ended.err
-
-    def test_another_reference_is_not_compared(self, fewstep, done, runs, tmp_path):
-        write_pair(tmp_path / "data", 60)
-        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
-        ended = fewstep(
-            "evaluate", "runs/cd", "--num", "40", "--reference", "data", "--against", "a.json"
-        )
-        assert ended.code == 2
-        assert "reference:" in ended.err
-
-    def test_without_labels(self, done, runs):
+    def test_without_labels(self, measured, refused, runs):
         images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
         np.savez("x.npz", arr_0=images)
-        done("evaluate", "x.npz", "--out", "a.json")
-        result = json.loads(Path("a.json").read_text())
-        assert result["confirmed"] is None
-        assert result["diversity"] is None
+        result, out = measured("x.npz")
+        assert list(result.values) == ["frechet"]
+        assert "left out: confirmed (the samples have no labels); diversity" in out
+        words = ("evaluate", "x.npz", "--measures", "frechet,confirmed")
+        refused(2, *words, says=["confirmed", "no labels"])
+
+    def test_a_reference_without_labels(self, measured, runs, tmp_path):
+        write_pair(tmp_path / "data", 60, size=8)
+        (tmp_path / "data" / "train-labels-idx1-ubyte").unlink()
+        result, out = measured("runs/cd", "--reference", "data")
+        assert list(result.values) == ["frechet"]
+        assert "confirmed (the reference has no labels)" in out
+
+
+class TestAgainst:
+    def test_an_earlier_result(self, done, fewstep, runs):
+        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
+        out = done("evaluate", "runs/cd", "--num", "40", "--steps", "1", "--against", "a.json")
+        earlier = read_result(Path("a.json"))
+        assert f"{earlier.values['frechet']:.2f}" in out
+        assert len([line for line in out.splitlines() if line.startswith("cd ")]) == 2
+        for num in ("41", "42"):
+            ended = fewstep("evaluate", "runs/cd", "--num", num, "--against", "a.json")
+            assert ended.code == 2
+            assert "cannot be compared" in ended.err
+            assert f"number of samples: 40 against {num}" in ended.err
+
+    def test_another_reference_is_not_compared(self, refused, done, runs, tmp_path):
+        write_pair(tmp_path / "data", 60, size=8)
+        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
+        words = ("evaluate", "runs/cd", "--num", "40", "--reference", "data")
+        refused(2, *words, "--against", "a.json", says=["reference: ", "reference images: 1415"])
+
+    def test_other_measures_are_shown_beside_it(self, done, refused, runs):
+        """Two results need one measure in common; a cell that was not measured is empty."""
+        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
+        words = ("evaluate", "runs/cd", "--num", "40", "--against", "a.json", "--measures")
+        _, _, mine, earlier, *_ = done(*words, "authenticity,frechet").splitlines()
+        assert (mine.count("%"), earlier.count("%")) == (1, 2)
+        refused(2, *words, "authenticity", says="measures: frechet, confirmed, diversity against")
+
+    def test_what_a_newer_fewstep_wrote_is_named(self, done, refused, runs):
+        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
+        plain = json.loads(Path("a.json").read_text())
+        words = ("evaluate", "runs/cd", "--num", "40", "--against", "a.json")
+        newer = plain | {"protocol": plain["protocol"] | {"crop": "centre"}}
+        Path("a.json").write_text(json.dumps(newer))
+        refused(2, *words, says="crop: in one alone, and unknown to this fewstep")
+        Path("a.json").write_text(json.dumps(plain | {"joules": 3}))
+        refused(2, *words, says=["a.json", "joules", "unknown to this fewstep"])
 
 
 def save_npz(name="x.npz", **arrays):
@@ -246,3 +289,43 @@ class TestRefused:
         Path("file").write_text("mine")
         line = refused(2, "evaluate", "runs/cd", "--out", "file/x.json", says="file")
         assert "File exists" not in line
+
+
+class TestOutside:
+    """A measure from a file of the user's own goes the whole way: no line of fewstep knows it."""
+
+    @pytest.fixture(autouse=True)
+    def _unknown(self, monkeypatch):
+        monkeypatch.setattr(plugins, "_loaded", {})
+
+    def test_from_evaluate_to_report(self, measured, refused, runs):
+        result, out = measured("runs/cd", "--report", "page.html", *PLUGIN)
+        assert list(result.values) == ["frechet", "confirmed", "diversity", "lab_brightness"]
+        images = (255 * load("runs/cd").generate(num=40)).round() / 255
+        expected = 1000 * images.mean() / Digits().dataset().floats().mean()
+        assert result.values["lab_brightness"] == pytest.approx(expected.item(), rel=1e-5)
+        page, shown = Path("page.html").read_text(), f"{result.values['lab_brightness']:.3f}"
+        for text in (out, page):
+            assert "brightness in permille ↑" in text
+            assert shown in text
+        assert "mean grey value, relative to the reference&#39;s; higher is better" in page
+        assert result.protocol.measures["lab_brightness"].source.startswith("lab_measure.py, sha")
+
+    def test_its_options_are_part_of_the_protocol(self, measured, refused, done, runs):
+        text = "{kind: lab_brightness, power: 2}"
+        result, _ = measured("runs/cd", "--measures", text, *PLUGIN)
+        assert result.protocol.measures["lab_brightness"].options == {"power": 2.0}
+        words = ("evaluate", "runs/cd", "--num", "40", "--against", "result.json", *PLUGIN)
+        refused(2, *words, says="options of lab_brightness: {'power': 2.0} against {'power': 1.0}")
+        assert "brightness" in done(*words, "--measures", text)
+
+    def test_a_result_explains_itself(self, measured, done, runs):
+        """Who has the file of the result needs no plug-in to read it."""
+        result, _ = measured("runs/cd", *PLUGIN)
+        plugins._loaded.clear()
+        out = done("evaluate", "runs/cd", "--num", "40", "--against", "result.json")
+        assert "brightness in permille ↑" in out
+        assert f"{result.values['lab_brightness']:.3f}" in out
+
+    def test_it_is_listed(self, done):
+        assert "lab_brightness    The mean grey value" in done("inspect", "measures", *PLUGIN)

@@ -19,9 +19,9 @@ KEYS = {
         "solver",
         "steps",
         "evaluations",
-        "frechet",
-        "confirmed",
-        "diversity",
+        "values",
+        "role",
+        "headline",
         "images_per_second",
         "protocol",
     )
@@ -69,17 +69,19 @@ def test_results_have_every_row_and_key(home):
     ]
     for r in results:
         assert set(r) == KEYS
-        assert r["frechet"] > 0
-        assert 0 <= r["confirmed"] <= 1
-        assert r["protocol"]["extractor"].startswith("classifier ")
+        assert list(r["values"]) == ["frechet", "confirmed", "diversity"]
+        assert r["values"]["frechet"] > 0
+        assert 0 <= r["values"]["confirmed"] <= 1
+        assert r["role"] == r["model"]
+        assert r["protocol"]["features"].startswith("classifier ")
         assert r["protocol"]["num"] == (40 if r["model"] != "data" else 382)
     by_key = {(r["model"], r["evaluations"]): r for r in results}
-    assert by_key["teacher", 35]["solver"] in ("euler", "heun", "dpmpp_2m")
-    assert by_key["teacher", 35]["steps"] == (
-        18 if by_key["teacher", 35]["solver"] == "heun" else 35
-    )
-    assert by_key["teacher", 35]["frechet"] < by_key["teacher", 1]["frechet"]
-    assert by_key["data", 0]["confirmed"] >= 0.97
+    assert [key for key, r in by_key.items() if r["headline"]] == [("teacher", 35), ("student", 2)]
+    best = by_key["teacher", 35]
+    assert best["solver"] in ("euler", "heun", "dpmpp_2m")
+    assert best["steps"] == (18 if best["solver"] == "heun" else 35)
+    assert best["values"]["frechet"] < by_key["teacher", 1]["values"]["frechet"]
+    assert by_key["data", 0]["values"]["confirmed"] >= 0.97
 
 
 def test_the_same_seed_gives_the_same_quality(home, monkeypatch):

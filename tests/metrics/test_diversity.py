@@ -1,11 +1,11 @@
-"""Diversity and nearest neighbours against loops that cannot be wrong."""
+"""Diversity against loops that cannot be wrong."""
 
 import itertools
 
 import pytest
 import torch
 
-from fewstep.metrics.diversity import diversity, nearest
+from fewstep.metrics.diversity import diversity
 
 
 def distance(a, b):
@@ -44,25 +44,3 @@ def test_copies_have_no_diversity():
 def test_diversity_needs_a_pair():
     with pytest.raises(ValueError, match="two images of one class"):
         diversity(images(3), torch.arange(3))
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 1024])
-def test_nearest_is_the_smallest_distance(chunk):
-    x, reference = images(7), images(40, seed=1)
-    expected = torch.stack([torch.stack([distance(a, b) for b in reference]).min() for a in x])
-    found = nearest(x, reference, chunk)
-    assert found.shape == (7,)
-    assert torch.allclose(found, expected, rtol=1e-9)
-
-
-def test_an_image_of_the_reference_is_at_distance_zero():
-    reference = images(64, seed=1)
-    assert nearest(reference[10:20], reference).max() < 1e-6
-    assert nearest(reference[:1] + 0.25, reference[:1]).item() == pytest.approx(0.25, rel=1e-6)
-
-
-def test_the_nearest_of_the_same_images_is_another_one():
-    images = torch.tensor([0.0, 0.1, 0.4]).view(3, 1, 1, 1)
-    assert torch.allclose(
-        nearest(images, images), torch.tensor([0.1, 0.1, 0.3], dtype=torch.float64), atol=1e-7
-    )

@@ -1,86 +1,29 @@
-"""Quality with its protocol: what it measures, and that unlike protocols are told apart."""
+"""Protocols: what makes numbers unlike is named, and nothing that a newer file says is lost."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fewstep.data.dataset import held_images
-from fewstep.data.digits import Digits
-from fewstep.metrics.diversity import diversity
-from fewstep.metrics.frechet import frechet_distance
-from fewstep.metrics.protocol import ROUNDING, Reference, comparable, find_judge, rounded
-from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
-from fewstep.models.space import image_space
+from fewstep.metrics.measure import Scale
+from fewstep.metrics.protocol import UNLIKE, Protocol, rounded
 
-PROTOCOL = {
-    "extractor": "classifier a",
-    "reference": "b",
-    "reference_images": 5,
-    "num": 4,
-    "rounding": ROUNDING,
-}
-
-
-@pytest.fixture(scope="module")
-def judge():
-    return find_judge(None, (1, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return Digits(limit=300).dataset()
-
-
-@pytest.fixture(scope="module")
-def reference(dataset, judge):
-    return Reference.of(dataset, judge)
-
-
-def test_the_reference_against_itself(reference, dataset):
-    quality = reference.quality(dataset.floats(), dataset.labels)
-    assert quality["frechet"] == pytest.approx(0, abs=1e-4)
-    assert quality["diversity"] == pytest.approx(1)
-    assert quality["confirmed"] > 0.97
-
-
-def test_the_numbers_are_what_they_say(reference, judge, dataset):
-    images = Digits(limit=80).dataset("test").floats()
-    labels = torch.arange(80) % 10
-    quality = reference.quality(images, labels)
-    features, seen = judge.measure(images)
-    assert quality["frechet"] == pytest.approx(
-        frechet_distance(features, judge.measure(dataset.floats())[0]), rel=1e-6
-    )
-    assert quality["confirmed"] == (seen == labels).double().mean().item()
-    expected = diversity(images, labels) / diversity(dataset.floats(), dataset.labels)
-    assert quality["diversity"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_without_labels_the_distance_alone(reference, dataset):
-    quality = reference.quality(dataset.floats()[:50], None)
-    assert quality["confirmed"] is None
-    assert quality["diversity"] is None
-    assert quality["frechet"] > 0
-
-
-def test_labels_that_do_not_fit_are_refused(reference, dataset):
-    images = dataset.floats()[:20]
-    with pytest.raises(ValueError, match="7 labels"):
-        reference.quality(images, torch.arange(7))
-    with pytest.raises(ValueError, match="out of range"):
-        reference.quality(images, torch.arange(20) - 5)
-
-
-def test_the_protocol_of_a_result(reference, judge, dataset):
-    protocol = reference.quality(dataset.floats()[:50], None, seed=3)["protocol"]
-    assert protocol == {
-        "extractor": f"classifier {judge.stamp}",
-        "reference": dataset.fingerprint(),
-        "reference_images": 300,
-        "num": 50,
-        "rounding": ROUNDING,
-        "seed": 3,
-    }
-    assert len(judge.stamp) == 16
+PROTOCOL = Protocol(
+    features="classifier a",
+    reference="b",
+    reference_images=5,
+    resolution=(1, 8, 8),
+    num=4,
+    measures={"frechet": Scale("Fréchet distance"), "confirmed": Scale("confirmed", "%")},
+    left_out={"diversity": "the samples have no labels"},
+    split="train",
+    seed=3,
+    guidance=1.5,
+    sampler={"kind": "ode", "steps": 2},
+    tried=("euler", "heun"),
+    ema=0.99,
+)
 
 
 def test_rounding_to_8_bits():
@@ -92,51 +35,84 @@ def test_rounding_to_8_bits():
     assert torch.equal((rounded(x) * 255).round(), (x * 255).round())
 
 
-def test_images_are_measured_as_a_file_would_hold_them(reference, dataset):
-    images = dataset.floats()[:60]
-    noise = (torch.rand(images.shape) - 0.5) * 0.8 / 255
-    noisy = (images + noise).clamp(0, 1)
-    assert not torch.equal(noisy, images)
-    assert reference.quality(noisy, None) == reference.quality(images, None)
+@pytest.mark.parametrize("name", UNLIKE)
+def test_what_makes_numbers_unlike_is_named(name):
+    other = replace(PROTOCOL, **{name: (9, 9) if name == "resolution" else 9})
+    assert PROTOCOL.differs(PROTOCOL) == []
+    (reason,) = PROTOCOL.differs(other)
+    mine = "1×8×8" if name == "resolution" else getattr(PROTOCOL, name)
+    assert reason == f"{UNLIKE[name]}: {mine} against {'9×9' if name == 'resolution' else 9}"
 
 
-@pytest.mark.parametrize("key", list(PROTOCOL))
-def test_comparable_names_the_first_difference(key):
-    assert comparable(PROTOCOL, dict(PROTOCOL)) is None
-    other = PROTOCOL | {key: 9}
-    reason = comparable(PROTOCOL, other)
-    assert reason.startswith(f"{key}:")
-    assert str(PROTOCOL[key]) in reason
-    assert "9" in reason
-    missing = {k: v for k, v in PROTOCOL.items() if k != key}
-    assert comparable(PROTOCOL, missing).startswith(f"{key}:")
+def test_all_differences_are_named():
+    other = replace(PROTOCOL, num=5, reference="c")
+    assert PROTOCOL.differs(other) == [
+        "reference: b against c",
+        "number of samples: 4 against 5",
+    ]
 
 
-def test_comparable_goes_by_what_makes_numbers_unlike():
-    everything = dict.fromkeys(PROTOCOL, 0)
-    assert comparable(PROTOCOL, everything).startswith("extractor:")
-    assert (
-        comparable(PROTOCOL | {"seed": 1, "sampler": "x"}, PROTOCOL | {"seed": 2, "sampler": "y"})
-        is None
+def test_how_samples_were_made_is_no_difference():
+    """Samplers, seeds and guidance are what is compared."""
+    other = replace(
+        PROTOCOL, seed=1, sampler=None, guidance=7.0, ema=None, tried=(), split="", left_out={}
     )
+    assert PROTOCOL.differs(other) == []
 
 
-def test_a_reference_needs_the_labels_of_the_classifier(dataset, judge):
-    with pytest.raises(ValueError, match="labels of 10 classes"):
-        Reference.of(held_images(dataset.images, None, 10), judge)
-    with pytest.raises(ValueError, match="labels of 10 classes"):
-        Reference.of(held_images(dataset.images, dataset.labels, 11), judge)
+def test_measures_are_compared_where_both_have_them():
+    frechet, confirmed = PROTOCOL.measures.values()
+    one, another = replace(PROTOCOL, measures={"frechet": frechet}), PROTOCOL
+    assert one.differs(another) == another.differs(one) == []
+    other = replace(PROTOCOL, measures={"confirmed": confirmed})
+    assert one.differs(other) == ["measures: frechet against confirmed"]
+    for change, words in (
+        ({"options": {"k": 3}}, "options of frechet: {} against {'k': 3}"),
+        ({"source": "mine.py"}, "source of frechet: fewstep against mine.py"),
+    ):
+        other = replace(PROTOCOL, measures={"frechet": replace(frechet, **change)})
+        assert PROTOCOL.differs(other) == [words]
 
 
-def test_find_judge(tmp_path, judge):
-    assert judge.shape == (1, 8, 8)
-    assert find_judge("digits_classifier", (1, 8, 8)).stamp == judge.stamp
-    with pytest.raises(ValueError, match=r"\(1, 8, 8\).*\(1, 28, 28\).*--features"):
-        find_judge(None, (1, 28, 28))
-    with pytest.raises(FileNotFoundError, match="digits_classifier"):
-        find_judge("nobody", (1, 8, 8))
-    mine = FreshClassifier(ClassifierNetwork(channels=4, features=6)).load(
-        image_space((1, 28, 28), 10), 0
-    )
-    mine.save(tmp_path / "mine")
-    assert find_judge(tmp_path / "mine", (1, 28, 28)).classes == 10
+def test_what_was_measured_without_features_is_compared():
+    other = replace(PROTOCOL, features=None)
+    assert PROTOCOL.differs(other) == other.differs(PROTOCOL) == []
+
+
+def test_files_keep_everything():
+    text = json.dumps(PROTOCOL.plain())
+    assert Protocol.of_plain(json.loads(text)) == PROTOCOL
+
+
+def test_what_a_newer_file_says_is_told():
+    """Whether it makes numbers unlike cannot be known: it is a difference unless both say it."""
+    newer = Protocol.of_plain(PROTOCOL.plain() | {"crop": "centre"})
+    assert newer.unknown == {"crop": "centre"}
+    assert newer.plain() == PROTOCOL.plain() | {"crop": "centre"}
+    assert newer.told()["crop (unknown to this fewstep)"] == "centre"
+    for one, other in ((newer, PROTOCOL), (PROTOCOL, newer)):
+        assert one.differs(other) == ["crop: in one alone, and unknown to this fewstep"]
+    assert newer.differs(newer) == []
+    another = replace(newer, unknown={"crop": "none"})
+    assert newer.differs(another) == ["crop: centre against none"]
+
+
+@pytest.mark.parametrize("name", ["features", "reference", "resolution", "num", "measures"])
+def test_damaged_files_are_refused(name):
+    plain = json.loads(json.dumps(PROTOCOL.plain()))
+    with pytest.raises(ValueError, match=name):
+        Protocol.of_plain({key: value for key, value in plain.items() if key != name})
+    with pytest.raises(ValueError, match=name):
+        Protocol.of_plain(plain | {name: [{}]})
+
+
+def test_what_readers_are_told():
+    told = PROTOCOL.told()
+    assert told["features"] == "classifier a"
+    assert told["reference"] == "b (5 images, split train)"
+    assert (told["samples"], told["seed"], told["guidance"]) == ("4", "3", "1.5")
+    assert told["left out"] == "diversity (the samples have no labels)"
+    assert told["best of"] == "euler, heun"
+    empty = replace(PROTOCOL, features=None, left_out={}, tried=(), seed=None, split="")
+    assert not {"features", "left out", "best of", "seed"} & set(empty.told())
+    assert empty.told()["reference"] == "b (5 images)"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from fewstep.data.dataset import Dataset
-    from fewstep.metrics.protocol import Reference
-    from fewstep.models.bundle import DiffusionModel
-    from fewstep.report.page import Section
+    from pathlib import Path
 
-TEACHER, STUDENT = (1, 2, 4, 35), (1, 2, 4)
+    from torch import Tensor
+
+    from fewstep.data.dataset import Dataset
+    from fewstep.metrics.evaluation import Evaluation
+    from fewstep.metrics.results import Result
+    from fewstep.models.bundle import DiffusionModel
+
+TEACHER, STUDENT = (1, 2, 4, 35), (1, 2, 4)  # evaluations
 
 
 def demo(
@@ -22,6 +26,9 @@ def demo(
     ),
     num: int = typer.Option(2000, min=20, help="Samples for each row of the table."),
     seed: int = typer.Option(0, help="The seed of the samples."),
+    measures: str | None = typer.Option(
+        None, help="Which (fewstep inspect measures); all that digits can serve if not given."
+    ),
 ) -> None:
     """Distils the shipped digits teacher into a student of 1 to 4 evaluations, measures both,
     writes a report.
@@ -29,80 +36,103 @@ def demo(
     Example: fewstep demo
     """
     from fewstep.cli.configure import configured
+    from fewstep.cli.evaluate import measures_of
     from fewstep.cli.progress import training_progress
     from fewstep.cli.tables import print_table
     from fewstep.files import write_json
-    from fewstep.metrics.evaluation import data_row, ode_rows, row
-    from fewstep.metrics.protocol import Reference, find_judge
+    from fewstep.metrics.evaluation import Evaluation
     from fewstep.models.folder import load
-    from fewstep.report.run_report import (
-        COLUMNS,
-        progress_section,
-        quality_section,
-        table,
-        write_report,
-    )
+    from fewstep.report.tables import table
     from fewstep.run import distil
 
     run, folder = configured("digits_cd", ["name=demo", *(overrides or [])])
+    chosen = measures_of(measures)
     with training_progress(run.trainer.steps, "distilling") as watch:
         distil(run, folder, restart=True, watch=watch)
-    held_out = run.data.dataset("test")
-    reference = Reference.of(run.data.dataset("train"), find_judge(None, held_out.shape))
+    training, held_out = run.data.dataset("train"), run.data.dataset("test")
+    evaluation = Evaluation.against(training, None, chosen, num=num, seed=seed, split="train")
     teacher, student = load(run.teacher.path), load(folder)  # type: ignore[attr-defined]
     print("sampling and measuring", flush=True)
-    results = ode_rows("teacher", teacher, reference, TEACHER, num, seed)
-    results += [
-        row("student", student, student.sampler.with_steps(n), reference, num, seed)
-        for n in STUDENT
-    ]
-    results.append(data_row(held_out.floats(), held_out.labels, reference))
-    write_json(folder / "results.json", results)
-    sections = [
-        quality_section(results),
-        *_pictures(teacher, student, results, reference, held_out, num, seed),
-    ]
-    sections.insert(2, progress_section(folder))
-    page = write_report(
-        folder,
-        "fewstep demo",
-        sections,
-        {k: v for k, v in results[0]["protocol"].items() if k != "sampler"},
-    )
-    print_table(COLUMNS, table(results))
+    results = _results(evaluation, teacher, student, held_out)
+    write_json(folder / "results.json", [result.plain() for result in results])
+    models = {"teacher": teacher, "student": student}
+    page = _report(folder, evaluation, results, models, training, held_out)
+    found = table(results)
+    print_table(found.columns, found.rows, found.texts)
     print(f"report: {page}\nresults: {folder / 'results.json'}\nstudent: {folder / 'student'}")
 
 
-def _pictures(
-    teacher: DiffusionModel,
-    student: DiffusionModel,
-    results: Sequence[dict[str, Any]],
-    reference: Reference,
-    held_out: Dataset,
-    num: int,
-    seed: int,
-) -> list[Section]:
-    """Same-seed grids of every row, and nearest-neighbour distances of the best rows."""
-    from fewstep.diffusion.samplers import Sampler
-    from fewstep.metrics.diversity import nearest
-    from fewstep.metrics.protocol import rounded
-    from fewstep.report.run_report import memory_section, samples_section
+def _results(
+    evaluation: Evaluation, teacher: DiffusionModel, student: DiffusionModel, held_out: Dataset
+) -> list[Result]:
+    """The teacher's best and the student at each cost, and images that training never saw."""
+    results = []
+    for n in TEACHER:
+        head = n == max(TEACHER)
+        results.append(evaluation.best_solver("teacher", teacher, n, role="teacher", headline=head))
+    for n in STUDENT:
+        sampler, head = student.sampler.with_steps(n), n == student.sampler.steps
+        results.append(
+            evaluation.of_model("student", student, sampler, role="student", headline=head)
+        )
+    results.append(evaluation.of_images("data", held_out.floats(), held_out.labels, "data"))
+    return results
 
-    groups = []
+
+def _report(
+    folder: Path,
+    evaluation: Evaluation,
+    results: Sequence[Result],
+    models: Mapping[str, DiffusionModel],
+    training: Dataset,
+    held_out: Dataset,
+) -> Path:
+    """The page, with samples of every row and nearest neighbours of those of the headline."""
+    from fewstep.report.run_report import (
+        memory_section,
+        progress_section,
+        quality_section,
+        samples_section,
+        write_report,
+    )
+
+    heads = [result for result in results if result.headline]
+    seed, num = evaluation.seed, min(evaluation.num, 1000)
+    near = _distances(_samples(models, heads, num, seed), training.floats(), held_out.floats())
+    sections = [
+        quality_section(results),
+        samples_section(_samples(models, results, 60, seed), columns=10),
+        progress_section(folder),
+        memory_section(near),
+    ]
+    return write_report(folder, "fewstep demo", sections, heads[-1].protocol.told())
+
+
+def _samples(
+    models: Mapping[str, DiffusionModel], results: Sequence[Result], num: int, seed: int
+) -> list[tuple[str, Tensor]]:
+    """Images of the same seeds for each row of a model, named."""
+    from fewstep.diffusion.samplers import Sampler
+
+    found = []
     for result in results:
-        if result["model"] != "data":
-            model = teacher if result["model"] == "teacher" else student
-            images = model.generate(
-                num=60, sampler=Sampler.parse(result["protocol"]["sampler"]), seed=seed
-            )
-            groups.append((f"{result['model']}, {result['evaluations']} evaluations", images))
-    distances = {}
-    for name, model, sampler in (
-        ("teacher, 18 steps", teacher, teacher.sampler),
-        ("student, 2 steps", student, student.sampler.with_steps(2)),
-    ):
-        images = rounded(model.generate(num=min(num, 1000), sampler=sampler, seed=seed))
-        distances[name] = nearest(images, reference.images), nearest(images, held_out.floats())
-    fresh = held_out.floats()
-    distances["held-out images"] = nearest(fresh, reference.images), nearest(fresh, fresh)
-    return [samples_section(groups, columns=10), memory_section(distances)]
+        if result.role in models:
+            sampler = Sampler.parse(result.protocol.sampler)
+            images = models[result.role].generate(num=num, sampler=sampler, seed=seed)
+            found.append((f"{result.model}, {result.cost}", images))
+    return found
+
+
+def _distances(
+    samples: Sequence[tuple[str, Tensor]], training: Tensor, fresh: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of samples and of fresh images to the nearest training image and the nearest fresh one."""
+    from fewstep.metrics.authenticity import nearest
+    from fewstep.metrics.protocol import rounded
+
+    found = {}
+    for name, images in samples:
+        images = rounded(images)
+        found[name] = nearest(images, training), nearest(images, fresh)
+    found["held-out images"] = nearest(fresh, training), nearest(fresh, fresh)
+    return found

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from fewstep.metrics.protocol import Reference
+    from fewstep.diffusion.solvers import Solver
+    from fewstep.metrics.evaluation import Evaluation
+    from fewstep.metrics.measure import Measure
+    from fewstep.metrics.results import Result
+
+
+MEASURES = typer.Option(
+    None,
+    help="Which, frechet,diversity (fewstep inspect measures lists them); all that the data can "
+    "serve if not given. The first decides which solver is best.",
+)
+EVALUATIONS = typer.Option(
+    None, min=1, help="Of a teacher: the best of --solvers with so many network evaluations."
+)
 
 
 def evaluate(
@@ -16,104 +30,144 @@ def evaluate(
     reference: str = typer.Option(
         "digits", help="What to compare with: digits, or a file or folder of data."
     ),
+    measures: str | None = MEASURES,
     features: str | None = typer.Option(
         None, help="A classifier: its run's folder; the shipped one of digits if not given."
     ),
     num: int = typer.Option(2000, min=2, help="How many images to sample."),
-    steps: int | None = typer.Option(
-        None, min=1, help="Solver steps; the model's own number if not given."
-    ),
-    evaluations: int | None = typer.Option(
-        None,
-        min=1,
-        help="Of a teacher: the best of the solvers (Euler, Heun, DPM++ 2M) with so many network "
-        "evaluations.",
-    ),
-    guidance: float | None = typer.Option(
-        None, help="Guidance scale, 1 is none; the model's own if not given."
+    steps: int | None = typer.Option(None, min=1, help="Solver steps; else the model's own."),
+    evaluations: int | None = EVALUATIONS,
+    solvers: str = typer.Option("euler,heun,dpmpp_2m", help="Those that --evaluations tries."),
+    guidance: float | None = typer.Option(None, help="Scale, 1 is none; else the model's own."),
+    teacher: str | None = typer.Option(
+        None, help="A model, for measures that compare with it on the same noise."
     ),
     seed: int = typer.Option(0, help="The seed of the samples."),
     against: Path | None = typer.Option(
         None, help="An earlier result of --out: both are shown if they can be compared."
     ),
     out: Path | None = typer.Option(None, help="Writes the result as JSON."),
+    report: Path | None = typer.Option(None, help="Writes the table and the protocol as HTML."),
 ) -> None:
-    """Measures quality: Fréchet distance, confirmed classes, diversity, with the protocol of the
-    measurement.
+    """Measures quality, and says under which protocol.
 
     Example: fewstep evaluate runs/demo --reference digits --steps 2
     """
     from fewstep.cli.configure import source_of
     from fewstep.cli.images import check_place
-    from fewstep.files import read_json, write_json
-    from fewstep.metrics.protocol import Reference, comparable, find_judge
-    from fewstep.report.run_report import COLUMNS, table
+    from fewstep.metrics.evaluation import Evaluation
+    from fewstep.metrics.features import Features
+    from fewstep.metrics.results import read_result
 
     if steps and evaluations:
         raise ValueError("--steps and --evaluations are two ways to say the same: give one of them")
-    if out is not None:
-        check_place(out, (".json",))
-    dataset = source_of(reference).dataset()
-    judge = Reference.of(dataset, find_judge(features, dataset.shape))
-    result = measured(what, judge, num, steps, evaluations, seed, guidance)
-    results = [result]
-    if against is not None:
-        earlier = read_json(against)
-        if not isinstance(earlier, dict) or not isinstance(earlier.get("protocol"), dict):
-            raise ValueError(f"{against} is no result of fewstep evaluate --out")
-        if reason := comparable(earlier["protocol"], result["protocol"]):
-            raise ValueError(
-                f"{against} was measured under another protocol and cannot be compared: {reason}"
-            )
-        results.append(earlier)
-    from fewstep.cli.tables import print_table
+    for path, suffix in ((out, ".json"), (report, ".html")):
+        if path is not None:
+            check_place(path, (suffix,))
+    earlier = None if against is None else read_result(against)
+    source = source_of(reference)
+    evaluation = Evaluation.against(
+        source.dataset(),
+        None if features is None else Features.parse(features),
+        measures_of(measures),
+        num=num,
+        seed=seed,
+        split=source.split,
+        solvers=_solvers(solvers),
+    )
+    result = measured(what, evaluation, steps, evaluations, guidance, teacher)
+    if earlier is not None and (reasons := earlier.protocol.differs(result.protocol)):
+        raise ValueError(
+            f"{against} was measured under another protocol and cannot be compared: "
+            f"{'; '.join(reasons)}"
+        )
+    _shown([result] if earlier is None else [result, earlier], out, report)
 
-    print_table(COLUMNS, table(results))
-    print(", ".join(f"{k} {v}" for k, v in result["protocol"].items() if k != "sampler"))
+
+def _shown(results: Sequence[Result], out: Path | None, report: Path | None) -> None:
+    """Prints results, and writes the first (JSON) and all of them (HTML) where that is wanted."""
+    from fewstep.cli.tables import print_table
+    from fewstep.files import write_json
+    from fewstep.report.run_report import write_quality
+    from fewstep.report.tables import table
+
+    found = table(results)
+    print_table(found.columns, found.rows, found.texts)
+    for name, fact in results[0].protocol.told().items():
+        print(f"{name}: {fact}")
     if out is not None:
-        write_json(out, result)
+        write_json(out, results[0].plain())
+    if report is not None:
+        write_quality(report, f"fewstep evaluate {results[0].model}", results)
+
+
+def measures_of(text: str | None) -> list[Measure] | None:
+    """The measures that a user named, in this order; None where nobody did."""
+    from fewstep.metrics.measure import Measure
+
+    if text is None:
+        return None
+    return [Measure.parse(one) for one in _listed(text, "--measures")]
+
+
+def _solvers(text: str) -> list[Solver]:
+    from fewstep.diffusion.solvers import Solver
+
+    return [Solver.parse(one) for one in _listed(text, "--solvers")]
+
+
+def _listed(text: str, option: str) -> list[object]:
+    """Names with commas between them, or mappings with options: {kind: x, k: 3}."""
+    from fewstep.yaml import from_yaml
+
+    found = from_yaml(f"[{text}]", f"{option} {text!r}")
+    if not found:
+        raise ValueError(f"{option} names nothing")
+    return list(found)
 
 
 def measured(
     what: str,
-    judge: Reference,
-    num: int,
+    evaluation: Evaluation,
     steps: int | None,
     evaluations: int | None,
-    seed: int,
     guidance: float | None,
-) -> dict[str, Any]:
-    """The row of what a user named: images that lie there, or a model that is sampled."""
+    teacher: str | None,
+) -> Result:
+    """The result of what a user named: images that lie there, or a model that is sampled."""
     from fewstep.cli.images import read_images
     from fewstep.diffusion.samplers import Ode
-    from fewstep.metrics.evaluation import ode_rows, row
     from fewstep.models.folder import load
 
     path = Path(what)
-    if path.suffix == ".npz" or (
-        path.is_dir() and not any(path.rglob("model.json")) and not (path / "run.yaml").exists()
-    ):
-        if any(option is not None for option in (steps, evaluations, guidance)):
+    if _holds_images(path):
+        if any(option is not None for option in (steps, evaluations, guidance, teacher)):
             raise ValueError(
-                f"{what} holds images: --steps, --evaluations and --guidance are for models"
+                f"{what} holds images: --steps, --evaluations, --guidance and --teacher are for "
+                "models"
             )
-        images, labels = read_images(path)
-        head = {
-            "model": path.name,
-            "solver": None,
-            "steps": 0,
-            "evaluations": 0,
-            "images_per_second": None,
-        }
-        return head | judge.quality(images, labels)
+        return evaluation.of_images(path.name, *read_images(path))
     model = load(what)
-    if tuple(model.shape) != (shape := tuple(judge.images.shape[1:])):
-        raise ValueError(f"{what} makes images of shape {model.shape}, the reference has {shape}")
+    shape = evaluation.protocol.resolution
+    if model.image_shape != shape:
+        raise ValueError(
+            f"{what} makes images of shape {model.image_shape}, the reference has {shape}"
+        )
+    companion = None if teacher is None else load(teacher)
     if evaluations is None:
         sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
-        return row(path.name, model, sampler, judge, num, seed, guidance=guidance)
+        return evaluation.of_model(path.name, model, sampler, guidance=guidance, teacher=companion)
     if not isinstance(model.sampler, Ode):
         raise ValueError(
             f"{what} has no choice of solvers: --steps says how often its own sampler evaluates it"
         )
-    return ode_rows(path.name, model, judge, (evaluations,), num, seed, guidance)[0]
+    return evaluation.best_solver(
+        path.name, model, evaluations, guidance=guidance, teacher=companion
+    )
+
+
+def _holds_images(path: Path) -> bool:
+    if path.suffix == ".npz":
+        return True
+    a_model = any(path.rglob("model.json")) or (path / "run.yaml").exists()
+    return path.is_dir() and not a_model

@@ -8,13 +8,13 @@ from fewstep.choice import kind_of
 from fewstep.options import Option
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns: the first two to the left, numbers to the right."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 2) -> None:
+    """Aligned columns: the first `texts` to the left, numbers to the right."""
     widths = widths_of([columns, *rows])
     for row in [columns, ["-" * width for width in widths], *rows]:
         cells = []
         for place, cell in enumerate(row):
-            left = place < 2
+            left = place < texts
             cells.append(cell.ljust(widths[place]) if left else cell.rjust(widths[place]))
         print("  ".join(cells).rstrip())
 

@@ -1,7 +1,34 @@
-"""Diversity inside classes, and distances to the nearest neighbour."""
+"""The mean pixel distance of two samples of one class, relative to that of the reference."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from fewstep.metrics.measure import Fault, ImageSet, Measure
+
+
+@dataclass(frozen=True)
+class Diversity(Measure):
+    """The mean distance of two samples of one class, relative to that of the reference."""
+
+    needs: ClassVar[tuple[str, ...]] = ("label", "reference.image", "reference.label")
+    name: ClassVar[str] = "diversity"
+    unit: ClassVar[str] = "%"
+    better: ClassVar[Literal["lower", "higher"]] = "higher"
+    digits: ClassVar[int] = 1
+    about: ClassVar[str] = "mean distance inside a class, relative to the reference's"
+    place: ClassVar[int] = 20
+    of_itself: ClassVar[float] = 1.0
+    fault: ClassVar[Fault] = "collapse"
+
+    def __call__(self, samples: ImageSet, reference: ImageSet) -> float:
+        return samples.kept(_inside_classes) / reference.kept(_inside_classes)
+
+
+def _inside_classes(images: ImageSet) -> float:
+    return diversity(images.images, images.labels)
 
 
 def diversity(images: Tensor, labels: Tensor) -> float:
@@ -23,17 +50,3 @@ def diversity(images: Tensor, labels: Tensor) -> float:
     if not means:
         raise ValueError("diversity needs two images of one class")
     return torch.stack(means).mean().item()
-
-
-def nearest(images: Tensor, reference: Tensor, chunk: int = 1024) -> Tensor:
-    """For each image the root-mean-square pixel distance to the nearest of the reference, (n,).
-
-    Where `reference` is `images` itself, to the nearest other one.
-    """
-    a, b = images.flatten(1).double(), reference.flatten(1).double()
-    place = 1 if reference is images else 0
-    found = [
-        torch.cdist(part, b).topk(place + 1, largest=False).values[:, place]
-        for part in a.split(chunk)
-    ]
-    return torch.cat(found) / a.shape[1] ** 0.5

@@ -1,100 +1,237 @@
-"""Rows of a comparison: a model at a number of network evaluations, sampled, judged and timed."""
+"""`Evaluation`: models at a number of network evaluations, and images, measured and timed."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.choice import kind_of
+from fewstep.data.dataset import Dataset
+from fewstep.data.source import check_labels
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
-from fewstep.metrics.protocol import Reference
+from fewstep.metrics.features import ClassifierFeatures, Features
+from fewstep.metrics.measure import ImageSet, Measure, measures_by_default
+from fewstep.metrics.protocol import Protocol, rounded
+from fewstep.metrics.results import Result, Role, best_of
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.request import Request
 
-SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), Dpmpp2m())
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What samples are measured by, and how many of them.
 
-def samples(
-    model: DiffusionModel, num: int, seed: int, **options: Any
-) -> tuple[Tensor, Tensor | None, float]:
-    """`num` images in balanced classes, their labels, and images per second."""
-    labels = options.pop("labels", None)
-    asked = {} if labels is None else {"label": labels}
-    answer = model.answer(Request(asked, num=num, seed=seed, **options))
-    images = answer.images()
-    return images, answer.asked.get("label"), num / answer.seconds
-
-
-def row(
-    name: str,
-    model: DiffusionModel,
-    sampler: Sampler,
-    reference: Reference,
-    num: int,
-    seed: int,
-    evaluations: int | None = None,
-    guidance: float | None = None,
-) -> dict[str, Any]:
-    """One row of results. `evaluations`: the number allowed, where the sampler may need fewer.
-
-    guidance: in g-form; the model's own if None.
+    chosen: whether somebody chose the measures; then one that cannot be taken is an error. solvers:
+    those of which `best_solver` takes the best.
     """
-    images, labels, rate = samples(model, num, seed, sampler=sampler, guidance=guidance)
-    quality = reference.quality(images, labels, seed=seed, ema=model.card.get("ema"))
-    solver = kind_of(type(sampler.solver)) if isinstance(sampler, Ode) else kind_of(type(sampler))
-    head = {
-        "model": name,
-        "solver": solver,
-        "steps": sampler.steps,
-        "evaluations": evaluations or model.evaluations(sampler, guidance),
-    }
-    told = {
-        "guidance": model.guidance.default if guidance is None else guidance,
-        "sampler": sampler.dump(),
-    }
-    protocol = quality.pop("protocol") | told
-    return head | quality | {"images_per_second": round(rate, 1), "protocol": protocol}
 
+    reference: ImageSet
+    protocol: Protocol
+    measures: tuple[Measure, ...]
+    chosen: bool
+    num: int
+    seed: int
+    solvers: tuple[Solver, ...]
 
-def ode_rows(
-    name: str,
-    model: DiffusionModel,
-    reference: Reference,
-    allowed: Sequence[int],
-    num: int,
-    seed: int,
-    guidance: float | None = None,
-) -> list[dict[str, Any]]:
-    """For each number of evaluations the best of the solvers with as many steps as it allows."""
-    rows = []
-    for evaluations in allowed:
-        tried: dict[Solver, Ode] = {}
-        for solver in SOLVERS:
-            cost = {
-                n: model.evaluations(Ode(n, solver=solver), guidance)
-                for n in range(1, evaluations + 1)
-            }
-            fitting = [n for n in cost if cost[n] <= evaluations]
-            if fitting and (
-                fitting[-1] > 1 or not tried
-            ):  # one step is the same for all: it ends at the data
-                tried[solver] = Ode(fitting[-1], solver=solver)
-        if not tried:
+    @staticmethod
+    def against(
+        dataset: Dataset,
+        features: Features | None = None,
+        measures: Sequence[Measure] | None = None,
+        *,
+        num: int = 2000,
+        seed: int = 0,
+        split: str = "",
+        solvers: Sequence[Solver] = (Euler(), Heun(), Dpmpp2m()),
+    ) -> Evaluation:
+        """With these data as the reference. measures: None for all that the data can serve.
+
+        Raises ValueError or FileNotFoundError where the features cannot be had, or a measure was
+        named twice.
+        """
+        taken = tuple(measures_by_default() if measures is None else measures)
+        kinds = [kind_of(type(measure)) for measure in taken]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ValueError(f"the measure {kind} is given twice")
+        extractor = None
+        if any({"features", "classes"} & set(measure.needs) for measure in taken):
+            extractor = (features or ClassifierFeatures()).load(dataset.shape)
+        reference = ImageSet(_needed(taken, dataset), extractor, dataset.classes)
+        protocol = Protocol(
+            features=None if extractor is None else extractor.name,
+            reference=dataset.fingerprint(),
+            reference_images=len(dataset),
+            resolution=dataset.shape,
+            num=num,
+            measures={},
+            split=split,
+        )
+        return Evaluation(
+            reference, protocol, taken, measures is not None, num, seed, tuple(solvers)
+        )
+
+    def of_images(
+        self, name: str, images: Tensor, labels: Tensor | None, role: Role = ""
+    ) -> Result:
+        """Of images in [0, 1]."""
+        columns = {"image": images} if labels is None else {"image": images, "label": labels}
+        values, protocol = self.measured(columns)
+        return Result(name, values, protocol, role=role)
+
+    def of_model(
+        self,
+        name: str,
+        model: DiffusionModel,
+        sampler: Sampler,
+        *,
+        evaluations: int | None = None,
+        guidance: float | None = None,
+        teacher: DiffusionModel | None = None,
+        role: Role = "",
+        headline: bool = False,
+    ) -> Result:
+        """Of samples of a model. evaluations: the number allowed, where the sampler may need fewer.
+        guidance: in g-form; the model's own if None. teacher: for measures that compare with it.
+        """
+        request = Request(num=self.num, sampler=sampler, guidance=guidance, seed=self.seed)
+        answer = model.answer(request)
+        beside = [] if teacher is None else ["teacher"]
+        self.served(["image", *answer.asked, *beside])  # before the work
+        columns = {**answer.asked, "image": answer.images()}
+        if teacher is not None:
+            asked = Request(answer.asked, num=self.num, seed=self.seed)
+            columns["teacher"] = rounded(teacher.answer(asked).images())
+        values, protocol = self.measured(columns)
+        made = dataclasses.replace(
+            protocol,
+            seed=self.seed,
+            guidance=answer.guidance,
+            sampler=sampler.dump(),
+            ema=model.card.get("ema"),
+        )
+        return Result(
+            name,
+            values,
+            made,
+            solver=kind_of(type(sampler.solver if isinstance(sampler, Ode) else sampler)),
+            steps=sampler.steps,
+            evaluations=evaluations or answer.evaluations,
+            images_per_second=round(self.num / answer.seconds, 1),
+            role=role,
+            headline=headline,
+        )
+
+    def best_solver(
+        self,
+        name: str,
+        model: DiffusionModel,
+        evaluations: int,
+        *,
+        guidance: float | None = None,
+        teacher: DiffusionModel | None = None,
+        role: Role = "",
+        headline: bool = False,
+    ) -> Result:
+        """The best, by the first measure, of the solvers with as many steps as this number of
+        evaluations allows.
+        """
+        found = []
+        for sampler in self._within(model, evaluations, guidance):
+            result = self.of_model(
+                name,
+                model,
+                sampler,
+                evaluations=evaluations,
+                guidance=guidance,
+                teacher=teacher,
+                role=role,
+                headline=headline,
+            )
+            found.append(result)
+        best = best_of(found)
+        tried = tuple(str(result.solver) for result in found)
+        return dataclasses.replace(best, protocol=dataclasses.replace(best.protocol, tried=tried))
+
+    def _within(self, model: DiffusionModel, evaluations: int, guidance: float | None) -> list[Ode]:
+        """Each solver with the most steps that cost no more."""
+        samplers: list[Ode] = []
+        for solver in self.solvers:
+            fitting = []
+            for steps in range(1, evaluations + 1):
+                sampler = Ode(steps, solver=solver)
+                if model.evaluations(sampler, guidance) <= evaluations:
+                    fitting.append(sampler)
+            # One step is the same for all solvers: it ends at the data.
+            if fitting and (fitting[-1].steps > 1 or not samplers):
+                samplers.append(fitting[-1])
+        if not samplers:
             raise ValueError(f"no solver takes a guided step with {evaluations} network evaluation")
-        found = [
-            row(name, model, sampler, reference, num, seed, evaluations, guidance)
-            for sampler in tried.values()
-        ]
-        rows.append(min(found, key=lambda r: r["frechet"]))
-    return rows
+        return samplers
+
+    def served(self, columns: Collection[str]) -> tuple[list[Measure], dict[str, str]]:
+        """The measures that samples with these columns can serve, and why others are left out.
+
+        Raises ValueError where a chosen one is among these, or none can be taken.
+        """
+        taken, left_out = [], {}
+        for measure in self.measures:
+            reason = measure.missing(columns, self.reference)
+            if reason is None:
+                taken.append(measure)
+            else:
+                left_out[kind_of(type(measure))] = reason
+        if left_out and (self.chosen or not taken):
+            reasons = [f"{kind} cannot be measured: {why}" for kind, why in left_out.items()]
+            raise ValueError("; ".join(reasons))
+        return taken, left_out
+
+    def protocol_of(self, columns: Collection[str]) -> Protocol:
+        """The protocol of samples with these columns, before it is known how they are made."""
+        taken, left_out = self.served(columns)
+        scales = {kind_of(type(measure)): measure.scale() for measure in taken}
+        return dataclasses.replace(self.protocol, measures=scales, left_out=left_out)
+
+    def measured(self, columns: Mapping[str, Any]) -> tuple[dict[str, float], Protocol]:
+        """The values of samples with these columns (`ImageSet`), and their protocol."""
+        protocol = self.protocol_of(columns)
+        self._check(columns)
+        as_filed = {**columns, "image": rounded(columns["image"])}
+        samples = ImageSet(as_filed, self.reference.extractor, self.reference.classes)
+        values = {}
+        for measure in self.served(columns)[0]:
+            values[kind_of(type(measure))] = float(measure(samples, self.reference))
+        return values, dataclasses.replace(protocol, num=len(samples))
+
+    def _check(self, columns: Mapping[str, Any]) -> None:
+        shape = tuple(columns["image"].shape[1:])
+        if shape != self.protocol.resolution:
+            raise ValueError(
+                f"the images have the shape {shape}, the reference has {self.protocol.resolution}"
+            )
+        for name, column in columns.items():
+            if len(column) != len(columns["image"]):
+                raise ValueError(f"{len(column)} {name}s for {len(columns['image'])} images")
+        if "label" in columns and self.reference.classes:
+            check_labels(columns["label"], self.reference.classes, "labels")
 
 
-def data_row(images: Tensor, labels: Tensor | None, reference: Reference) -> dict[str, Any]:
-    """The row of held-out images: what a perfect model of unseen data reaches with as many
-    samples.
-    """
-    quality = reference.quality(images, labels)
-    head = {"model": "data", "solver": None, "steps": 0, "evaluations": 0}
-    protocol = quality.pop("protocol")
-    return head | quality | {"images_per_second": None, "protocol": protocol}
+def _needed(measures: Sequence[Measure], dataset: Dataset) -> dict[str, Any]:
+    """The columns of the reference that measures need, as far as the data have them."""
+    columns: dict[str, Any] = {}
+    for measure in measures:
+        for need in measure.needs:
+            owner, _, name = need.rpartition(".")
+            if not owner or name in columns or name not in dataset.columns:
+                continue
+            if name == "image":
+                columns[name] = dataset.floats()
+            else:
+                columns[name] = dataset.rows(torch.arange(len(dataset)), [name])[name]
+    return columns

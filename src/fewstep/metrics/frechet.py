@@ -1,10 +1,34 @@
 """The Fréchet distance between two sets of features (Heusel et al. 2017, arXiv:1706.08500)."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from fewstep.metrics.measure import ImageSet, Measure
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+Moments = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Frechet(Measure):
+    """The distance between the Gaussians of the samples' and the reference's features."""
+
+    needs: ClassVar[tuple[str, ...]] = ("features", "reference.image")
+    name: ClassVar[str] = "Fréchet distance"
+    about: ClassVar[str] = "distance to the reference images, as sets, in features"
+    place: ClassVar[int] = 0
+
+    def __call__(self, samples: ImageSet, reference: ImageSet) -> float:
+        return _distance(samples.kept(_moments), reference.kept(_moments))
+
+
+def _moments(images: ImageSet) -> Moments:
+    return moments(images.features)
+
+
+def moments(features: Tensor) -> Moments:
     """Mean and unbiased covariance of (n, d) features, float64. ValueError for n < 2."""
     if len(features) < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(features)}")
@@ -20,7 +44,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     so never complex, and stable where n < d (there the value means little: it falls with n, never
     compare different n).
     """
-    (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
+    return _distance(moments(a), moments(b))
+
+
+def _distance(a: Moments, b: Moments) -> float:
+    (mean_a, cov_a), (mean_b, cov_b) = a, b
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()

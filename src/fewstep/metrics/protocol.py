@@ -1,82 +1,118 @@
-"""Quality numbers with the protocol under which they were measured; unlike protocols are not
-compared.
-"""
+"""The protocol under which numbers were measured; unlike ones are not compared."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from fewstep.data.dataset import Dataset
-from fewstep.data.source import check_labels
-from fewstep.metrics.diversity import diversity
-from fewstep.metrics.frechet import frechet_distance
-from fewstep.models.classifier import Classifier, find_classifier
+from fewstep.metrics.measure import Scale
 
 ROUNDING = "uint8, round(255 x)"
 
+# What makes numbers unlike, in words. The other fields say how these samples came to be.
+UNLIKE = {
+    "features": "features",
+    "reference": "reference",
+    "reference_images": "reference images",
+    "resolution": "resolution",
+    "num": "number of samples",
+    "rounding": "rounding",
+}
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """The images that others are compared with, in the features of one classifier."""
 
-    judge: Classifier
-    images: Tensor
-    labels: Tensor
-    features: Tensor
-    stamp: str
+@dataclass(frozen=True)
+class Protocol:
+    """How samples were measured, and how they were made.
 
-    @functools.cached_property
-    def diversity(self) -> float:
-        """Of the reference itself."""
-        return diversity(self.images, self.labels)
+    features: the network and the hash of its weights; None where no measure needed one. reference:
+    the fingerprint of its images; split: which part of a data set it is, "" if that was not said.
+    resolution: of the samples, (channels, height, width). num: the number of samples. measures: how
+    the value of each kind is read. left_out: measures that nobody chose and that could not be
+    taken, with the reason. guidance, sampler, ema, seed, teacher: of sampled models; tried: the
+    solvers of which this one was the best. unknown: what a newer fewstep wrote beside these.
+    """
+
+    features: str | None
+    reference: str
+    reference_images: int
+    resolution: tuple[int, ...]
+    num: int
+    measures: Mapping[str, Scale]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    rounding: str = ROUNDING
+    split: str = ""
+    seed: int | None = None
+    guidance: float | None = None
+    sampler: Mapping[str, Any] | None = None
+    tried: tuple[str, ...] = ()
+    ema: float | None = None
+    teacher: str | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+    def differs(self, other: Protocol) -> list[str]:
+        """Each difference that forbids to compare numbers, in words; none where they are alike."""
+        found = []
+        for name, words in UNLIKE.items():
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name == "features" and None in (mine, theirs):
+                continue  # what both measured was measured without
+            if mine != theirs:
+                found.append(f"{words}: {_word(mine)} against {_word(theirs)}")
+        common = [kind for kind in self.measures if kind in other.measures]
+        if not common:
+            found.append(f"measures: {_list(self.measures)} against {_list(other.measures)}")
+        for kind in common:
+            one, another = self.measures[kind], other.measures[kind]
+            if one.options != another.options:
+                found.append(f"options of {kind}: {one.options} against {another.options}")
+            if one.source != another.source:
+                found.append(f"source of {kind}: {_source(one)} against {_source(another)}")
+        for name in dict.fromkeys([*self.unknown, *other.unknown]):
+            if name not in self.unknown or name not in other.unknown:
+                found.append(f"{name}: in one alone, and unknown to this fewstep")
+            elif self.unknown[name] != other.unknown[name]:
+                found.append(f"{name}: {self.unknown[name]} against {other.unknown[name]}")
+        return found
+
+    def told(self) -> dict[str, str]:
+        """What a reader of a table should know, in words."""
+        split = f", split {self.split}" if self.split else ""
+        left_out = [f"{kind} ({reason})" for kind, reason in self.left_out.items()]
+        facts: dict[str, Any] = {
+            "features": self.features,
+            "reference": f"{self.reference} ({self.reference_images:,} images{split})",
+            "resolution": _word(self.resolution),
+            "samples": f"{self.num:,}",
+            "rounding": self.rounding,
+            "seed": self.seed,
+            "guidance": self.guidance,
+            "average": self.ema,
+            "teacher": self.teacher,
+            "best of": ", ".join(self.tried),
+            "left out": "; ".join(left_out),
+            **{f"{name} (unknown to this fewstep)": value for name, value in self.unknown.items()},
+        }
+        return {name: str(fact) for name, fact in facts.items() if fact not in (None, "")}
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; what is unknown stands beside the rest, where it was found."""
+        values = dataclasses.asdict(self)
+        unknown = values.pop("unknown")
+        return values | unknown
 
     @staticmethod
-    def of(dataset: Dataset, judge: Classifier) -> Reference:
-        """The reference made of a labelled dataset. ValueError where shapes or classes do not fit
-        the judge.
-        """
-        if dataset.labels is None or dataset.classes != judge.classes:
-            raise ValueError(
-                f"the reference needs labels of {judge.classes} classes, like the classifier's"
-            )
-        images = dataset.floats()
-        return Reference(
-            judge, images, dataset.labels, judge.measure(images)[0], dataset.fingerprint()
-        )
+    def of_plain(plain: Mapping[str, Any]) -> Protocol:
+        """What `plain` wrote, this fewstep's or a newer one's. ValueError where it is damaged."""
+        from pydantic import TypeAdapter
 
-    def quality(self, images: Tensor, labels: Tensor | None, **protocol: Any) -> dict[str, Any]:
-        """frechet, confirmed and diversity (fractions; None without labels) of images in [0, 1],
-        and the protocol.
-        """
-        if labels is not None:
-            if labels.shape != images.shape[:1]:
-                raise ValueError(f"{len(labels)} labels for {len(images)} images")
-            check_labels(labels, self.judge.classes, "labels")
-        images = rounded(images)
-        features, seen = self.judge.measure(images)
-        if labels is None:
-            confirmed, spread = None, None
-        else:
-            confirmed = (seen == labels).double().mean().item()
-            spread = diversity(images, labels) / self.diversity
-        stamp = {
-            "extractor": f"classifier {self.judge.stamp}",
-            "reference": self.stamp,
-            "reference_images": len(self.images),
-            "num": len(images),
-            "rounding": ROUNDING,
-        }
-        return {
-            "frechet": frechet_distance(features, self.features),
-            "confirmed": confirmed,
-            "diversity": spread,
-            "protocol": stamp | protocol,
-        }
+        names = {one.name for one in dataclasses.fields(Protocol)} - {"unknown"}
+        known = {name: value for name, value in plain.items() if name in names}
+        unknown = {name: value for name, value in plain.items() if name not in names}
+        return TypeAdapter(Protocol).validate_python(known | {"unknown": unknown})
 
 
 def rounded(images: Tensor) -> Tensor:
@@ -84,24 +120,13 @@ def rounded(images: Tensor) -> Tensor:
     return (images * 255).round() / 255
 
 
-def comparable(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    """None where two protocols may be compared, else the first difference that forbids it."""
-    for key in ("extractor", "reference", "reference_images", "num", "rounding"):
-        if a.get(key) != b.get(key):
-            return f"{key}: {a.get(key)} against {b.get(key)}"
-    return None
+def _word(value: Any) -> str:
+    return "×".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def find_judge(name: str | Path | None, shape: tuple[int, ...]) -> Classifier:
-    """The classifier of that folder or shipped name; None: the shipped one for images of that
-    shape.
-    """
-    name = name or "digits_classifier"
-    judge = find_classifier(name)
-    if tuple(judge.shape) != tuple(shape):
-        raise ValueError(
-            f"the classifier {Path(name).name} takes images of shape {judge.shape}, these have "
-            f"{tuple(shape)}; "
-            "train one on your data (recipe mnist_classifier shows how) and give it as --features"
-        )
-    return judge
+def _source(scale: Scale) -> str:
+    return scale.source or "fewstep"
+
+
+def _list(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "none"

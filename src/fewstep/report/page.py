@@ -12,18 +12,16 @@ from PIL import Image
 
 from fewstep.files import write_bytes
 from fewstep.report.figures import data_uri
+from fewstep.report.tables import Table
 
 
 @dataclass
 class Section:
-    """A heading with a text, rows of a table, captioned pictures and figures (SVG made by
-    figures.py).
-    """
+    """A heading with a text, a table, captioned pictures and figures (SVG made by figures.py)."""
 
     title: str
     text: str = ""
-    columns: Sequence[str] = ()
-    rows: Sequence[Sequence[Any]] = ()
+    table: Table | None = None
     pictures: Sequence[tuple[str, Image.Image]] = ()
     figures: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -9,63 +9,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.metrics.results import Result, scales_of
 from fewstep.report.figures import curves, grid_image, histogram
 from fewstep.report.page import Section, write_page
+from fewstep.report.tables import Table, table
 from fewstep.training.health import verdict
 from fewstep.training.log import read_log
 
-COLUMNS = (
-    "model",
-    "solver",
-    "steps",
-    "evaluations",
-    "Fréchet distance",
-    "confirmed",
-    "diversity",
-    "images/s",
-)
+
+def quality_section(results: Sequence[Result]) -> Section:
+    """The table of results, what its headline rows say, and what its columns mean."""
+    text = _headline(results)
+    if any(result.role == "data" for result in results):
+        text += "The data row is what unseen images reach."
+    meanings = {}
+    for scale in scales_of(results).values():
+        meanings[scale.heading] = f"{scale.about}; {scale.better} is better"
+    return Section("Quality", text, table(results), facts=meanings)
 
 
-def table(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Results as cells: shares in per cent, numbers short."""
-
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.1%}"
-
-    return [
-        [
-            r["model"],
-            r["solver"] or "",
-            str(r["steps"] or ""),
-            str(r["evaluations"] or ""),
-            f"{r['frechet']:.2f}",
-            share(r["confirmed"]),
-            share(r["diversity"]),
-            "" if r["images_per_second"] is None else f"{r['images_per_second']:,.0f}",
-        ]
-        for r in results
-    ]
-
-
-def quality_section(results: Sequence[dict[str, Any]]) -> Section:
-    """The table of results, with the student's speed-up in words."""
-    by_key = {(r["model"], r["evaluations"]): r for r in results}
-    best, text = by_key.get(("teacher", 35)), ""
-    if best and ("student", 2) in by_key:
-        student = by_key["student", 2]
-        faster = student["images_per_second"] / best["images_per_second"]
-        text = (
-            f"With 2 evaluations the student makes images {faster:.1f} times as fast as the "
-            f"teacher with 35; its "
-            f"Fréchet distance is {student['frechet']:.2f} against {best['frechet']:.2f}. "
-        )
-    text += (
-        "Distance: to the training images, lower is better; the data row is what unseen images "
-        "reach. Confirmed: the "
-        "classifier sees the class that was asked for. Diversity: mean distance inside a class, "
-        "relative to the data's."
+def _headline(results: Sequence[Result]) -> str:
+    """How the student's headline row compares with the teacher's; '' where one has none."""
+    rows = {result.role: result for result in results if result.headline}
+    student, teacher = rows.get("student"), rows.get("teacher")
+    if student is None or teacher is None:
+        return ""
+    assert student.images_per_second
+    assert teacher.images_per_second
+    faster = student.images_per_second / teacher.images_per_second
+    kind, scale = next(iter(scales_of([student, teacher]).items()))
+    mine, its = scale.shown(student.values.get(kind)), scale.shown(teacher.values.get(kind))
+    return (
+        f"With {student.cost} the student makes images {faster:.1f} times as fast as the teacher "
+        f"with {teacher.cost}; its {scale.name} is {mine} against {its}. "
     )
-    return Section("Quality", text, COLUMNS, table(results))
 
 
 def progress_section(folder: Path) -> Section:
@@ -94,30 +71,19 @@ def memory_section(distances: dict[str, tuple[Tensor, Tensor]]) -> Section:
     """Nearest-neighbour distances: (to training images, to held-out images) by name of the
     samples.
     """
-    rows = [
-        [
-            name,
-            f"{a.median():.3f}",
-            f"{b.median():.3f}",
-            f"{(a < 0.5 * a.median()).double().mean():.1%}",
-        ]
-        for name, (a, b) in distances.items()
-    ]
+    rows = []
+    for name, (a, b) in distances.items():
+        far_nearer = (a < 0.5 * a.median()).double().mean()
+        rows.append([name, f"{a.median():.3f}", f"{b.median():.3f}", f"{far_nearer:.1%}"])
     text = (
         "Each sample's distance to its nearest training image and to its nearest held-out image "
-        "(root mean square "
-        "over pixels). Copied images would show as samples much nearer to the training images than "
-        "fresh ones are."
+        "(root mean square over pixels). Copied images would show as samples much nearer to the "
+        "training images than fresh ones are."
     )
-    columns = ("samples", "median to training", "median to held-out", "far nearer than most")
-    figures = [
-        histogram(
-            {f"{n}: to training": d[0] for n, d in distances.items()},
-            "nearest training image",
-            "distance",
-        )
-    ]
-    return Section("Memorisation", text, columns, rows, figures=figures)
+    columns = ["samples", "median to training", "median to held-out", "far nearer than most"]
+    to_training = {f"{name}: to training": found[0] for name, found in distances.items()}
+    figures = [histogram(to_training, "nearest training image", "distance")]
+    return Section("Memorisation", text, Table(columns, rows, texts=1), figures=figures)
 
 
 def write_report(
@@ -136,3 +102,9 @@ def write_report(
     path = folder / "report.html"
     write_page(path, title, f"Folder {folder}", [*sections, *end])
     return path
+
+
+def write_quality(path: Path, title: str, results: Sequence[Result]) -> None:
+    """Writes a page of results alone, with the protocol of the first."""
+    sections = [quality_section(results), Section("Protocol", facts=results[0].protocol.told())]
+    write_page(path, title, "", sections)
