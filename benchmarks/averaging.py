@@ -35,10 +35,9 @@ from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from fewstep.data.stream import Stream
+from fewstep.choice import replaced
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.method import Clock
-from fewstep.models.adapters import FullCopy
 from fewstep.recipes import digits_teacher
 from fewstep.training.processes import World, local, shard, together, whole
 
@@ -68,8 +67,9 @@ class Update:
     def __init__(self, way: str, world: World, batch: int, parts: int):
         run = digits_teacher.recipe()
         dataset = run.data.dataset()
-        model = run.teacher.load(dataset.space, 0)
-        self.nets = run.method.build_nets(model, FullCopy(model.denoiser))
+        run = replaced(run, trainer=replaced(run.trainer, batch=batch, device="cpu"))
+        ready = run.prepared(dataset)
+        self.nets, self.stream = ready.nets, ready.stream
         self.network: Any = self.nets.student.network
         self.size = sum(p.numel() for p in self.network.parameters())
         self.method, self.world, self.batch, self.parts, self.number = (
@@ -79,7 +79,6 @@ class Update:
             parts,
             0,
         )
-        self.stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
         self.way = way
         WAYS[way](self.network, world)
 
@@ -146,7 +145,7 @@ def main() -> None:
                     taken[way].append(update())
             for way, values in taken.items():
                 found[way].append((median(v for v, _ in values), median(v for _, v in values)))
-        if world.leads:
+        if world.is_leader:
             print(
                 f"{ways['none'].size / 1e6:.2f} M parameters, {world.size} processes, batch "
                 f"{options.batch}, "

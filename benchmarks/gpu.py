@@ -48,6 +48,7 @@ from fewstep.metrics.evaluation import Evaluation
 from fewstep.models.folder import load
 from fewstep.recipes.digits_cd import recipe
 from fewstep.run import distil
+from fewstep.training.seen import Seen
 
 ENDS = {"checks": 0.45, "figures": 0.8, "quality": 1.0}  # of the minutes, when a section has to end
 SETTINGS = {
@@ -177,12 +178,12 @@ def quality_of(scale: Scale, folder: Path, precision: str) -> dict[str, Any]:
     run = replaced(run, trainer=replaced(run.trainer, steps=steps, **quiet))
     begun = time.perf_counter()
 
-    def watch(done: int, line: Any) -> None:
+    def look(seen: Seen) -> None:
         if time.perf_counter() - begun > TRAINING_SECONDS:
-            raise TimeoutError(f"{done} of {steps} steps took {TRAINING_SECONDS:.0f} s")
+            raise TimeoutError(f"{seen.done} of {steps} steps took {TRAINING_SECONDS:.0f} s")
 
     with tf32(False):
-        distil(run, folder, restart=True, watch=watch, say=lambda line: None)
+        distil(run, folder, restart=True, observers=[look], say=lambda line: None)
         taken = time.perf_counter() - begun
         evaluation = Evaluation.against(run.data.dataset("train"), num=scale.images)
         student = load(folder).to(DEVICE)

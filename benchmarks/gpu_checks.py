@@ -43,6 +43,7 @@ from fewstep.run import Run, distil
 from fewstep.training.config import TrainerConfig
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import AdamW, Sgd
+from fewstep.training.seen import Observer, Seen
 
 TINY = UNet(channels=8, multipliers=(1, 1), blocks=1, attention=(2,), head_channels=8, groups=4)
 NEVER = 10**6
@@ -57,7 +58,7 @@ COMPILED = ("diffusion", "consistency_distillation")
 
 
 class Enough(Exception):  # noqa: N818
-    """Ends a run from its watch, behind a step."""
+    """Ends a run from an observer, behind a step."""
 
 
 @functools.cache
@@ -75,9 +76,9 @@ def run_of(method: Method, teacher: Any, rows: int, steps: int, **options: Any) 
     return Run(Digits(limit=64), method, teacher, trainer=config)
 
 
-def trained(run: Run, folder: Path, watch: Any = None) -> None:
+def trained(run: Run, folder: Path, *observers: Observer) -> None:
     """Carries the run out, silently."""
-    distil(run, folder, watch=watch, say=lambda line: None)
+    distil(run, folder, observers=observers, say=lambda line: None)
 
 
 def end_of(folder: Path) -> dict[str, Tensor]:
@@ -142,13 +143,13 @@ class Checks:
         """The log of a run up to the first step that was not skipped."""
         run = self.run(kind, TRIED, precision=precision, device=device, max_skips=TRIED)
 
-        def watch(done: int, line: Any) -> None:
-            if line is not None and not line["skipped"]:
+        def look(seen: Seen) -> None:
+            if seen.lines and not seen.lines[-1]["skipped"]:
                 raise Enough
 
         folder = self.new()
         with contextlib.suppress(Enough):
-            trained(run, folder, watch)
+            trained(run, folder, look)
         return read_log(folder / "log.jsonl")
 
     def step(self, kind: str, precision: str) -> dict[str, Any]:
@@ -188,14 +189,14 @@ class Checks:
         half = 2 if self.dry else 3
         run = replaced(self.run(kind, 2 * half, save_every=half), dropout=0.1)
 
-        def watch(done: int, line: Any) -> None:
-            if line is None and done == half:
+        def look(seen: Seen) -> None:
+            if seen.done == half:
                 raise Enough
 
         straight, cut = self.new(), self.new()
         trained(run, straight)
         with contextlib.suppress(Enough):
-            trained(run, cut, watch)
+            trained(run, cut, look)
         trained(run, cut)
         return apart(end_of(straight), end_of(cut))
 
@@ -214,16 +215,16 @@ class Checks:
         stack = contextlib.ExitStack()
         given = []
 
-        def watch(done: int, line: Any) -> None:
-            if line is None and done == 2:
+        def look(seen: Seen) -> None:
+            if seen.done == 2:
                 given.append(stack.enter_context(opened()))
-            elif line is None and done == 4:
+            elif seen.done == 4:
                 stack.close()
                 raise Enough
 
         run = self.run(kind, 40, log_every=NEVER)
         with stack, contextlib.suppress(Enough):
-            trained(run, self.new(), watch)
+            trained(run, self.new(), look)
         return given[0]
 
     def sampling(self, name: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ alone while the others wait, then all step together.
 """
 
 import argparse
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -21,10 +20,7 @@ import torch.distributed as dist
 from fewstep.choice import replaced
 from fewstep.cli.configure import configured
 from fewstep.data.dataset import held_images
-from fewstep.data.stream import Stream
-from fewstep.models.adapters import FullCopy
 from fewstep.training.processes import World, together
-from fewstep.training.trainer import Trainer
 
 RECIPES = ("digits_teacher", "digits_cd", "cifar10_teacher_small")
 
@@ -38,17 +34,10 @@ def step_of(recipe: str, times: int, world: World) -> tuple[Callable[[], None], 
     )
     made = held_images(images, torch.arange(256) % 10, 10, torch.arange(256))
     dataset = made if recipe.startswith("cifar10") else run.data.dataset()
-    model = run.teacher.load(dataset.space, 0)
-    nets = run.method.build_nets(model, FullCopy(model.denoiser, 0, run.dropout))
-    stream = Stream(dataset, model.codec, model.conditioner, 0, run.trainer.batch)
-    trainer = Trainer(run.method, nets, stream, replaced(run.trainer, log_every=10**6), world=world)
-
-    def stop(done: int, line: object) -> None:
-        raise StopIteration
+    trainer = run.prepared(dataset, world=world).trainer
 
     def step() -> None:
-        with contextlib.suppress(StopIteration):
-            trainer.fit(stop)
+        next(trainer.steps())
 
     return step, run.trainer.batch
 
@@ -83,12 +72,12 @@ def main() -> None:
             ratios, rates = [], []
             for _ in range(options.repeats):
                 dist.barrier()
-                one = seconds(alone, options.steps) if world.leads else 0.0
+                one = seconds(alone, options.steps) if world.is_leader else 0.0
                 dist.barrier()
                 both = seconds(all_together, options.steps)
                 ratios.append(one / both)
                 rates.append((batch / one if one else 0.0, batch / both))
-            if world.leads:
+            if world.is_leader:
                 one_rate, all_rate = (median(rate[i] for rate in rates) for i in range(2))
                 print(
                     f"{recipe}, batch {batch}: {one_rate:.0f} images/s in one process, "

@@ -5,7 +5,7 @@ network in the same run.
         [--profile] [--against ../other-checkout]
 
 The network is the guided-diffusion U-Net of 7.66 M parameters at 32×32: 57.5 GFLOP for a forward of
-16 images. Steps are those of `Trainer.fit`, data and all; "dmd2" is five updates of fake and head
+16 images. Steps are those of `Trainer.steps`, data and all; "dmd2" is five updates of fake and head
 and one of the student. "bare" is EDM training written plainly: what the trainer adds is measured
 against it, here and on the network of the recipe digits_teacher (8×8, batch 128). Every repeat
 takes all steps in turn; numbers are medians, ratios medians of the repeats' own. With one thread on
@@ -160,25 +160,19 @@ def training(
     learn.
     """
     from fewstep.data.dataset import held_images
-    from fewstep.data.stream import Stream
+    from fewstep.data.digits import Digits
     from fewstep.learning.method import Method
-    from fewstep.models.adapters import FullCopy
+    from fewstep.run import Run
     from fewstep.training.config import TrainerConfig
-    from fewstep.training.trainer import Trainer
 
     method: Method = Method.parse(METHODS.get(name.removesuffix("_graph"), "diffusion"))
     dataset = held_images(images, labels, 10, torch.arange(len(images)))
     fixed = {"batch": batch, "precision": precision, "log_every": 10**6, "device": DEVICE.type}
     config = TrainerConfig(**fixed, **options)
-    stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
-    trainer = Trainer(method, method.build_nets(model, FullCopy(model.denoiser)), stream, config)
-
-    def stop(done: int, line: Any) -> None:
-        raise StopIteration
+    trainer = Run(Digits(), method, trainer=config).prepared(dataset, model=model).trainer
 
     def step() -> None:
-        with contextlib.suppress(StopIteration):
-            trainer.fit(stop)
+        next(trainer.steps())
 
     if name != "cd_graph":
         return step

@@ -36,5 +36,5 @@ run = Run(
         sample_steps=(2, 5),
     ),
 )
-distil(run, options.out, watch=lambda step, line: line and print(step, line))
+distil(run, options.out, progress=True)
 print(f"grids: {options.out}/samples")

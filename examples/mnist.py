@@ -5,7 +5,7 @@ python examples/mnist.py mnist/ --steps 1800
 
 import argparse
 
-from fewstep import Run, distil, load
+from fewstep import Run, distil
 from fewstep.data.idx import Idx
 from fewstep.diffusion.times import Explicit
 from fewstep.methods.consistency_training import ConsistencyTraining
@@ -36,5 +36,5 @@ run = Run(
         sample_steps=(2, 5),
     ),
 )
-distil(run, options.out, watch=lambda step, line: line and print(step, line))
-print(load(options.out).generate(labels=range(10), steps=2).shape, f"grids: {options.out}/samples")
+student = distil(run, options.out, progress=True).student
+print(student.generate(labels=range(10), steps=2).shape, f"grids: {options.out}/samples")

@@ -100,16 +100,6 @@ OLD = {
     "cli/images.py: read_images",
     "data/parquet.py: _columns",
     "data/pictures.py: decode_all",
-    "training/health.py: verdict",
-    "training/health.py",
-    "training/log.py",
-    "training/optimizers.py: guarded_step",
-    "training/plan.py: planned",
-    "training/plan.py: _held",
-    "training/plan.py",
-    "training/state.py",
-    "training/trainer.py",
-    "training/trainer.py: fit",
 }
 OLD_TESTS = {
     "methods/test_dmd2.py",

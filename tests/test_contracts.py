@@ -13,20 +13,17 @@ import torch
 from fewstep.choice import replaced
 from fewstep.cli.configure import listed
 from fewstep.data.digits import Digits
-from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.slow_target import SlowTarget
-from fewstep.models.adapters import FullCopy
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import Sgd
 from fewstep.training.precision import MODES
-from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml, to_yaml
 from tests.data.wnids import write_wnids
 
@@ -62,12 +59,9 @@ def teacher_of(digits, process=None):
 def trainer_of(cls, digits, process=None, **config):
     """A trainer of the method's defaults on the tiny teacher."""
     model = teacher_of(digits, process)
-    method = cls()
-    torch.manual_seed(0)  # new heads
-    nets = method.build_nets(model, FullCopy(model.denoiser))
-    stream = Stream(digits, model.codec, model.conditioner, 0, ROWS)
     config = {"steps": 3, "batch": ROWS, "optimizer": Sgd(lr=0.05), "ema": (0.5,)} | config
-    return model, Trainer(method, nets, stream, TrainerConfig(**config))
+    run = Run(Digits(), cls(), trainer=TrainerConfig(**config))
+    return model, run.prepared(digits, model=model).trainer
 
 
 def made_by(model, trainer):
@@ -191,7 +185,7 @@ class TestMethod:
         for name in ("fp32", precision):
             _, trainer = trainer_of(cls, digits, precision=name)
             clock = trainer.clock(0)
-            values = trainer._apply(trainer.method.updates(clock)[0], clock, 0)
+            values = trainer.step(trainer.method.updates(clock)[0], clock, 0, 0)
             losses.append(float(next(iter(values.values()))))
         assert losses[1] == pytest.approx(losses[0], rel=0.05)
         frozen = None if precision == "fp32" else MODES[precision][1]
@@ -322,11 +316,8 @@ class TestRecipe:
             size = sum(p.numel() for p in run.teacher.load(dataset.space, 0).denoiser.parameters())
         if size > largest:
             run = replaced(run, teacher=replaced(run.teacher, network=TINY))
-        model = run.teacher.load(dataset.space, 0)
-        nets = run.method.build_nets(model, FullCopy(model.denoiser, 0, run.dropout))
-        stream = Stream(dataset, model.codec, model.conditioner, 0, batch)
-        config = replaced(run.trainer, steps=steps, batch=batch)
-        trainer = Trainer(run.method, nets, stream, config)
+        run = replaced(run, trainer=replaced(run.trainer, steps=steps, batch=batch))
+        trainer = run.prepared(dataset).trainer
         before = weights(trainer)
         trainer.fit()
         assert any(not torch.equal(before[k], v) for k, v in weights(trainer).items())

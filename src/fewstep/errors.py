@@ -21,6 +21,20 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
+def option_errors(error: BaseException) -> list[str]:
+    """One line per wrong option, with its dotted path; empty where the error is not of options."""
+    details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it
+    if not callable(details):
+        return []
+    lines = []
+    for one in details():
+        path = ".".join(map(str, one["loc"])) or "configuration"
+        given = repr(one["input"])
+        got = f" (got {given})" if len(given) <= 80 else ""  # where it is short enough to help
+        lines.append(f"{path}: {one['msg'].removeprefix('Value error, ')}{got}")
+    return lines
+
+
 def connection_lost(error: BaseException) -> bool:
     """Whether PyTorch says that a process cannot be reached: a RuntimeError that names the library
     it used.
@@ -30,6 +44,6 @@ def connection_lost(error: BaseException) -> bool:
 
 def rank() -> int:
     """This process's number among those of torchrun; 0, the one that writes and speaks, without
-    torchrun.
+    torchrun. For the door only, where processes have not met yet; behind it a `World` knows.
     """
     return int(os.environ.get("RANK", "0"))

@@ -1,35 +1,42 @@
 """`Run`: what one training run is made of, and `distil`, which carries it out."""
 
-import shutil
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from fewstep.choice import Choice, Share, kind_of
 from fewstep.data.dataset import Dataset
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.errors import RefusedError
-from fewstep.files import read_json, write_bytes, write_json
+from fewstep.errors import option_errors
 from fewstep.learning.dropout import seeded
-from fewstep.learning.method import Clock, Method
+from fewstep.learning.method import Method
 from fewstep.metrics.classifier import Classification
-from fewstep.models.adapters import FullCopy
+from fewstep.models.adapters import Adaptation, FullCopy, merged
 from fewstep.models.bundle import DiffusionModel
-from fewstep.models.classifier import Classifier
+from fewstep.models.classifier import Classifier, load_classifier
+from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.report.figures import write_grid
-from fewstep.training.checkpoint import Checkpoints, Lock
-from fewstep.training.config import TrainerConfig, difference
-from fewstep.training.health import Health
+from fewstep.training.config import TrainerConfig
+from fewstep.training.gallery import Gallery
+from fewstep.training.health import Health, verdict
+from fewstep.training.log import read_log
 from fewstep.training.processes import World, together
-from fewstep.training.trainer import Trainer, Watch
-from fewstep.yaml import read_yaml, to_yaml
+from fewstep.training.progress import training_progress
+from fewstep.training.run_folder import RunFolder
+from fewstep.training.seen import Observer
+from fewstep.training.tensorboard import TensorBoard, check_tensorboard
+from fewstep.training.trainer import Trainer
+
+MAY_CHANGE = {"trainer": TrainerConfig.may_change, "data": Source.may_change}
+"""Options of a run, by its part, that a run that goes on may have changed."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,81 @@ class Run(Choice):
     """A saved model (name or folder), or a fresh network for methods that train one."""
     start: ModelSource | None = None
     """Another model, whose weights the student begins with."""
+    adaptation: Adaptation = field(default_factory=FullCopy)
+    """How the networks of the method are made from the teacher: full_copy has all weights anew."""
     dropout: Share | None = None
     """Dropout of the networks that the method makes; the teacher's own if not given."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The loop: steps, batch, optimizer, averages, precision, checkpoints."""
+
+    def prepared(
+        self,
+        dataset: Dataset | None = None,
+        *,
+        model: Any = None,
+        begin: Any = None,
+        folder: Path | None = None,
+        world: World | None = None,
+    ) -> Prepared:
+        """Everything that trains, put together.
+
+        dataset, model, begin: in place of what `data`, `teacher` and `start` name. folder: where
+        the trainer keeps log and checkpoints; None for nowhere. Raises ValueError and OSError for
+        data or models that cannot be read or do not fit each other.
+        """
+        test = None
+        if dataset is None:
+            everything = self.data.read()
+            dataset = self.data.choose(everything)
+            if self.trainer.health_every:
+                test = held_out(self.data, everything)
+        seed = self.trainer.seed
+        if model is None:
+            model = self.teacher.load(dataset.space, seed)
+        if begin is None:
+            begin = model if self.start is None else self.start.load(dataset.space, seed)
+        if isinstance(model, Classifier) != isinstance(self.method, Classification):
+            kind = kind_of(type(self.method))
+            raise ValueError(f"{kind} does not train the model of teacher={self.teacher.dump()}")
+        if isinstance(model, DiffusionModel) and (reason := unlike(begin.denoiser, model.denoiser)):
+            raise ValueError(f"start: {reason}")
+        with seeded(seed, torch.device("cpu")):  # new heads
+            clone = self.adaptation.clones(begin.denoiser, seed, self.dropout)
+            nets = self.method.build_nets(model, clone)
+        batch = self.trainer.batch
+        stream = Stream(dataset, model.codec, model.conditioner, seed, batch, model.shape)
+        trainer = Trainer(self.method, nets, stream, self.trainer, folder, world)
+        return Prepared(model, nets, stream, trainer, test)
+
+
+class Prepared(NamedTuple):
+    """A run that can begin. held_out: images that it never trains on; None where there are none,
+    or nobody asks.
+    """
+
+    model: Any
+    nets: Any
+    stream: Stream
+    trainer: Trainer
+    held_out: Dataset | None
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a run has made. models: by the name of the network, of which `student` is the first.
+    already: it was finished before. numbers: the last line of its log.
+    """
+
+    folder: Path
+    models: dict[str, Any]
+    already: bool
+    numbers: dict[str, float]
+    health: str
+
+    @property
+    def student(self) -> Any:
+        """The model that the run is about."""
+        return self.models["student"]
 
 
 def distil(
@@ -55,73 +133,119 @@ def distil(
     folder: Path | str,
     *,
     restart: bool = False,
-    watch: Watch | None = None,
+    observers: Sequence[Observer] = (),
+    progress: bool | None = None,
     say: Callable[[str], None] = print,
-) -> bool:
-    """Carries out a run in its folder; an unfinished one goes on. Returns False where it was
-    finished already.
+) -> Distilled:
+    """Carries out a run in its folder; an unfinished one goes on, a finished one is read.
 
-    Raises RefusedError where the folder holds a run with another configuration, or is in use;
-    ValueError and OSError for data or models that cannot be read; DivergedError.
+    observers: look at every step, behind log and checkpoint. progress: as of `training_progress`:
+    where nobody says, a bar on a terminal and in a notebook. Raises RefusedError where the folder
+    holds a run with another configuration, or is in use; ValueError and OSError for options, data
+    or models that are wrong or cannot be read; DivergedError.
     """
+    run, home = checked(run), Path(folder)
     with together(run.trainer.timeout) as world:
-        return _carried_out(
-            run, Path(folder), world, restart, watch, say if world.leads else _silent
-        )
+        place = RunFolder(home, world)
+        with place.locked():
+            finished = not restart and world.on_leader(
+                lambda: place.finished(run.dump(), MAY_CHANGE)
+            )
+            if finished:
+                return _read(run, home)
+            ready = run.prepared(folder=home, world=world)
+            exports = ready.trainer.state.roles.exports
+            world.on_leader(lambda: place.begin(run.noted(), exports, restart))
+            with training_progress(run.trainer.steps, home.name, progress) as show:
+                ready.trainer.fit(
+                    *_drawing(run, ready),
+                    show,
+                    *observers,
+                    measures=_measuring(run, ready),
+                    say=say if world.is_leader else _silent,
+                )
+            models = _saved(run, ready)
+            place.write_status("finished", run.trainer.steps, run.trainer.steps)
+            return _distilled(home, models, already=False)
 
 
-def _carried_out(
-    run: Run,
-    folder: Path,
-    world: World,
-    restart: bool,
-    watch: Watch | None,
-    say: Callable[[str], None],
-) -> bool:
-    locks: list[Lock] = []  # one process holds it for all
-    world.first(lambda: locks.append(Lock(folder)))
+def checked(run: Run) -> Run:
+    """The run with every option validated, as those of a file are. ValueError, a line for each that
+    is wrong.
+    """
     try:
-        if not restart and world.first(lambda: _finished(run, folder)):
-            return False
-        everything = run.data.read()
-        dataset = run.data.choose(everything)
-        model = run.teacher.load(dataset.space, run.trainer.seed)
-        begin = model if run.start is None else run.start.load(dataset.space, run.trainer.seed)
-        if isinstance(model, Classifier) != isinstance(run.method, Classification):
-            raise ValueError(
-                f"{kind_of(type(run.method))} does not train the model of "
-                f"teacher={run.teacher.dump()}"
-            )
-        if isinstance(model, DiffusionModel) and (reason := unlike(begin.denoiser, model.denoiser)):
-            raise ValueError(f"start: {reason}")
-        with seeded(run.trainer.seed, torch.device("cpu")):  # new heads
-            nets = run.method.build_nets(
-                model, FullCopy(begin.denoiser, run.trainer.seed, run.dropout)
-            )
-        stream = Stream(
-            dataset, model.codec, model.conditioner, run.trainer.seed, run.trainer.batch
-        )
-        trainer = Trainer(run.method, nets, stream, run.trainer, folder, world)
-        world.first(lambda: _begin(run, folder, restart, trainer.state.roles.exports))
-        teacher = model if isinstance(run.teacher, Saved) else None
-        health = None
-        if run.trainer.health_every:
-            health = Health(
-                run.method, nets, stream, held_out(run.data, everything), teacher, trainer.device
-            )
-        trainer.fit(
-            watch,
-            health,
-            say,
-            Gallery(run, folder, model, world) if run.trainer.sample_every else None,
-        )
-        _save(run, folder, model, trainer, stream)
-        return True
-    finally:
-        if locks:
-            if [path.name for path in folder.iterdir()] == [".lock"]:  # it never began
-                shutil.rmtree(folder)
-            locks[0].release()
+        run = run.checked()
+    except ValueError as error:
+        raise ValueError("\n".join(option_errors(error)) or str(error)) from None
+    if run.trainer.tensorboard:
+        check_tensorboard()
+    return run
+
+
+def _measuring(run: Run, ready: Prepared) -> list[Observer]:
+    if not run.trainer.health_every:
+        return []
+    teacher = ready.model if isinstance(run.teacher, Saved) else None
+    every, device = run.trainer.health_every, ready.trainer.device
+    return [Health(run.method, ready.nets, ready.stream, ready.held_out, teacher, device, every)]
+
+
+def _drawing(run: Run, ready: Prepared) -> list[Observer]:
+    found: list[Observer] = []
+    place, world, config = ready.trainer.folder, ready.trainer.world, run.trainer
+    assert place is not None
+    if config.sample_every:
+        samples, steps = place.path / "samples", config.sample_steps
+        every = config.sample_every
+        found.append(Gallery(run.method, ready.model, samples, every, steps, world, write_grid))
+    if config.tensorboard and world.is_leader:
+        found.append(TensorBoard(place.path / "tensorboard"))
+    return found
+
+
+def _saved(run: Run, ready: Prepared) -> dict[str, Any]:
+    """Writes every exported network with its averages, sampler, guidance and card."""
+    trainer, state = ready.trainer, ready.trainer.state
+    place = trainer.folder
+    assert place is not None
+    # Not where it lies on this machine: models are handed on.
+    data = {key: value for key, value in run.data.dump().items() if key != "path"}
+    card = {
+        "method": run.method.dump(),
+        "trainer": run.trainer.dump(),
+        "data": data
+        | {"fingerprint": ready.stream.fingerprint, "images": len(ready.stream.dataset)},
+        "ema": run.trainer.ema[0],
+        "batches": trainer.batches,
+    }
+    models, clock = {}, trainer.clock(run.trainer.steps - 1)
+    for name in state.roles.exports:
+        variants = {}
+        for decay in run.trainer.ema[1:]:
+            network = merged(state.exported(name, decay)).get_submodule("network")
+            variants[f"{decay:g}"] = network.state_dict()
+        sampler, guidance = run.method.sampler(clock, name), run.method.guidance()
+        net = merged(state.exported(name))
+        if isinstance(net, Denoiser):
+            net.autocast = None  # as it is when it is loaded
+        made = ready.model.trained(net, sampler, guidance, card, variants)
+        trainer.world.on_leader(lambda: made.save(place.path / name))  # noqa: B023
+        models[name] = made
+    return models
+
+
+def _read(run: Run, folder: Path) -> Distilled:
+    """What a finished run left."""
+    load = load_classifier if isinstance(run.method, Classification) else load_folder
+    found = {}
+    for path in sorted(folder.glob("*/model.json")):
+        found[path.parent.name] = load(path.parent)
+    return _distilled(folder, found, already=True)
+
+
+def _distilled(folder: Path, models: dict[str, Any], already: bool) -> Distilled:
+    lines = read_log(folder / "log.jsonl")
+    return Distilled(folder, models, already, lines[-1] if lines else {}, verdict(lines))
 
 
 def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
@@ -134,104 +258,11 @@ def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
     return None
 
 
-class Gallery:
-    """Grids of the averaged networks, of the same seeds each time: samples/step-00000100-2.png for
-    2 steps.
-    """
-
-    images = 40
-
-    def __init__(self, run: Run, folder: Path, model: Any, world: World):
-        self.run, self.folder, self.model, self.world = run, folder / "samples", model, world
-
-    def __call__(self, clock: Clock, exported: Mapping[str, nn.Module]) -> None:
-        """Draws and writes, in the leading process."""
-        for name, net in exported.items():
-            sampler = self.run.method.sampler(clock, name)
-            if sampler is not None and self.world.leads:
-                made = self.model.trained(net, sampler, self.run.method.guidance(), {}, {})
-                prefix = "" if name == "student" else f"{name}-"
-                for steps in self.run.trainer.sample_steps:
-                    path = self.folder / f"{prefix}step-{clock.step + 1:08d}-{steps}.png"
-                    write_grid(path, made.generate(num=self.images, steps=steps))
-
-
-def _silent(line: str) -> None:
-    """What other processes than the leading one say."""
-
-
-def _begin(run: Run, folder: Path, restart: bool, exports: tuple[str, ...]) -> None:
-    """Writes the run file, behind removing what a restart throws away."""
-    if restart:
-        for name in ("samples", *exports):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (
-            "status.json",
-            "log.jsonl",
-        ):  # first: a restart that is cut must not pass for the old run
-            (folder / name).unlink(missing_ok=True)
-        Checkpoints(folder / "checkpoints").discard_all()
-    write_bytes(folder / "run.yaml", to_yaml(run.noted()).encode())
-
-
-def _save(run: Run, folder: Path, model: Any, trainer: Trainer, stream: Stream) -> None:
-    """Writes every exported network with its averages, sampler, guidance and card."""
-    clock = trainer.clock(run.trainer.steps - 1)
-    for name in trainer.state.roles.exports:
-        net = trainer.state.exported(name)
-        variants = {
-            f"{d:g}": trainer.state.exported(name, d).get_submodule("network").state_dict()
-            for d in run.trainer.ema[1:]
-        }
-        card = {
-            "method": run.method.dump(),
-            "trainer": run.trainer.dump(),
-            # Not where it lies on this machine: models are handed on.
-            "data": {k: v for k, v in run.data.dump().items() if k != "path"}
-            | {"fingerprint": stream.fingerprint, "images": len(stream.dataset)},
-            "ema": run.trainer.ema[0],
-            "batches": trainer.batches,
-        }
-        made = model.trained(
-            net, run.method.sampler(clock, name), run.method.guidance(), card, variants
-        )
-        trainer.world.first(lambda: made.save(folder / name))  # noqa: B023
-    status = {
-        "state": "finished",
-        "step": run.trainer.steps,
-        "steps": run.trainer.steps,
-        "reason": "",
-    }
-    trainer.world.first(lambda: write_json(folder / "status.json", status))
-
-
 def held_out(source: Source, everything: Dataset) -> Dataset | None:
     """The test split of a source that trains on the other part; None where nothing is held out."""
     found = source.choose(everything, "test", empty=True) if source.split == "train" else None
     return found if found is not None and len(found) else None
 
 
-def _finished(run: Run, folder: Path) -> bool:
-    """Whether the folder holds this run, finished. RefusedError where it holds another one."""
-    path = folder / "run.yaml"
-    if not path.is_file():
-        return False
-    old, new = read_yaml(path), run.dump()
-    parts = {"trainer": TrainerConfig.free, "data": Source.free}
-    if not isinstance(old, dict) or not all(isinstance(old.get(part), dict) for part in parts):
-        raise RefusedError(f"{path} is no run file; --restart begins again")
-    old.pop("plugins", None)
-    for part, names in parts.items():
-        for free in names:
-            old[part].pop(free, None)
-            new[part].pop(free, None)
-    if old != new:
-        raise RefusedError(
-            f"{folder} holds a run with another configuration: {difference(old, new)}; "
-            "choose another name=, or --restart to begin again"
-        )
-    try:
-        status = read_json(folder / "status.json")
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(status, dict) and status.get("state") == "finished"
+def _silent(line: str) -> None:
+    """What other processes than the leading one say."""

@@ -222,9 +222,10 @@ class TestRuns:
         refused(3, *TEACHER, "name=half", says="format 2")
 
     def test_a_run_in_use(self, refused, unfinished):
-        from fewstep.training.checkpoint import Lock
+        from fewstep.training.run_folder import Lock
 
         lock = Lock(unfinished)
+        lock.take()
         refused(3, *TEACHER, "name=half", says=["in use", "process"])
         lock.release()
 

@@ -84,7 +84,7 @@ def recorded(method, **changes):
     """The states behind each step, the first one from before the run."""
     one = trainer(method, None, config(optimizer=Sgd(lr=0.3), **changes))
     states = [state(one)]
-    one.fit(lambda done, values: states.append(state(one)) if values is None else None)
+    one.fit(lambda seen: states.append(state(one)))
     return one, states
 
 

@@ -97,13 +97,12 @@ def test_the_rate_of_each_network_is_its_own_times_the_factor():
     )
     one, rates = trainer(Phased(), None, chosen), []
 
-    def watch(done, values):
-        if values is None:
-            rates.append(
-                [one.state.optimizers[name].param_groups[0]["lr"] for name in ("student", "fake")]
-            )
+    def look(seen):
+        rates.append(
+            [one.state.optimizers[name].param_groups[0]["lr"] for name in ("student", "fake")]
+        )
 
-    one.fit(watch)
+    one.fit(look)
     factors = [1 - k / 4 for k in range(4)] * 3
     assert [r for pair in rates for r in pair] == pytest.approx(
         [lr * f for f in factors for lr in (0.1, 0.2)]

@@ -13,7 +13,6 @@ from tests.oracles import Exact, Gains, Gaussian, batch_of
 from tests.test_contracts import teacher_of
 
 from fewstep.data.digits import Digits
-from fewstep.data.stream import Stream
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import LogNormal
@@ -23,10 +22,9 @@ from fewstep.diffusion.solvers import Euler
 from fewstep.learning.losses import Distance, PseudoHuber, Squared
 from fewstep.learning.method import Clock, Method
 from fewstep.methods.consistency_training import ConsistencyTraining
-from fewstep.models.adapters import FullCopy
+from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import Sgd
-from fewstep.training.trainer import Trainer
 
 VE = VarianceExploding()
 DATA = Gaussian(VE, std=0.5)
@@ -294,11 +292,8 @@ def trainer_of(**options):
     """Three steps of 16 digits with a tiny teacher."""
     digits = Digits(limit=64).dataset()
     model, method = teacher_of(digits), ConsistencyTraining(**options)
-    nets = method.build_nets(model, FullCopy(model.denoiser))
-    stream = Stream(digits, model.codec, model.conditioner, 0, 16)
-    return Trainer(
-        method, nets, stream, TrainerConfig(steps=3, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,))
-    )
+    config = TrainerConfig(steps=3, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,))
+    return Run(Digits(), method, trainer=config).prepared(digits, model=model).trainer
 
 
 @pytest.mark.parametrize("target", ["fixed", "adaptive"])
@@ -313,14 +308,13 @@ def test_the_trainer_carries_a_slow_target(target):
     assert all(torch.equal(v, student[k]) for k, v in slow.items())
     decays = []
 
-    def watch(done, line):
-        if line is None:
-            decay = trainer.method.decay(trainer.clock(done - 1))
-            decays.append(decay)
-            for k, v in student.items():
-                expected[k] = decay * expected[k] + (1 - decay) * v.detach().double()
+    def look(seen):
+        decay = trainer.method.decay(seen.clock)
+        decays.append(decay)
+        for k, v in student.items():
+            expected[k] = decay * expected[k] + (1 - decay) * v.detach().double()
 
-    trainer.fit(watch)
+    trainer.fit(look)
     for k, v in slow.items():
         close(v.double(), expected[k], rtol=1e-5, atol=1e-7)
         assert not v.requires_grad

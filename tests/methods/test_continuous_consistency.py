@@ -387,9 +387,9 @@ def test_a_network_that_says_x0_itself_is_refused(prediction, process):
     )
     if prediction is SamplePrediction:
         with pytest.raises(ValueError, match="sample_prediction is not the identity at the data"):
-            ContinuousConsistency().build_nets(model, FullCopy(model.denoiser))
+            ContinuousConsistency().build_nets(model, FullCopy().clones(model.denoiser))
     else:
-        ContinuousConsistency().build_nets(model, FullCopy(model.denoiser))
+        ContinuousConsistency().build_nets(model, FullCopy().clones(model.denoiser))
 
 
 def test_golden_times():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tests.diffusion.cases import PROCESSES, close, every, f64, narrowed
 from tests.oracles import Exact, Gaussian, Output, denoising
-from tests.training.tiny import SHAPE, assert_same, config, model, part, real, state
+from tests.training.tiny import SHAPE, assert_same, config, data, model, part, real, state
 from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
@@ -29,6 +29,7 @@ from fewstep.learning.method import Clock
 from fewstep.methods.dmd2 import DMD2
 from fewstep.models.adapters import FullCopy
 from fewstep.models.heads import Head
+from fewstep.training.trainer import Trainer
 
 VE = VarianceExploding()
 CLOCK = Clock(0, 100, 64)
@@ -756,7 +757,9 @@ def test_the_student_keeps_the_identity_at_t_min_through_training():
     for parameterization, expected in starts.items():
         start = model(seed=1).denoiser
         start.parameterization = parameterization
-        one = real(DMD2(fake_steps=1), None, config(steps=3), default=start)
+        method, chosen = DMD2(fake_steps=1), config(steps=3)
+        nets = method.build_nets(model(), FullCopy().clones(start))
+        one = Trainer(method, nets, data(), chosen)
         assert one.nets.student.parameterization == expected
         assert one.nets.fake.parameterization == one.nets.teacher.parameterization == Edm()
         one.fit()
@@ -766,7 +769,7 @@ def test_the_student_keeps_the_identity_at_t_min_through_training():
 
 def test_fake_begins_as_the_teacher_and_the_student_as_its_start():
     of, start = model(seed=1), model(seed=2).denoiser
-    nets = DMD2().build_nets(of, FullCopy(start))
+    nets = DMD2().build_nets(of, FullCopy().clones(start))
     assert_same(dict(nets.fake.state_dict()), dict(of.denoiser.state_dict()))
     assert_same(dict(nets.student.state_dict()), dict(start.state_dict()))
     assert nets.teacher is of.denoiser

@@ -255,7 +255,7 @@ def test_the_way_up_needs_a_segment_of_its_own():
     model = teacher_of(Digits(limit=64).dataset())
     for one in (MultiBoundary(segments=20, bins=20), MultiBoundary(segments=1, bins=1)):
         with pytest.raises(ValueError, match=r"segments|boundar"):
-            InvertibleConsistency(one).build_nets(model, FullCopy(model.denoiser))
+            InvertibleConsistency(one).build_nets(model, FullCopy().clones(model.denoiser))
 
 
 def test_encoding_needs_noise_to_start_from():
@@ -267,7 +267,7 @@ def test_each_update_moves_its_own_network_alone():
     method = InvertibleConsistency(MultiBoundary(guided=Guided(1.0, 4.0, embed=True)))
     digits = Digits(limit=64).dataset()
     model = teacher_of(digits)
-    nets = method.build_nets(model, FullCopy(model.denoiser))
+    nets = method.build_nets(model, FullCopy().clones(model.denoiser))
     assert nets.student.inputs == nets.forward.inputs == ("label", "guidance")
     x0 = torch.randn(8, *digits.shape)
     updates = method.updates(CLOCK)

@@ -186,7 +186,7 @@ def built(method, process=VarianceExploding(), parameterization=None, null=True,
             parameter += 0.05 * torch.randn(
                 parameter.shape, generator=torch.Generator().manual_seed(i)
             )
-    return model, method.build_nets(model, FullCopy(model.denoiser))
+    return model, method.build_nets(model, FullCopy().clones(model.denoiser))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_the_student_is_the_teacher_as_a_consistency_function_whatever_it_is_tol
     assert "guidance" not in nets.teacher.inputs
     cond = model.conditioner({"label": torch.arange(4)})
     x, t = torch.randn(4, 1, 8, 8), rows((process.t_min + process.t_max) / 3, 4)
-    plain = FullCopy(model.denoiser)("plain", parameterization=boundary)
+    plain = FullCopy().clones(model.denoiser)("plain", parameterization=boundary)
     for g in (1.0, 4.0):
         told = cond.with_values(guidance=rows(g, 4))
         assert torch.equal(nets.student(x, t, told), plain(x, t, cond))
@@ -323,7 +323,7 @@ def test_a_teacher_without_an_unconditional_side_can_only_be_taken_as_it_is():
 
 def test_a_teacher_that_reads_its_guidance_is_told_and_passes_the_input_on():
     model, _ = built(LatentConsistency(guided=Guided()), null=False)
-    model.denoiser = FullCopy(model.denoiser)("told", inputs={"guidance"})
+    model.denoiser = FullCopy().clones(model.denoiser)("told", inputs={"guidance"})
     with pytest.raises(ValueError, match="embed"):
         Guided(2.0, 4.0).inputs(model)
     assert Guided(2.0, 4.0, embed=True).inputs(model) == {"guidance"}

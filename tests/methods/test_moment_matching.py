@@ -355,11 +355,11 @@ def test_where_memory_runs_out_whole_groups_remain():
         return loss(nets, batch, clock)
 
     update = Update(("student",), scarce)
-    trainer._apply(update, trainer.clock(0), 0)
-    assert trainer.micro == 4
+    trainer.step(update, trainer.clock(0), 0, 0)
+    assert trainer.step.micro == 4
     most = 2
     with pytest.raises(MemoryError):
-        trainer._apply(update, trainer.clock(0), 0)
+        trainer.step(update, trainer.clock(0), 0, 0)
 
 
 def test_options():

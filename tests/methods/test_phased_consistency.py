@@ -143,7 +143,7 @@ class Told(nn.Module):
 def real(method):
     digits = Digits(limit=64).dataset()
     model = teacher_of(digits)
-    nets = method.build_nets(model, FullCopy(model.denoiser))
+    nets = method.build_nets(model, FullCopy().clones(model.denoiser))
     nets.teacher.requires_grad_(False)
     cond = model.conditioner({"label": torch.arange(8)})
     return nets, lambda: batch_of(

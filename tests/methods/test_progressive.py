@@ -506,7 +506,7 @@ def whole():
     """The run that nothing interrupted: its state at the start and behind every step."""
     one = real(METHOD, None, CONFIG)
     states = [state(one)]
-    one.fit(lambda done, values: states.append(state(one)) if values is None else None)
+    one.fit(lambda seen: states.append(state(one)))
     return states
 
 
@@ -591,7 +591,7 @@ def test_only_the_student_has_dropout():
     each time.
     """
     of = model(dropout=0.2)
-    nets = METHOD.build_nets(of, FullCopy(of.denoiser, dropout=0.3))
+    nets = METHOD.build_nets(of, FullCopy().clones(of.denoiser, dropout=0.3))
 
     def shares(net):
         return {module.p for module in net.modules() if isinstance(module, nn.Dropout)}
@@ -634,9 +634,9 @@ def test_start_and_teacher_get_each_others_inputs(who, more):
     every weight.
     """
     of = teacher_of(SimpleNamespace(space=image_space((1, 8, 8), 10)))
-    plain, wider = of.denoiser, FullCopy(of.denoiser)("wider", inputs={more})
+    plain, wider = of.denoiser, FullCopy().clones(of.denoiser)("wider", inputs={more})
     of.denoiser, start = (plain, wider) if who == "start" else (wider, plain)
-    nets = METHOD.build_nets(of, FullCopy(start))
+    nets = METHOD.build_nets(of, FullCopy().clones(start))
     assert set(nets.student.inputs) == set(nets.teacher.inputs) == {"label", more}
     x, t, cond = (
         torch.randn(4, 1, 8, 8),
@@ -661,7 +661,7 @@ def test_a_start_of_another_size_cannot_become_the_teacher():
         for c in (8, 16)
     )
     with pytest.raises(ValueError, match="teacher's network"):
-        METHOD.build_nets(of, FullCopy(other.denoiser))
+        METHOD.build_nets(of, FullCopy().clones(other.denoiser))
 
 
 def test_a_round_of_the_exact_data_teacher_is_stationary():

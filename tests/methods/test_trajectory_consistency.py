@@ -171,7 +171,7 @@ def test_inputs_of_the_networks():
         ({"told_end": True}, ("label", "s")),
         ({"told_end": True, "guided": Guided(1.0, 3.0, embed=True)}, ("label", "guidance", "s")),
     ):
-        nets = TrajectoryConsistency(**options).build_nets(model, FullCopy(model.denoiser))
+        nets = TrajectoryConsistency(**options).build_nets(model, FullCopy().clones(model.denoiser))
         assert nets.student.inputs == nets.target.inputs == inputs
     assert TrajectoryConsistency(guided=Guided(3.0, 15.0)).guidance() == Guidance("fixed", 3, 15, 9)
 

@@ -14,7 +14,6 @@ from tests.test_contracts import teacher_of
 from tests.training.tiny import StopError, stop_at
 
 from fewstep.data.digits import Digits
-from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.process import VarianceExploding
@@ -22,10 +21,9 @@ from fewstep.learning.losses import PseudoHuber, Squared
 from fewstep.learning.method import Clock, Method
 from fewstep.methods.easy_consistency import EasyConsistency
 from fewstep.methods.truncated_consistency import TruncatedConsistency
-from fewstep.models.adapters import FullCopy
+from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import Sgd
-from fewstep.training.trainer import Trainer
 
 VE = VarianceExploding()
 DATA = Gaussian(VE, std=0.5)
@@ -192,12 +190,12 @@ def test_all_three_passes_have_the_same_masks():
 def trainer_of(steps=6, folder=None, **options):
     digits = Digits(limit=64).dataset()
     model, method = teacher_of(digits), TruncatedConsistency(**options)
-    nets = method.build_nets(model, FullCopy(model.denoiser))
-    stream = Stream(digits, model.codec, model.conditioner, 0, 16)
     config = TrainerConfig(
         steps=steps, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,), save_every=1, health_every=0
     )
-    return Trainer(method, nets, stream, config, folder)
+    return (
+        Run(Digits(), method, trainer=config).prepared(digits, model=model, folder=folder).trainer
+    )
 
 
 def bits(module):
@@ -207,12 +205,11 @@ def bits(module):
 def test_first_becomes_the_student_at_the_end_of_the_first_stage():
     trainer, seen = trainer_of(), []
 
-    def watch(done, line):
-        if line is None:
-            seen.append([bits(trainer.state.modules[name]) for name in ("student", "first")])
+    def look(step):
+        seen.append([bits(trainer.state.modules[name]) for name in ("student", "first")])
 
     begin = bits(trainer.state.modules["first"])
-    trainer.fit(watch)
+    trainer.fit(look)
     assert trainer.method.phases(6) == (0, 3)
     for student, first in seen[:2]:
         assert torch.equal(first, begin)

@@ -214,7 +214,11 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(network(x, t, cond), quiet)
     network.train()
     assert not torch.allclose(network(x, t, cond), quiet)
-    clone = FullCopy(Denoiser(network, VarianceExploding(), Edm()), dropout=0.0)("student").network
+    clone = (
+        FullCopy()
+        .clones(Denoiser(network, VarianceExploding(), Edm()), dropout=0.0)("student")
+        .network
+    )
     assert torch.equal(clone.train()(x, t, cond), quiet)
 
 

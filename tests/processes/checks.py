@@ -47,12 +47,13 @@ from fewstep.methods.dmd2 import DMD2
 from fewstep.models.adapters import FullCopy
 from fewstep.models.dit import Dit
 from fewstep.models.source import Fresh
-from fewstep.run import distil
+from fewstep.run import Run, distil
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import AdamW, Sgd
 from fewstep.training.processes import World, together
+from fewstep.training.seen import Observer, Seen
 from fewstep.training.trainer import Trainer
 
 CHECKS: dict[str, Callable[[World, Path], dict[str, Any]]] = {}
@@ -80,9 +81,7 @@ def digits() -> Any:
 
 def tiny_dit() -> Any:
     """A teacher that is a transformer, with weights everywhere."""
-    model = Fresh(network=Dit(width=16, depth=2, heads=2, mlp_ratio=2)).load(
-        digits().shape, digits().classes, seed=0
-    )
+    model = Fresh(network=Dit(width=16, depth=2, heads=2, mlp_ratio=2)).load(digits().space, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.denoiser.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -93,9 +92,6 @@ def of_digits(
     method: Method, world: World, folder: Path, model: Any = None, **chosen: Any
 ) -> Trainer:
     """Three steps of 16 digits with the tiny teacher of the contracts, without dropout."""
-    model = model or teacher_of(digits())
-    torch.manual_seed(0)  # new heads
-    nets = method.build_nets(model, FullCopy(model.denoiser, dropout=0.0))
     options: dict[str, Any] = {
         "steps": 3,
         "batch": 16,
@@ -104,8 +100,9 @@ def of_digits(
         "device": "cpu",
     }
     config = TrainerConfig(**{**options, "save_every": 0, "health_every": 0, **chosen})
-    stream = Stream(digits(), model.codec, model.conditioner, 0, config.batch)
-    return Trainer(method, nets, stream, config, folder, world)
+    run = Run(Digits(), method, dropout=0.0, trainer=config)
+    model = model or teacher_of(digits())
+    return run.prepared(digits(), model=model, folder=folder, world=world).trainer
 
 
 def of_weights(
@@ -128,10 +125,10 @@ class Done(NamedTuple):
     trainer: Trainer
 
 
-def run(trainer: Trainer, watch: Any = None, say: Any = print) -> Done:
-    trainer.fit(watch, say=say)
-    folder, steps = trainer.folder, trainer.config.steps
-    assert folder is not None
+def run(trainer: Trainer, *observers: Observer, say: Any = print) -> Done:
+    trainer.fit(*observers, say=say)
+    assert trainer.folder is not None
+    folder, steps = trainer.folder.path, trainer.config.steps
     if (
         trainer.state.sharded
     ):  # what is on the disk, for gathering it here costs a message per tensor
@@ -284,7 +281,7 @@ def odd(world: World, folder: Path) -> dict[str, Any]:
     for micro in (0, 4):
         two = run(of_weights(world, folder / str(micro), micro_batch=micro, **chosen))
         found[str(micro)] = compared(alone(of_weights, folder, **chosen), two)
-        found[str(micro)] |= {"rows": len(two.trainer.rows), "micro": two.trainer.micro}
+        found[str(micro)] |= {"rows": len(two.trainer.step.rows), "micro": two.trainer.step.micro}
     return found
 
 
@@ -397,13 +394,10 @@ def not_a_number(world: World, folder: Path) -> dict[str, Any]:
             )
             seen = [_kept(trainer)]
 
-            def watch(
-                done: int, line: Any, trainer: Trainer = trainer, seen: list[Any] = seen
-            ) -> None:
-                if line is None:
-                    seen.append(_kept(trainer))
+            def look(_: Seen, trainer: Trainer = trainer, seen: list[Any] = seen) -> None:
+                seen.append(_kept(trainer))
 
-            done = run(trainer, watch)
+            done = run(trainer, look)
             found[name] = {
                 "student": [student for student, _ in seen],
                 "fake": [fake for _, fake in seen],
@@ -413,7 +407,7 @@ def not_a_number(world: World, folder: Path) -> dict[str, Any]:
                     for v in group.values()
                 ),
                 "skipped": [line["skipped"] for line in done.lines],
-                "flags": trainer.flags.nonzero()[:, 0].tolist(),
+                "flags": trainer.skips.flags.nonzero()[:, 0].tolist(),
             }
     return found
 
@@ -498,7 +492,7 @@ def sums(world: World, folder: Path) -> dict[str, Any]:
 
 @check
 def agreements(world: World, folder: Path) -> dict[str, Any]:
-    """World.first with a result and with a failure, World.most, World.rows."""
+    """World.on_leader with a result and with a failure, World.max, World.rows."""
     asked: list[int] = []
 
     def work() -> dict[str, Any]:
@@ -509,9 +503,9 @@ def agreements(world: World, folder: Path) -> dict[str, Any]:
         asked.append(world.rank)
         raise OSError(28, "No space left on device", "x")
 
-    given = world.first(work)
+    given = world.on_leader(work)
     try:
-        world.first(fails)
+        world.on_leader(fails)
         failure = ""
     except (OSError, RuntimeError) as error:
         failure = type(error).__name__
@@ -520,12 +514,12 @@ def agreements(world: World, folder: Path) -> dict[str, Any]:
         "path": given["path"] == folder,
         "asked": asked,
         "failure": failure,
-        "behind it": world.first(lambda: 7),
-        "most": [
-            world.most(n) for n in (world.rank, 5 - world.rank, -3 - world.rank, 2**40 + world.rank)
+        "behind it": world.on_leader(lambda: 7),
+        "max": [
+            world.max(n) for n in (world.rank, 5 - world.rank, -3 - world.rank, 2**40 + world.rank)
         ],
         "rows": [list(world.rows(n)) for n in (16, 15, 2)],
-        "leads": world.leads,
+        "leader": world.is_leader,
     }
 
 
@@ -538,7 +532,7 @@ def spread(world: World, folder: Path) -> dict[str, Any]:
     for sharding in ("none", "full"):
         model, method = teacher_of(digits()), DMD2()
         torch.manual_seed(world.rank)  # another head
-        nets = method.build_nets(model, FullCopy(model.denoiser))
+        nets = method.build_nets(model, FullCopy().clones(model.denoiser))
         before = {}
         for field in dataclasses.fields(nets):
             for key, parameter in getattr(nets, field.name).named_parameters():
@@ -627,7 +621,7 @@ def halves(
     for part, setting in enumerate((first, then)):
         options = {**both, **setting}
         here = ALONE if options.pop("alone", False) else world
-        if here is world or world.leads:
+        if here is world or world.is_leader:
             trainer = of_weights(here, folder, save_every=CUT, **options)
             if part:
                 done = run(trainer, say=heard.append)
@@ -646,7 +640,7 @@ def halves(
     if first == then:  # as if it had not been cut
         straight = run(of_weights(world, folder.with_name("straight"), **both, **then))
         found |= {"straight": bits(straight.saved), "same log": straight.lines == done.lines}
-    return found | {"batches": done.trainer.batches, "micro": done.trainer.micro}
+    return found | {"batches": done.trainer.batches, "micro": done.trainer.step.micro}
 
 
 @check
@@ -731,12 +725,12 @@ def out_of_memory(world: World, folder: Path) -> dict[str, Any]:
     """
 
     def alter(number: int, rows: range, x0: Tensor) -> None:
-        if not world.leads and number == 4 and len(rows) > 2:
+        if not world.is_leader and number == 4 and len(rows) > 2:
             raise MemoryError("can't allocate memory")
 
     chosen = {"batch": 16, "optimizer": DESCENT}
     two = run(of_weights(world, folder, lambda stream: Altered(stream, alter), **chosen))
-    return compared(alone(of_weights, folder, **chosen), two) | {"micro": two.trainer.micro}
+    return compared(alone(of_weights, folder, **chosen), two) | {"micro": two.trainer.step.micro}
 
 
 def command(
@@ -786,13 +780,13 @@ def by_command(world: World, folder: Path) -> dict[str, Any]:
     """
     os.chdir(folder)
     teacher = f"teacher={folder}/runs/tiny"
-    if world.leads:
+    if world.is_leader:
         with environment(WORLD_SIZE="1"):
             assert fewstep(*TEACHER, "name=tiny")[0] == 0
             assert fewstep(*STUDENT, teacher, "name=one")[0] == 0
             run, half = configured("digits_cd", [*STUDENT[2:], teacher, "name=half"])
             with contextlib.suppress(StopError):
-                distil(run, half, watch=stop_at(CUT))
+                distil(run, half, observers=[stop_at(CUT)])
             shutil.copytree(half, "runs/middle")  # as it was when the second process came
     ended = {name: fewstep(*STUDENT, teacher, f"name={name}") for name in ("two", "half")}
     waits: list[float] = []
@@ -804,7 +798,7 @@ def by_command(world: World, folder: Path) -> dict[str, Any]:
         name: {"code": code, "said": said.splitlines()} for name, (code, said) in ended.items()
     }
     found["refused"]["waits"] = waits
-    if not world.leads:
+    if not world.is_leader:
         return found
     found["middle"] = len(read_log(Path("runs/middle/log.jsonl")))
     home = Path("runs/one")
@@ -847,7 +841,7 @@ def main() -> None:
         for name in names:
             if name in CHECKS:
                 measured(name, CHECKS[name], world)
-        ports = world.first(lambda: [free_port() for _ in range(8)])
+        ports = world.on_leader(lambda: [free_port() for _ in range(8)])
     import fewstep.report.run_report as report
 
     report.curves = lambda *_, **__: "<svg></svg>"  # type: ignore[assignment]  # drawing takes longer than training

@@ -37,7 +37,7 @@ from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import Sgd
-from fewstep.training.trainer import Trainer
+from fewstep.training.step import Step
 from fewstep.yaml import to_yaml
 
 pytestmark = pytest.mark.processes
@@ -141,12 +141,11 @@ def carried_out(run, folder):
     """The run, by both; each step takes 10 ms at least, and is told."""
 
     def act(rank, writer):
-        def watch(done, line):
-            if line is None:
-                os.write(writer, b".")
-                time.sleep(0.01)
+        def look(seen):
+            os.write(writer, b".")
+            time.sleep(0.01)
 
-        distil(run, folder, watch=watch)
+        distil(run, folder, observers=[look])
 
     return act
 
@@ -175,7 +174,7 @@ def newest(folder):
 
 def test_a_signal_to_one_process_stops_both_behind_the_same_step(folder):
     run = run_of()
-    assert distil(run, folder / "one")  # first: what it imports, the two need not import again
+    distil(run, folder / "one")  # first: what it imports, the two need not import again
     with pair(carried_out(run, folder / "run")) as children:
         reach(children, 5)
         children[1].kill(signal.SIGTERM)
@@ -187,7 +186,7 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(folder):
     assert status == {"state": "stopped", "step": step, "steps": 40, "reason": "signal 15"}
     assert newest(folder / "run") == step
     said = []
-    assert distil(run, folder / "run", say=said.append)  # in one process
+    assert not distil(run, folder / "run", say=said.append).already  # in one process
     assert len(said) == 1
     assert (
         of_logs(read_log(folder / "one" / "log.jsonl"), read_log(folder / "run" / "log.jsonl"))
@@ -293,7 +292,7 @@ def test_a_signal_to_torchrun_stops_both_with_a_checkpoint(folder, monkeypatch):
     for name, say in (("one", pytest.fail), ("run", heard.append)):
         run, at = configured(words[0], [*words[1:], f"name={name}"])
         with pytest.raises(StopError):
-            distil(run, at, watch=stop_at(len(lines) + 2), say=say)
+            distil(run, at, observers=[stop_at(len(lines) + 2)], say=say)
     assert len(heard) == 1
     one, two = (read_log(folder / "runs" / name / "log.jsonl") for name in ("one", "run"))
     assert one[: len(lines)] != []
@@ -312,25 +311,25 @@ def test_an_error_of_the_configuration_is_one_line(folder):
     ]
 
 
-@pytest.mark.parametrize("where", ["_backward", "_step"])
+@pytest.mark.parametrize("where", ["backward", "descend"])
 def test_an_error_of_one_process_is_said_by_it(folder, monkeypatch, where):
     """Out of memory in the second process alone, where the two cannot agree on smaller parts any
     more.
     """
     monkeypatch.chdir(folder)
-    run = to_yaml(run_of(sharding="full" if where == "_backward" else "none").dump())
+    run = to_yaml(run_of(sharding="full" if where == "backward" else "none").dump())
     Path("run.yaml").write_text(run)
 
     def act(rank, writer):
         sys.stdout = sys.stderr = Path(f"{rank}.txt").open("w", buffering=1)  # noqa: SIM115
-        work = getattr(Trainer, where)
+        work = getattr(Step, where)
 
         def short(self, update, clock, *rest):
             if rank == 1 and clock.step == 3:
                 raise MemoryError("can't allocate memory")
             return work(self, update, clock, *rest)
 
-        setattr(Trainer, where, short)
+        setattr(Step, where, short)
         main(["train", "run.yaml", "name=run"])
 
     with pair(act) as children:

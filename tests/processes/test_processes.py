@@ -206,8 +206,8 @@ def test_sums_go_through_buckets(measured, dtype):
 
 def test_the_leading_process_answers_for_all(measured):
     leading, other = measured.of("agreements")
-    assert leading["leads"]
-    assert not other["leads"]
+    assert leading["leader"]
+    assert not other["leader"]
     assert (leading["asked"], other["asked"]) == ([0, 0], [])
     assert leading["given"] == other["given"] == 0
     assert leading["path"]
@@ -216,9 +216,9 @@ def test_the_leading_process_answers_for_all(measured):
     assert leading["behind it"] == other["behind it"] == 7
 
 
-def test_most_and_rows(measured):
+def test_max_and_rows(measured):
     leading, other = measured.of("agreements")
-    assert leading["most"] == other["most"] == [1, 5, -3, 2**40 + 1]
+    assert leading["max"] == other["max"] == [1, 5, -3, 2**40 + 1]
     for size, one, two in zip((16, 15, 2), leading["rows"], other["rows"]):
         assert one + two == list(range(size))
 

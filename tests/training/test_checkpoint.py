@@ -16,7 +16,7 @@ from tests.training.tiny import Single, assert_same, bits, config, cut, data, st
 
 import fewstep.training.checkpoint as checkpoint
 from fewstep.errors import RefusedError
-from fewstep.training.checkpoint import FORMAT, Checkpoints, Saved
+from fewstep.training.checkpoint import FORMAT, CheckpointContent, Checkpoints
 from fewstep.training.optimizers import Sgd
 
 GROUPS = ("nets.safetensors", "ema.safetensors", "optim.safetensors")
@@ -31,7 +31,7 @@ def saved(step):
         "ema": {"student/0.9/0.weight": draw(3, 2)},
         "optim": {"student/0/step": torch.tensor(float(step))},
     }
-    return Saved(tensors, {"batches": 3 * step, "data": "an é"})
+    return CheckpointContent(tensors, {"batches": 3 * step, "data": "an é"})
 
 
 def newest(store):
@@ -230,7 +230,7 @@ def test_what_was_saved_comes_back(folder):
         "optim": {},
     }
     facts = {"numbers": [0, 1], "ratio": 0.1, "nothing": None, "nested": {"text": 'ü "quoted"'}}
-    store.save(7, Saved(tensors, facts))
+    store.save(7, CheckpointContent(tensors, facts))
     found = newest(store)
     assert found.facts == facts | {"step": 7}
     assert found.tensors["optim"] == {}
@@ -329,7 +329,9 @@ def test_a_full_disk_is_an_error_of_the_system_and_harms_nothing(store):
     if child == 0:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-            store.save(4, Saved(saved(4).tensors | {"nets": {"a/b": torch.zeros(5000)}}, {}))
+            store.save(
+                4, CheckpointContent(saved(4).tensors | {"nets": {"a/b": torch.zeros(5000)}}, {})
+            )
             os.write(writer, b"no error")
         except OSError as error:
             os.write(writer, f"OSError: {error}".encode())

@@ -23,8 +23,9 @@ from torch import nn
 from fewstep.errors import DivergedError
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.log import read_log
-from fewstep.training.optimizers import AdamW, RAdam, Sgd, clip, guarded_step
+from fewstep.training.optimizers import AdamW, RAdam, Sgd, guarded_step
 from fewstep.training.processes import World
+from fewstep.training.step import clip
 
 SPECS = [AdamW(lr=1e-2, weight_decay=0.1), RAdam(lr=1e-2, weight_decay=0.1), Sgd(lr=1e-2)]
 SPEC = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec).__name__)
@@ -162,7 +163,7 @@ def test_no_limit_leaves_the_gradients():
 def recorded(one, **options):
     """Trains; the state at the start and behind every step."""
     states = [state(one)]
-    one.fit(lambda done, values: states.append(state(one)) if values is None else None, **options)
+    one.fit(lambda seen: states.append(state(one)), **options)
     return states
 
 
@@ -208,7 +209,7 @@ def test_of_several_updates_only_the_bad_one_is_left_out_and_the_log_counts_it(f
     if update == 2:
         assert_same(part(states[5], "net/student"), part(states[4], "net/student"))
     assert one.batches == 36
-    assert one.flags.nonzero()[:, 0].tolist() == [4]
+    assert one.skips.flags.nonzero()[:, 0].tolist() == [4]
     assert all(value.isfinite().all() for value in states[-1].values())
     assert [line["skipped"] for line in read_log(folder / "log.jsonl")] == [
         float(i == 4) for i in range(12)
@@ -235,7 +236,7 @@ def test_one_bad_part_of_a_batch_spoils_the_whole_step(folder):
     assert_same(
         part(states[4], "net/student", "optimizer"), part(states[3], "net/student", "optimizer")
     )
-    assert one.flags.nonzero()[:, 0].tolist() == [3]
+    assert one.skips.flags.nonzero()[:, 0].tolist() == [3]
     assert all(value.isfinite().all() for value in states[-1].values())
 
 
@@ -246,7 +247,7 @@ def test_a_run_that_stays_bad_ends_with_what_is_needed_to_look_into_it(folder, p
     one = trainer(method, folder, chosen)
     states = [state(one)]
     with pytest.raises(DivergedError, match=r"4 of the last 100 steps .* \(max_skips=3\)"):
-        one.fit(lambda done, values: states.append(state(one)) if values is None else None)
+        one.fit(lambda seen: states.append(state(one)))
     dump = json.loads((folder / "diverged.json").read_text())
     assert dump["seed"] == 0
     assert dump["steps"] == [6, 7, 8, 9]
@@ -271,7 +272,7 @@ def test_no_skip_allowed_means_none():
         trainer(Single(poison=(2,)), None, config(max_skips=0, log_every=1)).fit()
     one = trainer(Single(poison=(2,)), None, config(max_skips=1, log_every=1))
     one.fit()
-    assert one.flags.sum() == 1
+    assert one.skips.flags.sum() == 1
 
 
 def test_only_the_last_hundred_steps_count(folder):
@@ -282,7 +283,7 @@ def test_only_the_last_hundred_steps_count(folder):
     chosen = config(steps=108, max_skips=5, log_every=1)
     one = trainer(Single(poison=poison), None, chosen)
     one.fit()
-    assert one.flags.nonzero()[:, 0].tolist() == [3, 4, 5, 98, 99]
+    assert one.skips.flags.nonzero()[:, 0].tolist() == [3, 4, 5, 98, 99]
     with pytest.raises(DivergedError, match="6 of the last 100"):
         trainer(Single(poison=(*poison, 106)), folder, chosen).fit()
     dump = json.loads((folder / "diverged.json").read_text())

@@ -34,8 +34,8 @@ def numbers(student_seed, sampler):
     bundle = DiffusionModel(teacher.denoiser, Pixels().build(), teacher.conditioner, shape, TEACHER)
     method = Sampled()
     object.__setattr__(method, "wanted", sampler)
-    nets = method.build_nets(bundle, FullCopy(teacher.denoiser))
-    found = Health(method, nets, data(), None, bundle, torch.device("cpu"))(
+    nets = method.build_nets(bundle, FullCopy().clones(teacher.denoiser))
+    found = Health(method, nets, data(), None, bundle, torch.device("cpu")).measured(
         CLOCK, {"student": student}
     )
     draws = Draws(SEED, range(IMAGES), stream="health")

@@ -76,7 +76,7 @@ def distilled():
     )
 
     def work(folder, say=refuse):
-        distil(run, folder, say=say)  # False where the kill came behind the very last write
+        distil(run, folder, say=say)
 
     return work, chosen.steps
 

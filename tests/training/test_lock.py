@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from fewstep.errors import RefusedError
-from fewstep.training.checkpoint import Lock
+from fewstep.training.run_folder import Lock
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def holder(folder):
         try:
             os.close(alive)
             lock = Lock(folder)
+            lock.take()
             os.write(writer, b"1")
             os.read(wait, 1)
             lock.release()
@@ -39,7 +40,7 @@ def holder(folder):
 def test_a_second_run_is_refused_with_the_holders_name(folder, holder):
     for _ in range(2):  # being refused must not break the lock
         with pytest.raises(RefusedError) as error:
-            Lock(folder)
+            Lock(folder).take()
         words = str(error.value).replace(";", " ").split()
         assert str(holder) in words
         assert socket.gethostname() in words
@@ -50,16 +51,21 @@ def test_a_killed_holder_is_no_obstacle(folder, holder):
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
     lock = Lock(folder)
+    lock.take()
     assert (folder / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
     with pytest.raises(RefusedError, match=f"process {os.getpid()} "):
-        Lock(folder)
+        Lock(folder).take()
     lock.release()
 
 
 def test_a_released_folder_can_be_taken_again(folder):
-    Lock(folder).release()
     lock = Lock(folder)
+    lock.take()
+    lock.release()
+    lock = Lock(folder)
+    lock.take()
     other = Lock(folder / "other")  # a folder that does not exist yet, and is not in use
+    other.take()
     other.release()
     lock.release()
 

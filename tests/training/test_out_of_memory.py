@@ -61,7 +61,7 @@ class Shortage:
         self.one, self.place, self.left, self.error = one, place, times, error
         self.wanted, self.now, self.asked = (step, update), None, []
         names = one.method.updates(one.clock(0))[update].trains
-        read, take = one.data, one._backward
+        read, take = one.step.data, one.step.backward
 
         def reading(number, rows, draws):
             self.asked.append((draws.step, draws.update, number, rows))
@@ -77,8 +77,8 @@ class Shortage:
             self.at("sums")
             return sums
 
-        one.data = reading
-        monkeypatch.setattr(one, "_backward", backward)
+        one.step.data = reading
+        monkeypatch.setattr(one.step, "backward", backward)
         for name in names:
             next(one.state.modules[name].parameters()).register_hook(
                 lambda grad: self.at("backward")
@@ -87,7 +87,7 @@ class Shortage:
             self.wrap(monkeypatch, name, place)
 
     def wrap(self, monkeypatch, name, place):
-        import fewstep.training.trainer as module
+        import fewstep.training.step as module
 
         inner = getattr(module, name)
 
@@ -109,14 +109,14 @@ def halved_at(method, step, update, precision="fp32"):
     equal to.
     """
     one = trainer(method, None, config(**DESCENT, precision=precision))
-    apply = one._apply
+    inner = one.step.backward
 
-    def applied(what, clock, index):
+    def backward(what, clock, index, number):
         if (clock.step, index) == (step, update):
-            one.micro = 4
-        return apply(what, clock, index)
+            one.step.micro = 4
+        return inner(what, clock, index, number)
 
-    one._apply = applied
+    one.step.backward = backward
     one.fit()
     return state(one)
 
@@ -138,7 +138,7 @@ def test_an_update_that_ran_out_of_memory_leaves_no_trace_but_its_halves(
     shortage = Shortage(one, monkeypatch, place, update=update)
     one.fit()
     assert shortage.left == 0
-    assert one.micro == (3 if changes else 4)
+    assert one.step.micro == (3 if changes else 4)
     asked = [
         (number, rows) for step, at, number, rows in shortage.asked if (step, at) == (2, update)
     ]
@@ -173,7 +173,7 @@ def test_the_run_ends_where_one_without_the_shortage_does(monkeypatch, place, er
         > 0.01
     )
     assert one.batches == straight.batches
-    assert one.flags.sum() == 0  # no skipped step
+    assert one.skips.flags.sum() == 0  # no skipped step
 
 
 def small_memory(one, rows):
@@ -200,7 +200,7 @@ def test_the_largest_half_that_fits_is_found_in_the_first_update(method, rows, m
     tried = small_memory(one, rows)
     one.fit()
     told.fit()
-    assert one.micro == micro
+    assert one.step.micro == micro
     assert_same(state(one), state(told))
     assert [size for size in tried if size > rows] == [8, 4, 2][: int(math.log2(8 / micro))]
 
@@ -209,11 +209,11 @@ def test_micro_batches_that_do_not_divide_are_halved_downwards():
     one = trainer(Single(), None, config(batch=7, steps=2))
     small_memory(one, 1)
     one.fit()
-    assert one.micro == 1
+    assert one.step.micro == 1
     one = trainer(Single(), None, config(batch=7, micro_batch=5, steps=2))
     small_memory(one, 2)
     one.fit()
-    assert one.micro == 2
+    assert one.step.micro == 2
 
 
 def test_a_real_method_with_a_discriminator(monkeypatch):
@@ -261,13 +261,13 @@ def test_a_resumed_run_remembers_what_memory_allowed(folder, stop):
     again.fit(say=said.append)
     assert said == []  # it goes on in the same setting
     assert len(failed) == (stop <= 3)
-    assert again.micro == 4
+    assert again.step.micro == 4
     assert_same(state(again), state(straight))
 
 
 def short_from(one, step):
     """From that step on a pass of more than 4 rows fails. Returns the failures."""
-    failed, read = [], one.data
+    failed, read = [], one.step.data
 
     def reading(number, rows, draws):
         if draws.step >= step and len(rows) > 4:
@@ -275,7 +275,7 @@ def short_from(one, step):
             raise ERRORS["cpu"]
         return read(number, rows, draws)
 
-    one.data, reading.fingerprint, reading.ids = reading, read.fingerprint, read.ids
+    one.step.data, reading.fingerprint, reading.ids = reading, read.fingerprint, read.ids
     return failed
 
 
@@ -308,7 +308,7 @@ def test_a_micro_batch_that_was_asked_for_is_tried_again(folder):
 )
 def test_with_one_row_left_the_run_ends_with_the_error(folder, method, error):
     one = trainer(method, folder, config(save_every=2))
-    read, tried, states = one.data, [], []
+    read, tried, states = one.step.data, [], []
 
     def reading(number, rows, draws):
         if draws.step >= 3:
@@ -316,9 +316,9 @@ def test_with_one_row_left_the_run_ends_with_the_error(folder, method, error):
             raise error
         return read(number, rows, draws)
 
-    one.data, reading.fingerprint, reading.ids = reading, read.fingerprint, read.ids
+    one.step.data, reading.fingerprint, reading.ids = reading, read.fingerprint, read.ids
     with pytest.raises(type(error)) as ended:
-        one.fit(lambda done, values: states.append(state(one)) if values is None else None)
+        one.fit(lambda seen: states.append(state(one)))
     assert ended.value is error
     assert tried == [8, 4, 2, 1]
     assert len(states) == 3
@@ -337,7 +337,7 @@ def test_the_command_line_ends_with_code_5_and_advice(tmp_path, monkeypatch, cap
         tried.append(self.micro)
         raise error
 
-    monkeypatch.setattr("fewstep.training.trainer.Trainer._backward", backward)
+    monkeypatch.setattr("fewstep.training.step.Step.backward", backward)
     with pytest.raises(SystemExit) as ended:
         main([*TEACHER, "name=tiny"])
     assert ended.value.code == 5
@@ -355,11 +355,11 @@ def test_another_error_is_not_taken_for_it(monkeypatch, place, error):
         Single(), None, config(**DESCENT, micro_batch=6 if place == "a later part" else 0)
     )
     shortage = Shortage(one, monkeypatch, place, error=error)
-    before = one.micro
+    before = one.step.micro
     with pytest.raises(type(error)) as ended:
         one.fit()
     assert ended.value is error
-    assert one.micro == before
+    assert one.step.micro == before
     assert len([1 for step, *_ in shortage.asked if step == 2]) <= 2
 
 
@@ -367,7 +367,7 @@ def test_an_update_is_not_repeated_once_a_network_has_moved(monkeypatch):
     """Of fake and head, which step together, fake has: a second time would move it twice. The run
     ends.
     """
-    import fewstep.training.trainer as module
+    import fewstep.training.step as module
 
     one = real(DMD2(fake_steps=1), None, config(steps=3))
     inner, calls = module.guarded_step, []
@@ -382,7 +382,7 @@ def test_an_update_is_not_repeated_once_a_network_has_moved(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         one.fit()
     assert calls == [one.state.optimizers["fake"], one.state.optimizers["head"]]
-    assert one.micro == 8
+    assert one.step.micro == 8
 
 
 # Inside an optimizer's step
@@ -418,7 +418,7 @@ def test_the_first_step_finds_no_memory_for_the_optimizers_state(monkeypatch, sp
     call: the tensor of zeros that is one too many (RAdam's guard makes one for each of the four
     gradients before).
     """
-    import fewstep.training.trainer as module
+    import fewstep.training.step as module
 
     changes = {"steps": 3, "optimizer": spec}
     straight, one = (trainer(Single(dropout=0.0), None, config(**changes)) for _ in range(2))
@@ -438,7 +438,7 @@ def test_the_first_step_finds_no_memory_for_the_optimizers_state(monkeypatch, sp
 
     monkeypatch.setattr(module, "guarded_step", step)
     one.fit()
-    assert one.micro == 4
+    assert one.step.micro == 4
     for key, value in state(straight).items():
         torch.testing.assert_close(state(one)[key], value, rtol=1e-3, atol=1e-4)
 
@@ -504,7 +504,7 @@ def short_of_memory():
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (140 << 20),) * 2)
     one.fit()
-    print(one.micro, repr(total(one)))
+    print(one.step.micro, repr(total(one)))
 
 
 def test_a_real_shortage_under_a_limit_of_the_address_space():

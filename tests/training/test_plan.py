@@ -9,43 +9,43 @@ import torch
 from tests.training import tiny
 from torch.profiler import ProfilerActivity, profile
 
+from fewstep.choice import replaced
 from fewstep.data.dataset import held_images
-from fewstep.data.stream import Stream
+from fewstep.data.digits import Digits
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.truncated_consistency import TruncatedConsistency
-from fewstep.models.adapters import FullCopy
 from fewstep.models.dit import Dit
 from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Fresh
 from fewstep.models.space import image_space
 from fewstep.models.unet import UNet
+from fewstep.run import Run
 from fewstep.training import plan
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW, RAdam, Sgd
 from fewstep.training.plan import Meter, Trial, peaks, planned
-from fewstep.training.trainer import Trainer
 
 SMALL = UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=16, groups=8)
 SHAPE = (1, 8, 8)
 
 
-def parts(method, batch, network=SMALL):
-    """(model, nets, stream) of a run on random images."""
+def prepared(method, config, network=SMALL):
+    """A run on random images."""
     model = Fresh(network=network).load(image_space(SHAPE, 10), 0)
     images = torch.randint(256, (8, *SHAPE), dtype=torch.uint8)
     dataset = held_images(images, torch.arange(8), 10, torch.arange(8))
-    nets = method.build_nets(model, FullCopy(model.denoiser))
-    return model, nets, Stream(dataset, model.codec, model.conditioner, 0, batch)
+    config = replaced(config, precision=plan.planned_precision(config))
+    return Run(Digits(), method, trainer=config).prepared(dataset, model=model)
 
 
 def plan_of(method=None, processes=1, health_rows=0, network=SMALL, **options):
     method = method or Diffusion()
     config = TrainerConfig(**{"batch": 16, "device": "cpu", "health_every": 0, **options})
-    model, nets, stream = parts(method, config.batch, network)
-    loaded = (model.denoiser,) if "teacher" not in vars(nets) else ()
-    return planned(method, nets, stream, config, processes, health_rows, *loaded)
+    ready = prepared(method, config, network)
+    loaded = (ready.model.denoiser,) if "teacher" not in vars(ready.nets) else ()
+    return planned(ready.trainer, processes, health_rows, *loaded)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,10 @@ def test_twice_the_batch_needs_twice_the_activations():
 
 def test_weights_averages_and_optimizer_states_are_counted_exactly():
     one, three = plan_of(ema=(0.9,)), plan_of(ema=(0.9, 0.99, 0.999))
-    weights, tensors = one.held["student"], len(list(parts(Diffusion(), 1)[1].student.parameters()))
+    weights, tensors = (
+        one.held["student"],
+        len(list(prepared(Diffusion(), TrainerConfig()).nets.student.parameters())),
+    )
     assert one.held["student: optimizer"] == 2 * weights + 4 * tensors  # and a step count each
     assert (
         one.held["student: averages"]
@@ -228,26 +231,22 @@ def test_a_real_step_needs_what_its_plan_says(method, precision):
         batch=24, precision=precision, device="cpu", health_every=0, log_every=100, steps=100
     )
 
-    def stop(done, line):
-        if done == 3:
-            raise tiny.StopError
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model, nets, stream = parts(method, 24)
-        with pytest.raises(tiny.StopError):
-            Trainer(method, nets, stream, config).fit(stop)
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+        pytest.raises(tiny.StopError),
+    ):
+        prepared(method, config).trainer.fit(tiny.stop_at(3))
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     line = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).cumsum(0)
-    model, nets, stream = parts(method, 24)
-    said = planned(method, nets, stream, config, 1, 0, model.denoiser)
+    ready = prepared(method, config)
+    said = planned(ready.trainer, 1, 0, ready.model.denoiser)
     assert said.tried == 3
     assert said.peak == pytest.approx(line.max().item(), rel=0.1)
 
 
 def test_methods_that_nobody_knows_are_planned():
     """A method of the tests' own, with two networks that learn and one that moves."""
-    method = tiny.Rhythm()
-    said = planned(method, method.nets(), tiny.data(), tiny.config(), 1, 0)
+    said = planned(tiny.trainer(tiny.Rhythm()), 1, 0)
     assert {"student", "fake", "target", "student: averages", "fake: optimizer"} <= set(said.held)
     assert said.step > 0
 

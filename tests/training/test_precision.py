@@ -25,7 +25,7 @@ from tests.training.tiny import (
 from torch import nn
 
 from fewstep.data.dataset import held_images
-from fewstep.data.stream import Stream
+from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
@@ -35,17 +35,16 @@ from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.methods.progressive import Progressive
-from fewstep.models.adapters import FullCopy
 from fewstep.models.dit import Dit
 from fewstep.models.heads import Head
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
+from fewstep.run import Run
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
 from fewstep.training.log import read_log
 from fewstep.training.optimizers import AdamW, RAdam, Sgd
 from fewstep.training.precision import MODES, LossScale, in_precision
-from fewstep.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 METHODS = {
@@ -216,13 +215,11 @@ def test_an_overflow_skips_the_step_and_halves_the_scale_until_it_fits():
     one.state.scales["student"].scale.fill_(2.0**30)
     seen = [(2.0**30, state(one), False)]
 
-    def watch(done, values):
-        if values is None:
-            seen.append(
-                (one.state.scales["student"].scale.item(), state(one), bool(one.flags[done - 1]))
-            )
+    def look(step):
+        scale, bad = one.state.scales["student"].scale, one.skips.flags[step.done - 1]
+        seen.append((scale.item(), state(one), bool(bad)))
 
-    one.fit(watch)
+    one.fit(look)
     for (scale, before, _), (scale_after, after, bad) in zip(seen, seen[1:]):
         moved = any(bits(after[k]) != bits(v) for k, v in part(before, "net/student").items())
         assert moved is not bad
@@ -314,10 +311,8 @@ def teacher_of(network, images):
 def gradients(method, network, images, **options):
     """The gradients of every update of a step, and how often a block ran."""
     of = teacher_of(network, images)
-    torch.manual_seed(0)  # new heads
-    nets = method.build_nets(of, FullCopy(of.denoiser))
-    stream = Stream(images, of.codec, of.conditioner, 0, 4)
-    one = Trainer(method, nets, stream, TrainerConfig(steps=4, batch=4, device="cpu", **options))
+    chosen = TrainerConfig(steps=4, batch=4, device="cpu", **options)
+    one = Run(Digits(), method, trainer=chosen).prepared(images, model=of).trainer
     runs, found = [], []
     student = one.nets.student.network
     block = student.middle_block if isinstance(network, UNet) else student.blocks[1]
@@ -326,9 +321,8 @@ def gradients(method, network, images, **options):
     )  # a second pass ends inside, where it has enough
     clock = one.clock(1)
     for i, update in enumerate(method.updates(clock)):
-        for name in one.state.roles.trains:
-            one.state.modules[name].requires_grad_(name in update.trains)
-        one._backward(update, clock, i, i)
+        one.step.let_learn(update.trains)
+        one.step.backward(update, clock, i, i)
         for name in update.trains:
             found += [
                 (name, key, p.grad)

@@ -146,15 +146,16 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(folder, whole, handlers):
 
 @pytest.mark.parametrize("log_every", [1, 50])
 def test_a_signal_between_two_steps_loses_nothing(folder, handlers, log_every):
-    """It may come while samples are drawn for `watch`, or while the log waits for the device."""
+    """It may come while samples are drawn, or while the log waits for the device."""
     one = trainer(Single(), folder, config(log_every=log_every))
 
-    def watch(done, values):
-        if done == 5 and (values is not None or log_every == 50):
+    def ring(seen):
+        if seen.done == 5:
             signal.raise_signal(signal.SIGTERM)
 
+    looks = {"measures": [ring]} if log_every == 1 else {}
     with pytest.raises(SystemExit) as error:
-        one.fit(watch)
+        one.fit(*([] if looks else [ring]), **looks)
     assert error.value.code == 143
     store = Checkpoints(folder / "checkpoints")
     step = store.newest()
@@ -193,7 +194,7 @@ def test_skipped_steps_are_remembered(folder):
     cut(method, folder, 4)
     again = trainer(method, folder)
     again.fit()
-    assert again.flags.nonzero()[:, 0].tolist() == [1, 6]
+    assert again.skips.flags.nonzero()[:, 0].tolist() == [1, 6]
     straight = trainer(method)
     straight.fit()
     assert_same(state(again), state(straight))
@@ -213,33 +214,29 @@ def test_at_a_phase_optimizer_and_averages_start_anew_exactly_once(folder, stop)
         starts.append(one.state.optimizers["student"].state_dict()["state"])
         first["weights"] = part(state(one), "net/student")
 
-    def watch(done, values):
-        if values is None:
-            counts.append(
-                (
-                    done,
-                    *(
-                        int(o.state_dict()["state"][0]["step"])
-                        for o in one.state.optimizers.values()
-                    ),
-                )
+    def look(seen):
+        counts.append(
+            (
+                seen.done,
+                *(int(o.state_dict()["state"][0]["step"]) for o in one.state.optimizers.values()),
             )
-            if done in (
-                5,
-                9,
-            ):  # one step behind a border: (1 - decay) of the way from the weights at the border
-                found = state(one)
-                for key, began in first["weights"].items():
-                    name = key.removeprefix("net/student/")
-                    torch.testing.assert_close(
-                        found[f"ema/student/0.9/{name}"],
-                        0.9 * began + 0.1 * found[key],
-                        rtol=1e-6,
-                        atol=1e-7,
-                    )
+        )
+        if seen.done in (
+            5,
+            9,
+        ):  # one step behind a border: (1 - decay) of the way from the weights at the border
+            found = state(one)
+            for key, began in first["weights"].items():
+                name = key.removeprefix("net/student/")
+                torch.testing.assert_close(
+                    found[f"ema/student/0.9/{name}"],
+                    0.9 * began + 0.1 * found[key],
+                    rtol=1e-6,
+                    atol=1e-7,
+                )
 
     one.state.restart = noted
-    one.fit(watch)
+    one.fit(look)
     since = range(stop + 1, STEPS + 1)
     assert counts == [(done, (done - 1) % 4 + 1, 2 * ((done - 1) % 4 + 1)) for done in since]
     assert starts == [
@@ -298,12 +295,14 @@ def tiny_run(**changes):
 
 
 def test_a_restart_that_was_cut_is_not_taken_for_the_run_before_it(folder):
-    assert distil(tiny_run(), folder)
-    assert not distil(tiny_run(), folder)
+    assert not distil(tiny_run(), folder).already
+    assert distil(tiny_run(), folder).already
     other = tiny_run(seed=5)
     with pytest.raises(StopError):
-        distil(other, folder, restart=True, watch=stop_at(1))
-    assert distil(other, folder), "the weights of the old run were taken for those of the new one"
+        distil(other, folder, restart=True, observers=[stop_at(1)])
+    assert not distil(other, folder).already, (
+        "the weights of the old run were taken for those of the new one"
+    )
     card = json.loads((folder / "student" / "model.json").read_text())["card"]
     assert card["trainer"]["seed"] == 5
 
@@ -327,10 +326,10 @@ def test_a_method_on_real_networks_resumes(folder):
             optimizer=RAdam(lr=1e-3),
         ),
     )
-    assert distil(run, folder / "straight")
+    distil(run, folder / "straight")
     with pytest.raises(StopError):
-        distil(run, folder / "cut", watch=stop_at(3))
-    assert distil(run, folder / "cut")
+        distil(run, folder / "cut", observers=[stop_at(3)])
+    distil(run, folder / "cut")
     for file in ("student/model.safetensors", "student/model-0.5.safetensors", "log.jsonl"):
         assert (folder / "cut" / file).read_bytes() == (folder / "straight" / file).read_bytes(), (
             file

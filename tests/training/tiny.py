@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -15,21 +15,25 @@ from torch import Tensor, nn
 
 from fewstep.choice import Choice
 from fewstep.data.dataset import held_images
+from fewstep.data.digits import Digits
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Edm
 from fewstep.diffusion.process import VarianceExploding
+from fewstep.diffusion.samplers import Ode
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Losses, Update
 from fewstep.learning.roles import moved, trained
 from fewstep.learning.schedules import Linear
-from fewstep.models.adapters import FullCopy
+from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Unconditional
+from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
+from fewstep.training.seen import Seen
 from fewstep.training.trainer import Trainer
 
 SHAPE = (1, 2, 2)
@@ -225,7 +229,8 @@ class Tokens(nn.Module):
 def model(seed: int = 0, dropout: float = 0.0) -> Any:
     """What methods ask of a model: its denoiser, and what conditions it."""
     denoiser = Denoiser(Tokens(seed, dropout), VarianceExploding(), Edm())
-    return SimpleNamespace(denoiser=denoiser, conditioner=Unconditional().build())
+    codec, conditioner = Pixels().build(), Unconditional().build()
+    return DiffusionModel(denoiser, codec, conditioner, SHAPE, Ode())
 
 
 def real(
@@ -233,28 +238,29 @@ def real(
     folder: Any = None,
     chosen: TrainerConfig | None = None,
     of: Any = None,
-    **clones: Any,
+    default: Denoiser | None = None,
+    **options: Any,
 ) -> Trainer:
-    """A trainer of a method of the library. of: the model that is the teacher; clones: how the
-    others are made.
+    """A trainer of a method of the library. of: the model that is the teacher. default: what the
+    student starts as. options: of the run.
     """
     chosen, of = chosen or config(), of or model()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)  # new heads
-        nets = method.build_nets(of, FullCopy(**{"default": of.denoiser, **clones}))
-    return Trainer(method, nets, data(chosen.seed, chosen.batch), chosen, folder)
+    run = Run(Digits(), method, trainer=chosen, **options)
+    begin = None if default is None else dataclasses.replace(of, denoiser=default)
+    found = run.prepared(data().dataset, model=of, begin=begin, folder=folder)
+    return found.trainer
 
 
 class StopError(Exception):
-    """Ends a run from its `watch`, behind a step."""
+    """Ends a run from an observer, behind a step."""
 
 
 def stop_at(step: int) -> Any:
-    def watch(done: int, values: Any) -> None:
-        if values is None and done == step:
+    def look(seen: Seen) -> None:
+        if seen.done == step:
             raise StopError
 
-    return watch
+    return look
 
 
 def cut(method: Any, folder: Any, step: int, **changes: Any) -> None:
@@ -283,7 +289,7 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
                 for k, v in values.items()
                 if isinstance(v, Tensor)
             }
-    found |= {"flags": trainer.flags, "batches": torch.tensor(trainer.batches)}
+    found |= {"flags": trainer.skips.flags, "batches": torch.tensor(trainer.batches)}
     return {key: value.detach().clone() for key, value in found.items()}
 
 

@@ -37,7 +37,6 @@ def demo(
     """
     from fewstep.cli.configure import configured
     from fewstep.cli.evaluate import measures_of
-    from fewstep.cli.progress import training_progress
     from fewstep.cli.tables import print_table
     from fewstep.files import write_json
     from fewstep.metrics.evaluation import Evaluation
@@ -47,11 +46,10 @@ def demo(
 
     run, folder = configured("digits_cd", ["name=demo", *(overrides or [])])
     chosen = measures_of(measures)
-    with training_progress(run.trainer.steps, "distilling") as watch:
-        distil(run, folder, restart=True, watch=watch)
+    student = distil(run, folder, restart=True, progress=True).student
     training, held_out = run.data.dataset("train"), run.data.dataset("test")
     evaluation = Evaluation.against(training, None, chosen, num=num, seed=seed, split="train")
-    teacher, student = load(run.teacher.path), load(folder)  # type: ignore[attr-defined]
+    teacher = load(run.teacher.path)  # type: ignore[attr-defined]
     print("sampling and measuring", flush=True)
     results = _results(evaluation, teacher, student, held_out)
     write_json(folder / "results.json", [result.plain() for result in results])

@@ -10,7 +10,14 @@ import typer
 
 from fewstep import __version__, plugins
 from fewstep.cli import demo, evaluate, plan, sample, train, verbs
-from fewstep.errors import DivergedError, RefusedError, connection_lost, out_of_memory, rank
+from fewstep.errors import (
+    DivergedError,
+    RefusedError,
+    connection_lost,
+    option_errors,
+    out_of_memory,
+    rank,
+)
 
 app = typer.Typer(
     name="fewstep",
@@ -148,22 +155,10 @@ def lines_of(error: BaseException) -> list[str]:
         ]
     if out_of_memory(error):
         return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
-    details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it
-    if callable(details):
-        return [
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: "
-            f"{e['msg'].removeprefix('Value error, ')}"
-            f"{_got(e['input'])}"
-            for e in details()
-        ]
+    if lines := option_errors(error):
+        return lines
     if code_of(error) == 1:
         return [f"{type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"]
     if isinstance(error, OSError) and error.filename is not None:
         return [f"{error.filename}: {error.strerror}"]
     return [" ".join(str(error).split())]
-
-
-def _got(value: object) -> str:
-    """What was given, where it is short enough to help."""
-    text = repr(value)
-    return f" (got {text})" if len(text) <= 80 else ""

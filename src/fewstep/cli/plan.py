@@ -76,32 +76,30 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
     """The plan of a run on data of that shape."""
     import torch
 
+    from fewstep.choice import replaced
     from fewstep.data.dataset import held_images
-    from fewstep.data.stream import Stream
     from fewstep.learning.dropout import seeded
-    from fewstep.models.adapters import FullCopy
     from fewstep.models.source import Saved
     from fewstep.models.space import image_space
     from fewstep.training import health
-    from fewstep.training.plan import planned
+    from fewstep.training.plan import planned, planned_precision
 
-    data = image_space(shape, classes)
-    model = _model(run.teacher, data)
-    begin = model if run.start is None else _model(run.start, data)
+    space = image_space(shape, classes)
+    model = _model(run.teacher, space)
+    begin = model if run.start is None else _model(run.start, space)
     with seeded(0, torch.device("cpu")):
-        nets = run.method.build_nets(model, FullCopy(begin.denoiser, 0, run.dropout))
         images = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
         labels = torch.randint(classes, (IMAGES,)) if classes else None
     dataset = held_images(images, labels, classes, flip=run.data.flip)
-    stream = Stream(dataset, model.codec, model.conditioner, 0, run.trainer.batch)
-    rows = (
-        health.HELD_OUT
-        if run.data.split == "train"
-        else health.IMAGES * isinstance(run.teacher, Saved)
-    )
-    return planned(
-        run.method, nets, stream, run.trainer, processes, rows, model.denoiser, begin.denoiser
-    )
+    precision = planned_precision(run.trainer)
+    tried = replaced(run, trainer=replaced(run.trainer, compile=False, precision=precision))
+    trainer = tried.prepared(dataset, model=model, begin=begin).trainer
+    rows = 0
+    if run.data.split == "train":
+        rows = health.HELD_OUT
+    elif isinstance(run.teacher, Saved):
+        rows = health.IMAGES
+    return planned(trainer, processes, rows, model.denoiser, begin.denoiser)
 
 
 def _model(source: ModelSource, data: Space) -> Any:

@@ -20,8 +20,8 @@ def train(
     Example: fewstep train mnist_cd data.path=mnist teacher=runs/mnist_teacher
     """
     from fewstep.cli.configure import configured
-    from fewstep.cli.progress import training_progress
     from fewstep.cli.tables import print_options
+    from fewstep.models.bundle import DiffusionModel
     from fewstep.options import values
     from fewstep.report.run_report import progress_section, samples_section, write_report
     from fewstep.run import distil
@@ -30,30 +30,21 @@ def train(
     if options:
         print_options(list(values(run)), "value")
         return
-    with training_progress(run.trainer.steps, folder.name) as watch:
-        worked = distil(run, folder, restart=restart, watch=watch)
+    made = distil(run, folder, restart=restart, progress=True)
     if rank():
         return
-    if not worked:
+    if made.already:
         print(
             f"{folder} is finished already; --restart would begin again, name=… makes another run"
         )
         return
     sections = [progress_section(folder)]
-    if run.method.sampler(_last(run)) is not None:
-        from fewstep.models.folder import load
-
-        model = load(folder)
-        steps = sorted({1, 2, 4, model.sampler.steps})
-        images = [
-            ("1 step" if n == 1 else f"{n} steps", model.generate(num=60, steps=n)) for n in steps
-        ]
+    model = made.student
+    if isinstance(model, DiffusionModel):
+        images = []
+        for steps in sorted({1, 2, 4, model.sampler.steps}):
+            caption = "1 step" if steps == 1 else f"{steps} steps"
+            images.append((caption, model.generate(num=60, steps=steps)))
         sections.insert(0, samples_section(images, columns=10))
     page = write_report(folder, folder.name, sections, {})
     print(f"finished: {folder}/student, report {page}")
-
-
-def _last(run):  # type: ignore[no-untyped-def]
-    from fewstep.learning.method import Clock
-
-    return Clock(run.trainer.steps - 1, run.trainer.steps, run.trainer.batch)

@@ -30,7 +30,7 @@ class Source(Choice, ABC):
 
     folder: ClassVar[str | None] = "fewstep.data"
     held_out: ClassVar[float] = 0.2
-    free: ClassVar[tuple[str, ...]] = ("workers",)  # what a resumed run may change
+    may_change: ClassVar[tuple[str, ...]] = ("workers",)  # what a resumed run may change
 
     split: Split = "train"
     """Train and test are chosen by a hash of each image's place; a fifth of all is test."""

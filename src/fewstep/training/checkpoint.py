@@ -6,12 +6,10 @@ comes later is found by the hashes. There is no pointer to the newest one: the n
 is used.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,39 +22,13 @@ from fewstep.files import load_tensors, remove_leftovers, save_tensors, sha256, 
 FORMAT = 1
 
 
-class Saved(NamedTuple):
+class CheckpointContent(NamedTuple):
     """What a checkpoint holds: groups of tensors (nets, ema, optim) and plain facts (step,
     counters, data …).
     """
 
     tensors: dict[str, dict[str, Tensor]]
     facts: dict[str, Any]
-
-
-class Lock:
-    """One run per folder: an flock that dies with its process, so a killed run leaves no
-    obstacle.
-    """
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / ".lock").open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise RefusedError(
-                f"{folder} is in use by {holder}; wait for it or choose another name="
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
-
-    def release(self) -> None:
-        """Lets the next run in."""
-        self._file.close()
 
 
 class Checkpoints:
@@ -72,7 +44,7 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
 
-    def save(self, step: int, saved: Saved) -> None:
+    def save(self, step: int, content: CheckpointContent) -> None:
         """Writes step `step`. Nothing appears under the final name before all
         of it is on the disk.
         """
@@ -85,12 +57,12 @@ class Checkpoints:
         beside.mkdir()
         try:
             files = {}
-            for group, tensors in saved.tensors.items():
+            for group, tensors in content.tensors.items():
                 path = beside / f"{group}.safetensors"
                 save_tensors(path, tensors)
                 sync(path)
                 files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
-            manifest = {"format": FORMAT, "step": step, "files": files, "facts": saved.facts}
+            manifest = {"format": FORMAT, "step": step, "files": files, "facts": content.facts}
             manifest["sha256"] = _own_hash(manifest)
             (beside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             sync(beside / "manifest.json")
@@ -102,12 +74,12 @@ class Checkpoints:
         self._prune()
         remove_leftovers(self.folder)
 
-    def load(self, step: int) -> Saved:
+    def load(self, step: int) -> CheckpointContent:
         """The checkpoint of that step, which `newest` has verified."""
         path = self.folder / f"step-{step:08d}"
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         groups = {Path(name).stem: load_tensors(path / name) for name in manifest["files"]}
-        return Saved(groups, manifest["facts"] | {"step": manifest["step"]})
+        return CheckpointContent(groups, manifest["facts"] | {"step": manifest["step"]})
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint that verifies; damaged ones are named and set aside.

@@ -62,10 +62,12 @@ class TrainerConfig(Choice):
     """Steps of any 100 that may be left out for a loss or gradient that is not finite."""
     timeout: Positive = 600.0
     """Seconds of silence after which another process counts as lost."""
+    tensorboard: bool = False
+    """Also writes the numbers of the log for TensorBoard, which must be installed."""
 
     # What a resumed run may change: the result stays the same up to rounding (or does not depend on
     # it at all).
-    free: ClassVar[tuple[str, ...]] = (
+    may_change: ClassVar[tuple[str, ...]] = (
         "micro_batch",
         "sharding",
         "checkpointing",
@@ -79,6 +81,7 @@ class TrainerConfig(Choice):
         "sample_every",
         "sample_steps",
         "max_skips",
+        "tensorboard",
     )
 
     def __post_init__(self) -> None:

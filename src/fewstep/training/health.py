@@ -14,6 +14,7 @@ from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.samplers import Ode
 from fewstep.learning.method import Clock, Method
 from fewstep.models.bundle import DiffusionModel
+from fewstep.training.seen import Seen
 
 SEED = 271828
 IMAGES = 64
@@ -21,7 +22,8 @@ HELD_OUT = 256
 
 
 class Health:
-    """Called with the clock and the averaged networks; gives numbers for the log, keys `health.…`.
+    """Measures the averaged networks every so many steps; its numbers go into the log, keys
+    `health.…`.
 
     held_out_loss: the first update's loss on images that training never sees. With a teacher also,
     from the same noises: distance: root mean square between the student's samples and the teacher's
@@ -37,8 +39,9 @@ class Health:
         held_out: Dataset | None,
         teacher: DiffusionModel | None,
         device: torch.device,
+        every: int = 1,
     ):
-        self.method, self.nets, self.device = method, nets, device
+        self.method, self.nets, self.device, self.every = method, nets, device, every
         self.held_out = None
         if held_out is not None:
             self.rows = range(min(HELD_OUT, len(held_out)))
@@ -50,16 +53,20 @@ class Health:
             self.cond = teacher.conditioner(teacher.asked_of(0, IMAGES)).to(device)
             self.goal = self._sampled(teacher.denoiser.to(device), teacher.sampler)
 
+    def __call__(self, seen: Seen) -> None:
+        """Adds the numbers to those of the step, where it is due."""
+        if seen.due(self.every):
+            seen.numbers |= self.measured(seen.clock, seen.exported)
+
     @torch.no_grad()
-    def __call__(self, clock: Clock, exported: Mapping[str, nn.Module]) -> dict[str, float]:
-        """The numbers at this step."""
+    def measured(self, clock: Clock, exported: Mapping[str, nn.Module]) -> dict[str, float]:
+        """The numbers of these networks at this step."""
         numbers = {}
         if self.held_out is not None:
             nets = dataclasses.replace(self.nets, **exported)
             draws = Draws(SEED, self.rows, stream="health", device=self.device)
-            losses = self.method.updates(clock)[0].loss(
-                nets, self.held_out(0, self.rows, draws), clock
-            )
+            batch = self.held_out(0, self.rows, draws)
+            losses = self.method.updates(clock)[0].loss(nets, batch, clock)
             numbers["held_out_loss"] = sum(term.mean().item() for term in losses.terms.values())
         for name, net in exported.items():
             sampler = self.method.sampler(clock, name)
@@ -91,25 +98,38 @@ def _diversity(x: Tensor) -> Tensor:
 
 def verdict(lines: list[dict[str, Any]]) -> str:
     """What the health numbers of a run's log say, in a sentence."""
-    seen = [line for line in lines if any(k.startswith("health.") for k in line)]
-    if len(seen) < 2:
+    measured = []
+    for line in lines:
+        found = {k.removeprefix("health."): v for k, v in line.items() if k.startswith("health.")}
+        if found:
+            measured.append(found)
+    if len(measured) < 2:
         return "Too few health measurements to judge."
-    first, last = seen[0], seen[-1]
-    said = []
-    for key, word in (
-        ("health.held_out_loss", "held-out loss"),
-        ("health.distance", "distance to the teacher"),
-    ):
-        if key in last and key in first:
-            best = min(line[key] for line in seen if key in line)
-            trend = "fell" if last[key] < first[key] else "rose"
-            said.append(
-                f"the {word} {trend} from {first[key]:.3g} to {last[key]:.3g} (best {best:.3g})"
-            )
-    for key, word in (("health.contrast", "contrast"), ("health.diversity", "diversity")):
-        if key in last and not 0.85 <= last[key] <= 1.15:
-            said.append(f"{word} is {last[key]:.0%} of the teacher's: look at the samples")
+    said = [
+        _trend(measured, "held_out_loss", "held-out loss"),
+        _trend(measured, "distance", "distance to the teacher"),
+        _spread(measured[-1], "contrast"),
+        _spread(measured[-1], "diversity"),
+    ]
     skipped = sum(line.get("skipped", 0) for line in lines)
     if skipped:
         said.append(f"{int(skipped)} steps were skipped for non-finite numbers")
-    return ("; ".join(said) + ".").capitalize()
+    return ("; ".join(part for part in said if part) + ".").capitalize()
+
+
+def _trend(measured: list[dict[str, float]], key: str, word: str) -> str:
+    """From what to what a number went, and the best of it; nothing where it was not measured."""
+    first, last = measured[0].get(key), measured[-1].get(key)
+    if first is None or last is None:
+        return ""
+    best = min(numbers[key] for numbers in measured if key in numbers)
+    trend = "fell" if last < first else "rose"
+    return f"the {word} {trend} from {first:.3g} to {last:.3g} (best {best:.3g})"
+
+
+def _spread(last: dict[str, float], key: str) -> str:
+    """A warning where the spread is far from the teacher's."""
+    value = last.get(key)
+    if value is None or 0.85 <= value <= 1.15:
+        return ""
+    return f"{key} is {value:.0%} of the teacher's: look at the samples"

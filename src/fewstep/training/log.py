@@ -29,28 +29,34 @@ class Log:
 
     def flush(self) -> list[dict[str, Any]]:
         """Writes what has collected and returns it."""
+        tensors: list[Tensor] = []
+        for _, values in self._waiting:
+            tensors += [v.detach().float() for v in values.values() if isinstance(v, Tensor)]
+        # One wait for all of them.
+        read = iter(torch.stack(tensors).tolist() if tensors else [])
         lines: list[dict[str, Any]] = []
-        tensors = [
-            v for _, values in self._waiting for v in values.values() if isinstance(v, Tensor)
-        ]
-        read = iter(torch.stack([t.detach().float() for t in tensors]).tolist() if tensors else [])
         for step, values in self._waiting:
-            numbers = {k: next(read) if isinstance(v, Tensor) else v for k, v in values.items()}
-            lines.append({"step": step} | {k: float(f"{v:.6g}") for k, v in numbers.items()})
+            line: dict[str, Any] = {"step": step}
+            for key, value in values.items():
+                number = next(read) if isinstance(value, Tensor) else value
+                line[key] = float(f"{number:.6g}")
+            lines.append(line)
         self._waiting.clear()
         if lines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_text(lines))
-            sync(
-                self.path
-            )  # before the checkpoint that follows: a resumed run needs every line up to it
+            # Before the checkpoint that follows: a resumed run needs every line up to it.
+            sync(self.path)
         return lines
 
 
 def _text(lines: list[dict[str, Any]]) -> str:
     """JSON knows no NaN or infinity: null stands for them."""
-    finite = [{k: v if math.isfinite(v) else None for k, v in line.items()} for line in lines]
-    return "".join(json.dumps(line) + "\n" for line in finite)
+    text = ""
+    for line in lines:
+        finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
+        text += json.dumps(finite) + "\n"
+    return text
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +66,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append({k: math.nan if v is None else v for k, v in json.loads(text).items()})
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        lines.append({k: math.nan if v is None else v for k, v in line.items()})
     return lines

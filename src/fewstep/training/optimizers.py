@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.choice import Choice, Decay, NonNegative, Positive
-from fewstep.training.processes import World
 
 
 class OptimizerSpec(Choice, ABC):
@@ -77,46 +76,41 @@ class Sgd(OptimizerSpec):
 
 
 @torch.no_grad()
-def clip(gradients: list[Tensor], limit: float, world: World) -> Tensor:
-    """Scales the gradients so that their common norm is at most `limit` (0: no limit). Returns the
-    norm before.
-
-    world: the processes that hold parts of them; one alone where each has all.
-    """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if world.size > 1:
-        square = norm.square()
-        world.sum([square])
-        norm = square.sqrt()
-    if limit:
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
-
-
-@torch.no_grad()
 def guarded_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """optimizer.step(), or nothing at all where `bad` (0-d bool) is true; decided on the device,
     without waiting.
 
     Fused optimizers know that themselves (`found_inf`, made for loss scaling). For the others the
     gradient is made harmless, and weights and state are put back by an interpolation whose weight
-    is exactly 0 or 1.
+    is exactly 0 or 1. Where an error ends the step in its middle (memory ran out) nothing of it
+    stays.
     """
-    parameters = [
-        p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    ]
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += [p for p in group["params"] if p.grad is not None]
     if optimizer.defaults.get("fused"):
-        fresh = [p for p in parameters if not optimizer.state[p]]
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        try:
-            optimizer.step()
-        except Exception:  # memory ran out while state was made: half of it would pass for whole
-            for p in fresh:
-                optimizer.state[p].clear()
-            raise
-        finally:
-            del optimizer.found_inf  # type: ignore[attr-defined]
-        return
+        _fused_step(optimizer, parameters, bad)
+    else:
+        _undone_step(optimizer, parameters, bad)
+
+
+def _fused_step(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], bad: Tensor
+) -> None:
+    fresh = [p for p in parameters if not optimizer.state[p]]
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    except Exception:
+        _forget(optimizer, fresh)
+        raise
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _undone_step(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], bad: Tensor
+) -> None:
     for p in parameters:
         assert p.grad is not None
         p.grad = torch.where(bad, torch.zeros_like(p.grad), p.grad)
@@ -128,13 +122,21 @@ def guarded_step(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     except Exception:
         for t, old in zip(tensors, before):
             t.copy_(old)
-        for p in fresh:
-            optimizer.state[p].clear()
+        _forget(optimizer, fresh)
         raise
     made = _state(optimizer, fresh)  # state that this very step made: to undo it is to make it zero
     for t, old in zip(tensors + made, before + [torch.zeros_like(t) for t in made]):
         t.lerp_(old, bad.to(t))
 
 
+def _forget(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """No state of these: a half that was made would pass for a whole."""
+    for p in parameters:
+        optimizer.state[p].clear()
+
+
 def _state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)]
+    found: list[Tensor] = []
+    for p in parameters:
+        found += [t for t in optimizer.state[p].values() if isinstance(t, Tensor)]
+    return found

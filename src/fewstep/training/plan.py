@@ -7,14 +7,12 @@ operation are a straight line in the rows. Their peak is not, for the moment of 
 each line is prolonged, and the peak taken then.
 """
 
-import contextlib
 import itertools
 import math
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,21 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fewstep.diffusion.draws import Draws
-from fewstep.learning.method import Clock, Method, Update
+from fewstep.learning.method import Clock, Update
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.precision import Precision
 from fewstep.training.processes import BUCKET
-from fewstep.training.trainer import Data, Trainer
+from fewstep.training.step import Step
+from fewstep.training.trainer import Trainer
 
 FIRST = 2  # rows of the first trial: with one row some copies are none
 MOST = 2 << 30  # bytes that a pass may take on trial
-BUDGET = (
-    15.0  # seconds for all trials, roughly: the more, the nearer they come to the rows of a pass
-)
-STAND_IN: dict[Precision, Precision] = {
-    "fp16": "bf16",
-    "fp16_teacher": "fp32",
-}  # CPUs take 40 times as long for fp16
+# Seconds for all trials, roughly: the more, the nearer they come to the rows of a pass.
+BUDGET = 15.0
+# CPUs take 40 times as long for fp16.
+STAND_IN: dict[Precision, Precision] = {"fp16": "bf16", "fp16_teacher": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -63,75 +59,106 @@ class Plan:
     student: int
 
 
-def planned(
-    method: Method,
-    nets: Any,
-    data: Data,
-    config: TrainerConfig,
-    processes: int,
-    health_rows: int,
-    *loaded: nn.Module,
-) -> Plan:
-    """The plan of a run. data: a few rows of the run's shape, whatever they hold. The networks are
+def planned_precision(config: TrainerConfig) -> Precision:
+    """The arithmetic in which a plan is measured: a CPU would take too long for fp16."""
+    stand_in = STAND_IN if pick_device(config.device).type == "cpu" else {}
+    return stand_in.get(config.precision, config.precision)
+
+
+def planned(trainer: Trainer, processes: int, health_rows: int, *loaded: nn.Module) -> Plan:
+    """The plan of a run. trainer: alone, of a few rows of the run's shape, whatever they hold,
+    with the run's configuration but `planned_precision` and nothing compiled. Its networks are
     trained on.
 
     health_rows: that health evaluates the loss on. loaded: networks that the run keeps beside those
     of the method. With sharding each role is divided evenly; the block that is gathered at a time
     is not counted.
     """
-    stand_in = STAND_IN if pick_device(config.device).type == "cpu" else {}
-    precision = stand_in.get(config.precision, config.precision)
-    trainer = Trainer(method, nets, data, replace(config, compile=False, precision=precision))
-    state, often, found = (
-        trainer.state,
-        defaultdict[Update, float](float),
-        dict[Update, tuple[Clock, int]](),
-    )
-    for begin, end in itertools.pairwise(trainer._phases):
-        for place, update in enumerate(method.updates(clock := trainer.clock(begin))):
-            often[update] += (end - begin) / config.steps  # updates of a mean step
-            found.setdefault(update, (clock, place))
-    share, parts = (
-        math.ceil(config.batch / processes),
-        processes if config.sharding == "full" else 1,
-    )
-    rows = tried = min(config.micro_batch or share, share)
-    weights = {
-        name: sum(p.nbytes for p in leaves.values()) for name, leaves in state.leaves.items()
-    }
-    passing, most, seconds = {"gradients": 0, "activations": 0, "optimizer's work": 0}, 0, 0.0
-    for update, (clock, place) in found.items():
-        small, large = _trials(trainer, update, clock, place, rows, BUDGET / len(found))
-        whole, activations = peaks(small, large, rows)
-        gradients = sum(weights[name] for name in update.trains) // parts
-        work = large.step_peak // parts + (min(gradients, 4 * BUCKET) if processes > parts else 0)
-        most = max(
-            most,
-            whole if rows == share and parts == 1 else gradients + activations,
-            gradients + work,
-        )
-        passing = {
-            k: max(v, new) for (k, v), new in zip(passing.items(), (gradients, activations, work))
-        }
-        of_row = min(
-            trial.pass_seconds / trial.rows for trial in (small, large)
-        )  # the one that was disturbed less
-        seconds += often[update] * (of_row * share + min(small.step_seconds, large.step_seconds))
+    config, state = trainer.config, trainer.state
+    share = math.ceil(config.batch / processes)
+    rows = min(config.micro_batch or share, share)
+    weights = {name: _bytes(leaves.values()) for name, leaves in state.leaves.items()}
+    shares = Shares(weights, rows, share, processes, config.sharding == "full")
+    updates = _updates(trainer)
+    most, seconds, tried = 0, 0.0, rows
+    passing = {"gradients": 0, "activations": 0, "optimizer's work": 0}
+    for update, (clock, place, often) in updates.items():
+        small, large = _trials(trainer, update, clock, place, rows, BUDGET / len(updates))
+        peak, needs = shares.of(update, small, large)
+        most = max(most, peak)
+        for key, size in needs.items():
+            passing[key] = max(passing[key], size)
+        # The one that was disturbed less.
+        of_row = min(small.pass_seconds / small.rows, large.pass_seconds / large.rows)
+        seconds += often * (of_row * share + min(small.step_seconds, large.step_seconds))
         tried = min(tried, large.rows)
-    seconds -= _now(trainer)
-    method.after_step(nets, trainer.clock(0))
-    state.average()
-    seconds += _now(trainer)
+    seconds += _seconds_behind_updates(trainer)
     copies = sum(weights[name] for name in state.roles.exports)
     if config.health_every:
-        loss = peaks(_loss_alone(trainer, FIRST), _loss_alone(trainer, FIRST + 1), health_rows)[0]
-        passing["health"] = copies + loss * bool(health_rows)
-    held = {role: size // parts for role, size in _held(trainer, loaded).items()}
+        passing["health"] = copies
+        if health_rows:
+            small, large = _loss_alone(trainer, FIRST), _loss_alone(trainer, FIRST + 1)
+            passing["health"] += peaks(small, large, health_rows)[0]
+    held = {role: size // shares.parts for role, size in _held(trainer, loaded).items()}
     peak = sum(held.values()) + max(most, passing.get("health", 0))
-    saved = sum(tensor.nbytes for group in state.saved().values() for tensor in group.values())
-    return Plan(
-        held, passing, peak, rows, share, tried, precision, seconds, saved, copies * len(config.ema)
-    )
+    saved = sum(_bytes(group.values()) for group in state.saved().values())
+    student = copies * len(config.ema)
+    return Plan(held, passing, peak, rows, share, tried, config.precision, seconds, saved, student)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _updates(trainer: Trainer) -> dict[Update, tuple[Clock, int, float]]:
+    """The different updates of a run: when each comes first, its place among those of that step,
+    and how often it comes in a mean step.
+    """
+    found: dict[Update, tuple[Clock, int, float]] = {}
+    for begin, end in itertools.pairwise(trainer.phases):
+        clock = trainer.clock(begin)
+        for place, update in enumerate(trainer.method.updates(clock)):
+            first, at, often = found.get(update, (clock, place, 0.0))
+            found[update] = first, at, often + (end - begin) / trainer.config.steps
+    return found
+
+
+def _seconds_behind_updates(trainer: Trainer) -> float:
+    """Of what moves slow copies and averages, once a step."""
+    begun = _now(trainer)
+    trainer.method.after_step(trainer.nets, trainer.clock(0))
+    trainer.state.average()
+    return _now(trainer) - begun
+
+
+class Shares(NamedTuple):
+    """How a process has part in an update. weights: bytes by network. rows: of a pass, out of the
+    `share` of a process.
+    """
+
+    weights: Mapping[str, int]
+    rows: int
+    share: int
+    processes: int
+    sharded: bool
+
+    @property
+    def parts(self) -> int:
+        """Into how many the networks are split."""
+        return self.processes if self.sharded else 1
+
+    def of(self, update: Update, small: "Trial", large: "Trial") -> tuple[int, dict[str, int]]:
+        """(bytes at the peak of an update, bytes of what passes in it)."""
+        whole, activations = peaks(small, large, self.rows)
+        gradients = sum(self.weights[name] for name in update.trains) // self.parts
+        work = large.step_peak // self.parts
+        if self.processes > self.parts:  # a bucket of gradients is summed at a time
+            work += min(gradients, 4 * BUCKET)
+        # A second pass finds the gradients of the first.
+        alone = self.rows == self.share and self.parts == 1
+        in_pass = whole if alone else gradients + activations
+        needs = {"gradients": gradients, "activations": activations, "optimizer's work": work}
+        return max(in_pass, gradients + work), needs
 
 
 class Meter(TorchDispatchMode):
@@ -139,25 +166,20 @@ class Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._line, self._now = list[int](), 0
-        self._alive: dict[
-            int, tuple[int, int, Any]
-        ] = {}  # by storage: birth, bytes, a watch on its end
+        self._line: list[int] = []
+        self._now = 0
+        # By storage: birth, bytes, a watch on its end.
+        self._alive: dict[int, tuple[int, int, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        given = {
-            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
-        }
-        for storage in [t.untyped_storage() for t in tree_leaves(made) if isinstance(t, Tensor)]:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(made):
             key, size = storage._cdata, storage.nbytes()
             if key not in given and key not in self._alive:
                 self._now += size
-                self._alive[key] = (
-                    len(self._line),
-                    size,
-                    weakref.ref(storage, partial(self._gone, key)),
-                )
+                end = weakref.ref(storage, partial(self._gone, key))
+                self._alive[key] = len(self._line), size, end
         self._line.append(self._now)
         return made
 
@@ -166,13 +188,16 @@ class Meter(TorchDispatchMode):
 
     def lines(self) -> Tensor:
         """(2, operations): all bytes, and those of what is gone by now."""
-        line, born = (
-            torch.tensor(self._line, dtype=torch.float64),
-            torch.zeros(len(self._line), dtype=torch.float64),
-        )
+        line = torch.tensor(self._line, dtype=torch.float64)
+        born = torch.zeros(len(self._line), dtype=torch.float64)
         for birth, size, _ in self._alive.values():
             born[birth] += size
         return torch.stack([line, line - born.cumsum(0)])
+
+
+def _storages(tree: Any) -> list[Any]:
+    """The storages of the tensors in nested values."""
+    return [one.untyped_storage() for one in tree_leaves(tree) if isinstance(one, Tensor)]
 
 
 class Trial(NamedTuple):
@@ -192,12 +217,9 @@ def peaks(small: Trial, large: Trial, rows: int) -> list[int]:
     a, b = small.lines, large.lines
     if a.shape != b.shape:  # what is done depends on the rows: their peaks have to do
         a, b = a.amax(1, keepdim=True), b.amax(1, keepdim=True)
-    return (
-        (b + (b - a) * ((rows - large.rows) / max(1, large.rows - small.rows)))
-        .amax(1)
-        .long()
-        .tolist()
-    )
+    steps = (rows - large.rows) / max(1, large.rows - small.rows)
+    found: list[int] = (b + (b - a) * steps).amax(1).long().tolist()
+    return found
 
 
 def _trials(
@@ -207,8 +229,8 @@ def _trials(
     in bounds.
     """
     begun, rows = time.perf_counter(), min(FIRST, most)
-    trainer.rows, trainer.micro = range(rows), rows
-    trainer._apply(update, clock, place)  # kernels are chosen, the optimizer makes its state
+    _set_rows(trainer.step, rows)
+    trainer.step(update, clock, place, 0)  # kernels are chosen, the optimizer makes its state
     once = time.perf_counter() - begun > budget / 10  # in long operations the meter is not felt
     small = large = _trial(trainer, update, clock, place, rows, once)
     while large.rows < most:
@@ -224,19 +246,32 @@ def _trial(
     trainer: Trainer, update: Update, clock: Clock, place: int, rows: int, once: bool
 ) -> Trial:
     """For the clock and for the meter: at once, or one after the other."""
-    trainer.rows, trainer.micro = range(rows), rows
-    lines, times = list[Tensor](), list[float]()
-    for metered in (True,) if once else (True, False):
-        begun = _now(trainer)
-        with Meter() if metered else contextlib.nullcontext() as meter:
-            sums = trainer._backward(update, clock, place, 0)
-        between = _now(trainer)
-        with Meter() if metered else contextlib.nullcontext() as step_meter:
-            trainer._step(update, clock, sums)
-        times = [between - begun, _now(trainer) - between]
-        if meter and step_meter:
-            lines = [meter.lines(), step_meter.lines()]
-    return Trial(rows, lines[0], int(lines[1][0].amax()), *times)
+    _set_rows(trainer.step, rows)
+    trial = _metered(trainer, update, clock, place)
+    if once:
+        return trial
+    begun = _now(trainer)
+    sums = trainer.step.backward(update, clock, place, 0)
+    between = _now(trainer)
+    trainer.step.descend(update, clock, sums)
+    return trial._replace(pass_seconds=between - begun, step_seconds=_now(trainer) - between)
+
+
+def _metered(trainer: Trainer, update: Update, clock: Clock, place: int) -> Trial:
+    begun = _now(trainer)
+    with Meter() as meter:
+        sums = trainer.step.backward(update, clock, place, 0)
+    between = _now(trainer)
+    with Meter() as step_meter:
+        trainer.step.descend(update, clock, sums)
+    ended = _now(trainer)
+    step_peak = int(step_meter.lines()[0].amax())
+    return Trial(len(trainer.step.rows), meter.lines(), step_peak, between - begun, ended - between)
+
+
+def _set_rows(step: Step, rows: int) -> None:
+    """Its next updates are of so many rows, in one pass."""
+    step.rows, step.micro = range(rows), rows
 
 
 @torch.no_grad()
@@ -257,23 +292,31 @@ def _now(trainer: Trainer) -> float:
 
 def _held(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, int]:
     """Bytes by role; what two roles share belongs to the first."""
-    state, found, seen = trainer.state, {}, set[int]()
-    roles: dict[str, list[Any]] = {
-        name: list(module.state_dict().values()) for name, module in state.modules.items()
-    }
-    roles |= {
-        f"{k}: averages": [t for one in by.values() for t in one.values()]
-        for k, by in state.averages.items()
-    }
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    for role, tensors in _roles(trainer, loaded).items():
+        size = 0
+        for storage in _storages(tensors):
+            if storage.data_ptr() not in seen:
+                size += storage.nbytes()
+                seen.add(storage.data_ptr())
+        if size:
+            found[role] = size
+    return found
+
+
+def _roles(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, list[Any]]:
+    """What a run keeps, by role."""
+    state = trainer.state
+    roles: dict[str, list[Any]] = {}
+    for name, module in state.modules.items():
+        roles[name] = list(module.state_dict().values())
+    for name, averages in state.averages.items():
+        roles[f"{name}: averages"] = [list(average.values()) for average in averages.values()]
     for name, optimizer in state.optimizers.items():
-        roles[f"{name}: optimizer"] = [t for one in optimizer.state.values() for t in one.values()]
-    roles["as loaded"] = [
-        t for module in loaded for t in module.state_dict().values() if t.device == trainer.device
-    ]
-    for role, tensors in roles.items():
-        storages = {
-            t.untyped_storage().data_ptr(): t.nbytes for t in tensors if isinstance(t, Tensor)
-        }
-        found[role] = sum(size for place, size in storages.items() if place not in seen)
-        seen |= set(storages)
-    return {role: size for role, size in found.items() if size}
+        roles[f"{name}: optimizer"] = [list(one.values()) for one in optimizer.state.values()]
+    roles["as loaded"] = []
+    for module in loaded:
+        tensors = module.state_dict().values()
+        roles["as loaded"] += [t for t in tensors if t.device == trainer.device]
+    return roles

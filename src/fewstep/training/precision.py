@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.models.adapters import around
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16_teacher"]
 # autocast of the networks that train or move, weights of the frozen ones
@@ -18,10 +19,14 @@ MODES: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
 }
 
 
-def in_precision(module: nn.Module, precision: Precision, kept: bool) -> nn.Module:
-    """The network in this arithmetic. kept: it trains or moves, so its weights stay in fp32; else,
-    where the mode has another type for it, a cast copy is made, for the model that was handed in
-    stays as it is.
+def in_precision(
+    module: nn.Module, precision: Precision, kept: bool, shared: bool = False
+) -> nn.Module:
+    """The network in this arithmetic, the one that was handed in or another denoiser of it.
+
+    kept: it trains or moves, so its weights stay in fp32. A frozen one is cast, in a copy, where
+    the mode has another type for it. shared: others share its weights, so they stay as they are,
+    and it computes under autocast.
     """
     active, frozen = MODES[precision]
     if not isinstance(module, Denoiser):
@@ -29,8 +34,11 @@ def in_precision(module: nn.Module, precision: Precision, kept: bool) -> nn.Modu
     if kept:
         module.autocast = active
     elif frozen is not None:
-        module = copy.deepcopy(module)
-        module.network.to(frozen)
+        if shared:
+            module = around(module.network, module)
+        else:
+            module = copy.deepcopy(module)
+            module.network.to(frozen)
         module.autocast = frozen
     return module
 

@@ -33,7 +33,7 @@ class World:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process writes files and speaks for all."""
         return self.rank == 0
 
@@ -60,7 +60,7 @@ class World:
             parts = flat.split([t.numel() for t in bucket])
             torch._foreach_copy_(bucket, [p.view_as(t) for p, t in zip(parts, bucket)])
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The largest value of all processes, agreed on the host: no process waits for a device."""
         if self.size == 1:
             return value
@@ -68,23 +68,23 @@ class World:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def first(self, work: Callable[[], T]) -> T:
+    def on_leader(self, work: Callable[[], T]) -> T:
         """What `work` gives in the leading process, for all; where it fails there, all end."""
         if self.size == 1:
             return work()
         answer: list[T | None] = [None]
         failure: Exception | None = None
-        if self.leads:
+        if self.is_leader:
             try:
                 answer[0] = work()
             except Exception as error:
                 failure = error
-        if self.most(failure is not None):
+        if self.max(failure is not None):
             raise failure or RuntimeError("the leading process failed")
         dist.broadcast_object_list(answer, src=0)
         return answer[0]  # type: ignore[return-value]
 
-    def spread(self, module: nn.Module) -> None:
+    def broadcast(self, module: nn.Module) -> None:
         """The leading process's weights and buffers, for all."""
         if self.size > 1:
             for tensor in module.state_dict().values():

@@ -13,6 +13,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.learning.averaging import lerp
 from fewstep.learning.method import Method
 from fewstep.learning.roles import networks, roles_of
+from fewstep.models.adapters import borrowed, copied, own_parameters, own_state
 from fewstep.training.config import TrainerConfig
 from fewstep.training.precision import LossScale, in_precision
 from fewstep.training.processes import World, local, part_of, shard, whole
@@ -22,42 +23,61 @@ Tensors = dict[str, Tensor]
 
 class State:
     """Derived from the roles of the networks: what trains has an optimizer, what is exported has
-    averages, what trains or moves is saved, all else is frozen. `modules` holds the networks as the
-    method sees them.
+    averages, what trains or moves is saved, all else is frozen.
 
-    leaves: this process's part of each parameter, by its name, which optimizers step; unsharded the
-    parameter itself.
+    The networks of `nets` are prepared in place: moved to the device, set to train or not, sharded.
+    Only a frozen one that is cast is replaced by its copy, in `nets` too. Of a network that shares
+    weights with others (`models.adapters.View`) all this concerns its own tensors alone: what is
+    shared stays frozen, in its type, and is stored once.
+
+    modules: the networks as the method sees them. parameters: their own ones. leaves: this
+    process's part of each parameter, by its name, which optimizers step; unsharded the parameter
+    itself.
     """
 
     def __init__(
         self, method: Method, nets: Any, config: TrainerConfig, device: torch.device, world: World
     ):
-        self.method, self.config, self.device = method, config, device
+        self.method, self.config, self.device, self.world = method, config, device, world
         self.sharded = config.sharding == "full" and world.size > 1
-        self.modules: dict[str, nn.Module] = {}
-        self.scales: dict[str, LossScale] = {}
-        self._unsharded: dict[str, nn.Module] = {}
         self.roles = roles_of(nets)
         self.kept = (*self.roles.trains, *self.roles.moves)
-        for name, network in networks(nets).items():
-            module = in_precision(network, config.precision, name in self.kept)
-            module.to(device).train(name in self.kept).requires_grad_(name in self.roles.trains)
-            world.spread(module)
+        self.scales: dict[str, LossScale] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self._unsharded: dict[str, nn.Module] = {}
+        self._prepare(nets)
+        self.parameters = {name: own_parameters(module) for name, module in self.modules.items()}
+        self.leaves: dict[str, dict[str, nn.Parameter]] = {}
+        for name in dict.fromkeys((*self.roles.trains, *self.roles.exports)):
+            self.leaves[name] = self.parameters[name]
+            if self.sharded:
+                parts = {k: nn.Parameter(local(p)) for k, p in self.parameters[name].items()}
+                self.leaves[name] = parts
+        self.restart()
+
+    def _prepare(self, nets: Any) -> None:
+        found = networks(nets)
+        lent = [tensor for network in found.values() for tensor in borrowed(network)]
+        if lent and self.sharded:
+            raise ValueError("trainer.sharding=full does not go with networks that share weights")
+        lent_ids = {id(tensor) for tensor in lent}
+        for name, network in found.items():
+            kept = name in self.kept
+            shared = any(id(p) in lent_ids for p in network.parameters())
+            module = in_precision(network, self.config.precision, kept, shared)
+            module.to(self.device).train(kept).requires_grad_(False)
+            for parameter in own_parameters(module).values():
+                parameter.requires_grad_(name in self.roles.trains)
+            self.world.broadcast(module)
             if self.sharded:
                 if name in self.roles.exports:
                     self._unsharded[name] = copy.deepcopy(module).cpu()
                 shard(module)
             if isinstance(module, Denoiser):
-                module.prepare(config.compile, config.checkpointing and name in self.roles.trains)
+                recomputes = self.config.checkpointing and name in self.roles.trains
+                module.prepare(self.config.compile, recomputes)
             self.modules[name] = module
             setattr(nets, name, module)
-        self.leaves: dict[str, dict[str, nn.Parameter]] = {}
-        for name in dict.fromkeys((*self.roles.trains, *self.roles.exports)):
-            found = dict(self.modules[name].named_parameters())
-            self.leaves[name] = (
-                {k: nn.Parameter(local(p)) for k, p in found.items()} if self.sharded else found
-            )
-        self.restart()
 
     def restart(self) -> None:
         """New optimizers and averages, as at the beginning of a phase."""
@@ -67,13 +87,18 @@ class State:
             self.optimizers[name] = spec.build(list(self.leaves[name].values()))
             for group in self.optimizers[name].param_groups:
                 group["base_lr"] = spec.lr
-        self.averages = {
-            name: {
-                d: {k: p.detach().clone() for k, p in self.leaves[name].items()}
-                for d in self.config.ema
-            }
-            for name in self.roles.exports
-        }
+        self.averages: dict[str, dict[float, Tensors]] = {}
+        for name in self.roles.exports:
+            self.averages[name] = {}
+            for decay in self.config.ema:
+                begun = {k: p.detach().clone() for k, p in self.leaves[name].items()}
+                self.averages[name][decay] = begun
+
+    def learn(self, names: tuple[str, ...]) -> None:
+        """Gradients reach these of the networks that train, and no others."""
+        for name in self.roles.trains:
+            for parameter in self.parameters[name].values():
+                parameter.requires_grad_(name in names)
 
     def average(self) -> None:
         """Moves the averages of the exported networks."""
@@ -83,16 +108,16 @@ class State:
                 lerp(list(average.values()), now, 1 - decay)
 
     def exported(self, name: str, decay: float | None = None) -> nn.Module:
-        """A frozen copy of an exported network with its average (default: of the first decay); a
-        collective call.
+        """A frozen copy of an exported network with its average (default: of the first decay); what
+        it shares it goes on sharing. A collective call.
         """
         average = self.averages[name][self.config.ema[0] if decay is None else decay]
-        module = copy.deepcopy(self._unsharded.get(name, self.modules[name])).to(self.device)
+        module = copied(self._unsharded.get(name, self.modules[name])).to(self.device)
         if isinstance(module, Denoiser):
             module.prepare(compiled=False, checkpointing=False)
-        likes = dict(self.modules[name].named_parameters())
+        likes = self.parameters[name]
         with torch.no_grad():
-            for key, parameter in module.named_parameters():
+            for key, parameter in own_parameters(module).items():
                 parameter.copy_(whole(average[key], likes[key]))
         return module.eval().requires_grad_(False)
 
@@ -100,14 +125,17 @@ class State:
         """The gradients of the networks' leaves; one that is None counts as zero, as it does where
         processes sum.
         """
+        found = []
         for name in names:
-            for key, parameter in self.modules[name].named_parameters():
+            for key, parameter in self.parameters[name].items():
                 leaf = self.leaves[name][key]
                 if parameter.grad is None:
                     leaf.grad = torch.zeros_like(leaf)
                 elif self.sharded:
                     leaf.grad = local(parameter.grad)
-        return [p.grad for name in names for p in self.leaves[name].values() if p.grad is not None]
+                assert leaf.grad is not None
+                found.append(leaf.grad)
+        return found
 
     def forget_gradients(self, names: tuple[str, ...]) -> None:
         """No network of these has a gradient any more."""
@@ -116,82 +144,67 @@ class State:
             self.optimizers[name].zero_grad(set_to_none=True)
 
     def saved(self) -> dict[str, Tensors]:
-        """Groups of tensors for a checkpoint, whole, whatever each process holds of them; a
-        collective call.
+        """Groups of tensors for a checkpoint, by their path, whole, whatever each process holds of
+        them; without what networks share. A collective call.
         """
-        nets = {
-            name: {k: whole(local(v), v) for k, v in self.modules[name].state_dict().items()}
-            for name in self.kept
-        }
-        ema: dict[str, Any] = {}
+        nets: Tensors = {}
+        for name in self.kept:
+            for key, value in own_state(self.modules[name]).items():
+                nets[f"{name}/{key}"] = whole(local(value), value)
+        ema: Tensors = {}
         for name, averages in self.averages.items():
-            likes = dict(self.modules[name].named_parameters())
-            ema[name] = {
-                d: {k: whole(v, likes[k]) for k, v in average.items()}
-                for d, average in averages.items()
-            }
-        optim: dict[str, Any] = {}
+            for decay, average in averages.items():
+                for key, value in average.items():
+                    path = f"{name}/{float(decay)}/{key}"
+                    ema[path] = whole(value, self.parameters[name][key])
+        scale: Tensors = {}
+        for group, one in self.scales.items():
+            scale |= {f"{group}/scale": one.scale, f"{group}/good": one.good}
+        return {"nets": nets, "ema": ema, "optim": self._saved_optimizers(), "scale": scale}
+
+    def _saved_optimizers(self) -> Tensors:
+        found: Tensors = {}
         for name, optimizer in self.optimizers.items():
-            likes_by_place = list(self.modules[name].parameters())
-            optim[name] = {
-                i: {k: whole(v, likes_by_place[i]) if v.ndim else v for k, v in state.items()}
-                for i, state in optimizer.state_dict()["state"].items()
-            }
-        scale = {group: {"scale": s.scale, "good": s.good} for group, s in self.scales.items()}
-        return {
-            "nets": _flat(nets),
-            "ema": _flat(ema),
-            "optim": _flat(optim),
-            "scale": _flat(scale),
-        }
+            likes = list(self.parameters[name].values())
+            for place, values in optimizer.state_dict()["state"].items():
+                for key, value in values.items():
+                    # A counter is no part of a sharded tensor.
+                    full = whole(value, likes[place]) if value.ndim else value
+                    found[f"{name}/{place}/{key}"] = full
+        return found
 
     @torch.no_grad()
     def load(self, groups: Mapping[str, Tensors]) -> None:
         """Takes back what `saved` gave, however many processes there were then."""
-        nets = _by_owner(groups["nets"])
         for name in self.kept:
-            now = self.modules[name].state_dict()
-            assert now.keys() == nets[name].keys(), f"the checkpoint's {name} has other tensors"
+            now, saved = own_state(self.modules[name]), _below(name, groups["nets"])
+            assert now.keys() == saved.keys(), f"the checkpoint's {name} has other tensors"
             for key, value in now.items():
-                local(value).copy_(part_of(nets[name][key], value))
-        for name, by_decay in _by_owner(groups["ema"]).items():
-            likes = dict(self.modules[name].named_parameters())
-            for decay, average in _by_owner(by_decay).items():
-                for k, v in self.averages[name][
-                    float(decay)
-                ].items():  # in its own order, which a file does not keep
-                    v.copy_(part_of(average[k], likes[k]))
-        for name, by_index in _by_owner(groups["optim"]).items():
-            parameters = list(self.modules[name].parameters())
-            state = {
-                int(i): {
-                    k: part_of(v, parameters[int(i)]) if v.ndim else v for k, v in values.items()
-                }
-                for i, values in _by_owner(by_index).items()
-            }
-            options = self.optimizers[name].state_dict()["param_groups"]
-            self.optimizers[name].load_state_dict({"state": state, "param_groups": options})
-        for group, values in _by_owner(groups["scale"]).items():
-            self.scales[group] = LossScale(self.device)
-            self.scales[group].scale, self.scales[group].good = (
-                values[k].to(self.device) for k in ("scale", "good")
-            )
+                local(value).copy_(part_of(saved[key], value))
+        for name, averages in self.averages.items():
+            for decay, average in averages.items():
+                saved = _below(f"{name}/{float(decay)}", groups["ema"])
+                for key, value in average.items():
+                    value.copy_(part_of(saved[key], self.parameters[name][key]))
+        for name in self.optimizers:
+            self._load_optimizer(name, _below(name, groups["optim"]))
+        for path, value in groups["scale"].items():
+            group, _, part = path.rpartition("/")
+            scale = self.scales.setdefault(group, LossScale(self.device))
+            setattr(scale, part, value.to(self.device))
+
+    def _load_optimizer(self, name: str, saved: Tensors) -> None:
+        likes = list(self.parameters[name].values())
+        state: dict[int, Tensors] = {}
+        for path, value in saved.items():
+            place, _, key = path.partition("/")
+            part = part_of(value, likes[int(place)]) if value.ndim else value
+            state.setdefault(int(place), {})[key] = part
+        options = self.optimizers[name].state_dict()["param_groups"]
+        self.optimizers[name].load_state_dict({"state": state, "param_groups": options})
 
 
-def _flat(nested: Mapping[Any, Any], path: str = "") -> Tensors:
-    """Tensors of nested mappings by their path, with slashes."""
-    tensors: Tensors = {}
-    for key, value in nested.items():
-        tensors |= (
-            {f"{path}{key}": value} if isinstance(value, Tensor) else _flat(value, f"{path}{key}/")
-        )
-    return tensors
-
-
-def _by_owner(tensors: Mapping[str, Tensor]) -> dict[str, Tensors]:
-    """Splits keys at their first slash."""
-    owners: dict[str, Tensors] = {}
-    for key, tensor in tensors.items():
-        owner, _, rest = key.partition("/")
-        owners.setdefault(owner, {})[rest] = tensor
-    return owners
+def _below(path: str, tensors: Tensors) -> Tensors:
+    """The tensors below a path, by the rest of theirs."""
+    head = f"{path}/"
+    return {k.removeprefix(head): value for k, value in tensors.items() if k.startswith(head)}

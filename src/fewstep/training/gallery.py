@@ -1,0 +1,49 @@
+"""Pictures of what a run has learned so far."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.learning.method import Method
+from fewstep.training.processes import World
+from fewstep.training.seen import Seen
+
+IMAGES = 40
+
+
+class Gallery:
+    """Grids of the averaged networks, of the same seeds each time: samples/step-00000100-2.png for
+    2 steps.
+
+    model: whose codec, conditions and shape they have. steps: one grid for each. write: makes a
+    file of images.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: Any,
+        folder: Path,
+        every: int,
+        steps: Sequence[int],
+        world: World,
+        write: Callable[[Path, Tensor], None],
+    ):
+        self.method, self.model, self.folder, self.every = method, model, folder, every
+        self.steps, self.world, self.write = steps, world, write
+
+    def __call__(self, seen: Seen) -> None:
+        """Draws and writes, in the leading process; the others help to gather the networks."""
+        if not seen.due(self.every):
+            return
+        for name, net in seen.exported.items():
+            sampler = self.method.sampler(seen.clock, name)
+            if sampler is None or not self.world.is_leader:
+                continue
+            made = self.model.trained(net, sampler, self.method.guidance(), {}, {})
+            prefix = "" if name == "student" else f"{name}-"
+            for steps in self.steps:
+                path = self.folder / f"{prefix}step-{seen.done:08d}-{steps}.png"
+                self.write(path, made.generate(num=IMAGES, steps=steps))
