@@ -36,6 +36,8 @@ from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured, listed
 from fewstep.data.digits import Digits
 from fewstep.files import read_json, write_bytes, write_json
+from fewstep.learning.method import Method
+from fewstep.learning.slow_target import SlowTarget
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.measure import Scale
 from fewstep.metrics.protocol import Protocol
@@ -55,14 +57,6 @@ TEACHER, EVALUATIONS, BEGIN, END = (
     "<!-- table -->",
     "<!-- end of table -->",
 )
-# The option that says for how many steps a student is, where it serves no other number.
-SERVES = {
-    "progressive": "end",
-    "dmd2": "steps",
-    "multi_boundary": "segments",
-    "invertible_consistency": "reverse.segments",
-    "phased_consistency": "segments",
-}
 LABEL = 1.10  # of the one below: where a label of the plot may begin
 WORSE = 1.10  # times the teacher's value: what a method must not exceed
 
@@ -102,6 +96,11 @@ def recipes() -> dict[str, str]:
     return found
 
 
+def one_for_each(method: Method) -> bool:
+    """Whether it takes a student of its own for each number of evaluations."""
+    return not all(method.serves(n) for n in EVALUATIONS)
+
+
 def stretched(run: Run, steps: int) -> Run:
     """The recipe for another number of steps: warm-up, averages and slow targets span the same
     share of the run.
@@ -110,8 +109,8 @@ def stretched(run: Run, steps: int) -> Run:
     schedule = replaced(run.trainer.schedule, warmup=round(run.trainer.schedule.warmup * factor))
     ema = tuple(decay ** (1 / factor) for decay in run.trainer.ema)
     method = run.method
-    if "target_decay" in method.dump():
-        method = replaced(method, target_decay=method.target_decay ** (1 / factor))  # type: ignore[attr-defined]
+    if isinstance(method, SlowTarget):
+        method = replaced(method, target_decay=method.target_decay ** (1 / factor))
     return replaced(
         run, method=method, trainer=replaced(run.trainer, steps=steps, schedule=schedule, ema=ema)
     )
@@ -196,11 +195,10 @@ def measured(
 ) -> Iterator[dict[str, Any]]:
     """The lines of one method under the seed of the evaluation."""
     seed = evaluation.seed
-    for serves in [(n,) for n in EVALUATIONS] if method in SERVES else [EVALUATIONS]:
-        options = [f"trainer.seed={seed}"]
-        if method in SERVES:
-            options.append(f"method.{SERVES[method]}={serves[0]}")
-        run, _ = configured(name, options)
+    run, _ = configured(name, [f"trainer.seed={seed}"])
+    each = one_for_each(run.method)
+    for serves in [(n,) for n in EVALUATIONS] if each else [EVALUATIONS]:
+        run = replaced(run, method=run.method.for_steps(serves[0]))
         with tempfile.TemporaryDirectory() as folder:
             trial = 4 * len(run.method.phases(100))
             cost = student(run, trial, Path(folder, "trial"))[0] / trial
@@ -231,7 +229,7 @@ def table(record: Record) -> str:
     teacher += [""] * (len(others) + 2)
     rows = [teacher]
     for method in sorted(record.methods, key=lambda name: rank(record, name, 2)):
-        row = [f"`{method}`{' ¹' if method in SERVES else ''}"]
+        row = [f"`{method}`{' ¹' if one_for_each(Method.kinds()[method]()) else ''}"]
         for n in EVALUATIONS:
             values = sorted(record.values(method, n, first[0]))
             median, low, high = statistics.median(values), values[0], values[-1]

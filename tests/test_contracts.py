@@ -70,7 +70,9 @@ def made_by(model, trainer):
         sampler = trainer.method.sampler(trainer.clock(2), name)
         yield (
             sampler,
-            model.trained(trainer.state.exported(name), sampler, trainer.method.guidance(), {}, {}),
+            model.trained(
+                trainer.state.exported(name), sampler, trainer.method.student_guidance(), {}, {}
+            ),
         )
 
 

@@ -224,7 +224,7 @@ def _saved(run: Run, ready: Prepared) -> dict[str, Any]:
         for decay in run.trainer.ema[1:]:
             network = merged(state.exported(name, decay)).get_submodule("network")
             variants[f"{decay:g}"] = network.state_dict()
-        sampler, guidance = run.method.sampler(clock, name), run.method.guidance()
+        sampler, guidance = run.method.sampler(clock, name), run.method.student_guidance()
         net = merged(state.exported(name))
         if isinstance(net, Denoiser):
             net.autocast = None  # as it is when it is loaded

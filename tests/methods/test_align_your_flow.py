@@ -26,6 +26,7 @@ from fewstep.diffusion.process import (
     VariancePreserving,
     VariancePreservingTable,
 )
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import AdaptivePower
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import Forward, Point, flow_error
@@ -187,7 +188,7 @@ def test_the_metric_is_that_of_the_normalised_tangent():
 @pytest.mark.parametrize("side", ["eulerian", "lagrangian"])
 def test_the_exact_student_of_a_guided_teacher_does_not_move(side, scale):
     """The exact map of N(m_null + g (m - m_null), std²); at any other g it moves."""
-    method = AlignYourFlow(side=side, teacher_guidance=scale, warm_limit=1.0)
+    method = AlignYourFlow(side=side, guidance=GuidanceRange(scale, scale), warm_limit=1.0)
     batch = batch_of(samples(128, d=3), cond=labels(128))
     parts = method.Nets(labelled(VE, Gaussian.jump, scale), labelled(VE, ideal))
     assert method.loss(parts, batch, CLOCK).notes["tangent"].max() < 1e-7
@@ -196,7 +197,9 @@ def test_the_exact_student_of_a_guided_teacher_does_not_move(side, scale):
 
 
 def test_guidance_needs_a_teacher_that_knows_no_label():
-    assert_guides_only_what_knows_no_label(AlignYourFlow(), AlignYourFlow(teacher_guidance=2.0))
+    assert_guides_only_what_knows_no_label(
+        AlignYourFlow(), AlignYourFlow(guidance=GuidanceRange(2.0, 2.0))
+    )
 
 
 def test_targets_carry_no_gradient():
@@ -216,5 +219,5 @@ def test_targets_carry_no_gradient():
 def test_options():
     with pytest.raises(ValueError, match="1 validation error"):
         Method.parse({"kind": "align_your_flow", "side": "both"})
-    assert AlignYourFlow(teacher_guidance=2.0).guidance().default == 2.0
-    assert AlignYourFlow().guidance().kind == "none"
+    assert AlignYourFlow(guidance=GuidanceRange(2.0, 2.0)).student_guidance().default == 2.0
+    assert AlignYourFlow().student_guidance().kind == "none"

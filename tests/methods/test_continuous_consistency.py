@@ -41,6 +41,7 @@ from fewstep.diffusion.process import (
     VariancePreservingTable,
 )
 from fewstep.learning.consistency import jump_and_goal
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import (
     Difference,
@@ -276,7 +277,7 @@ def test_the_exact_student_of_a_guided_teacher_does_not_move(scale):
         return data.flow(x, t, torch.full_like(t, VE.t_data))
 
     method = ContinuousConsistency(
-        adaptive=False, teacher_guidance=scale, density=LogNormal(0.0, 1.5)
+        adaptive=False, guidance=GuidanceRange(scale, scale), density=LogNormal(0.0, 1.5)
     )
     batch = batch_of(samples(128, d=3), cond=labels(128))
     parts = nets(method, labelled(VE, end, scale), labelled(VE, ideal))
@@ -305,7 +306,7 @@ def test_both_passes_of_the_student_are_told_the_label():
 
 def test_guidance_needs_a_teacher_that_knows_no_label():
     assert_guides_only_what_knows_no_label(
-        ContinuousConsistency(), ContinuousConsistency(teacher_guidance=2.0)
+        ContinuousConsistency(), ContinuousConsistency(guidance=GuidanceRange(2.0, 2.0))
     )
 
 
@@ -407,9 +408,9 @@ def test_golden_times():
 
 def test_options():
     with pytest.raises(ValueError, match="velocity=teacher"):
-        ContinuousConsistency(velocity="data", teacher_guidance=2.0)
+        ContinuousConsistency(velocity="data", guidance=GuidanceRange(2.0, 2.0))
     for wrong in ({"floor": 0}, {"velocity": "student"}, {"warmup": -1}, {"tangent": "backward"}):
         with pytest.raises(ValueError, match="1 validation error"):
             Method.parse({"kind": "continuous_consistency", **wrong})
-    assert ContinuousConsistency(teacher_guidance=2.0).guidance().default == 2.0
-    assert ContinuousConsistency().guidance().kind == "none"
+    assert ContinuousConsistency(guidance=GuidanceRange(2.0, 2.0)).student_guidance().default == 2.0
+    assert ContinuousConsistency().student_guidance().kind == "none"

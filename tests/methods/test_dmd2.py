@@ -25,6 +25,7 @@ from fewstep.diffusion.process import VarianceExploding, VariancePreserving, Var
 from fewstep.diffusion.samplers import Renoise
 from fewstep.diffusion.times import Karras
 from fewstep.learning.batch import Batch
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Clock
 from fewstep.methods.dmd2 import DMD2
 from fewstep.models.adapters import FullCopy
@@ -172,7 +173,7 @@ def test_only_the_teacher_is_guided_and_the_normaliser_sees_it_guided():
     fake, teacher = (Denoiser(Told(factor), VE, SamplePrediction()) for factor in (0.5, 0.25))
     nets = DMD2.Nets(Exact(VE, lambda x, t: leaf * 1), fake, nn.Identity(), teacher)
     told = Batch(cond, Draws(0, range(16)), (4,))
-    DMD2(**MATCHING, teacher_guidance=3.0).loss(nets, told, CLOCK).terms[
+    DMD2(**MATCHING, guidance=GuidanceRange(3.0, 3.0)).loss(nets, told, CLOCK).terms[
         "matching"
     ].mean().backward()
     label = labels.double()[:, None].expand(16, 4)
@@ -182,13 +183,15 @@ def test_only_the_teacher_is_guided_and_the_normaliser_sees_it_guided():
 
 
 def test_the_student_says_at_which_guidance_it_was_distilled():
-    assert DMD2().guidance() == Guidance()
-    assert DMD2(teacher_guidance=3.0).guidance() == Guidance("fixed", 3.0, 3.0, 3.0)
+    assert DMD2().student_guidance() == Guidance()
+    assert DMD2(guidance=GuidanceRange(3.0, 3.0)).student_guidance() == Guidance(
+        "fixed", 3.0, 3.0, 3.0
+    )
 
 
 def test_guidance_by_a_teacher_without_an_unconditional_side_is_refused():
     with pytest.raises(ValueError, match="guidance"):
-        real(DMD2(teacher_guidance=5.0))
+        real(DMD2(guidance=GuidanceRange(5.0, 5.0)))
 
 
 # The Gaussian toy: data N(m, s²), samples a z + b, and everything known in closed form
@@ -493,6 +496,8 @@ def test_the_student_is_pushed_to_where_logits_rise_and_the_head_apart():
 @pytest.mark.parametrize("loss", ["fake_loss", "loss"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_without_adversarial_terms_no_image_is_read(loss, steps):
+    assert DMD2(**MATCHING).needs == set()
+    assert DMD2().needs == {"x0"}
     nets = functions(
         lambda x, t: x / (1 + t[:, None]).to(x), lambda x, t: 0.5 * x, lambda x, t: 0.4 * x
     )

@@ -14,7 +14,7 @@ from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import FlowMap
 from fewstep.diffusion.times import Auto, Trailing
 from fewstep.learning.consistency import adjacent, at_or_below
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.invertible_consistency import InvertibleConsistency
@@ -57,7 +57,7 @@ def test_the_way_up_starts_one_interval_above_the_end(m, expected):
     for times in (Auto(), Trailing("t_min")):
         method = InvertibleConsistency(MultiBoundary(segments=m, times=times))
         assert method.reverse.ends(TABLE, lifted=True).tolist() == expected
-        assert method.sampler(CLOCK, "forward").times(TABLE, m).tolist() == expected
+        assert method.sampler(CLOCK, "encoder").times(TABLE, m).tolist() == expected
 
 
 @every("process", PROCESSES)
@@ -66,22 +66,22 @@ def test_the_chain_of_steps_up_has_zero_loss(process):
     method, data = InvertibleConsistency(), Gaussian(process, 0.3, 0.5)
     chain = Chain(data, method.reverse.times(process, 50), next_end(method, process))
     nets = nets_of(method, net(process, data), net(process, chain), data)
-    found = method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"]
+    found = method.encoder_loss(nets, batch_of(samples(512, data)), CLOCK).terms["encoder"]
     assert found.abs().max() < 1e-9
     chain.up[3:] += 1e-3
     assert (
-        method.forward_loss(nets, batch_of(samples(512, data)), CLOCK).terms["forward"].max() > 1e-8
+        method.encoder_loss(nets, batch_of(samples(512, data)), CLOCK).terms["encoder"].max() > 1e-8
     )
 
 
-def test_the_forward_loss_by_value():
+def test_the_encoder_loss_by_value():
     """With the answer a a jump from t is a + e/t (x - a); samples are compared at the end's own
     scale.
     """
     method, data = InvertibleConsistency(MultiBoundary(distance=Squared())), Gaussian(VE, 0.3, 0.5)
     nets = nets_of(method, net(VE, data), net(VE, lambda x, *_: torch.tanh(x)), data)
     x0 = samples(512, data)
-    found, batch = method.forward_loss(nets, batch_of(x0), CLOCK).terms["forward"], batch_of(x0)
+    found, batch = method.encoder_loss(nets, batch_of(x0), CLOCK).terms["encoder"], batch_of(x0)
     t, s = adjacent(method.reverse.times(VE, 50)[:-1], batch.draws, VE)
     batch.draws.uniform()  # the guidance scale
     x_s = x0 + s[:, None] * batch.noise()
@@ -105,8 +105,8 @@ def test_training_reaches_the_steps_up():
 
     def loss(k):
         return (
-            method.forward_loss(nets, batch_of(samples(64, data, k), k), CLOCK)
-            .terms["forward"]
+            method.encoder_loss(nets, batch_of(samples(64, data, k), k), CLOCK)
+            .terms["encoder"]
             .mean()
         )
 
@@ -149,7 +149,7 @@ def test_the_exact_pair_is_stationary_and_decodes_what_it_encodes(process, m):
     for update in method.updates(CLOCK)[2:]:
         (term,) = update.loss(nets, batch_of(x0), CLOCK).terms.values()
         assert term.abs().max() < 1e-9
-    up, down = method.sampler(CLOCK, "forward"), method.sampler(CLOCK)
+    up, down = method.sampler(CLOCK, "encoder"), method.sampler(CLOCK)
     assert isinstance(up, FlowMap)
     low = up.times(process, up.steps)[-1].expand(256)
     noise = up.encoded(forward, process, x0, Cond())
@@ -246,9 +246,9 @@ def test_how_often_segments_are_drawn():
 
 def test_a_guided_student_that_cannot_be_asked_without():
     with pytest.raises(ValueError, match="cycle=0"):
-        InvertibleConsistency(MultiBoundary(guided=Guided(3.0, 3.0)))
-    InvertibleConsistency(MultiBoundary(guided=Guided(3.0, 3.0)), cycle=0.0)
-    InvertibleConsistency(MultiBoundary(guided=Guided(1.0, 3.0, embed=True)))
+        InvertibleConsistency(MultiBoundary(guidance=GuidanceRange(3.0, 3.0)))
+    InvertibleConsistency(MultiBoundary(guidance=GuidanceRange(3.0, 3.0)), cycle=0.0)
+    InvertibleConsistency(MultiBoundary(guidance=GuidanceRange(1.0, 3.0, embed=True)))
 
 
 def test_the_way_up_needs_a_segment_of_its_own():
@@ -264,23 +264,23 @@ def test_encoding_needs_noise_to_start_from():
 
 
 def test_each_update_moves_its_own_network_alone():
-    method = InvertibleConsistency(MultiBoundary(guided=Guided(1.0, 4.0, embed=True)))
+    method = InvertibleConsistency(MultiBoundary(guidance=GuidanceRange(1.0, 4.0, embed=True)))
     digits = Digits(limit=64).dataset()
     model = teacher_of(digits)
     nets = method.build_nets(model, FullCopy().clones(model.denoiser))
-    assert nets.student.inputs == nets.forward.inputs == ("label", "guidance")
+    assert nets.student.inputs == nets.encoder.inputs == ("label", "guidance")
     x0 = torch.randn(8, *digits.shape)
     updates = method.updates(CLOCK)
-    assert [u.trains for u in updates] == [("student",), ("forward",), ("forward",), ("student",)]
+    assert [u.trains for u in updates] == [("student",), ("encoder",), ("encoder",), ("student",)]
     for update in updates:
         nets.student.zero_grad()
-        nets.forward.zero_grad()
+        nets.encoder.zero_grad()
         nets.teacher.requires_grad_(False)
         losses = update.loss(
             nets, batch_of(x0, cond=model.conditioner({"label": torch.arange(8)})), CLOCK
         )
         sum(term.sum() for term in losses.terms.values()).backward()
-        for name in ("student", "forward"):
+        for name in ("student", "encoder"):
             has = any(p.grad is not None and p.grad.any() for p in getattr(nets, name).parameters())
             assert has == (name in update.trains)
     assert len(InvertibleConsistency(cycle=0.0).updates(CLOCK)) == 2
@@ -296,8 +296,8 @@ def test_the_way_up_is_unguided_and_told_so():
         seen.append(cond["guidance"].tolist())
         return 0.5 * x
 
-    method = InvertibleConsistency(MultiBoundary(guided=Guided(3.0, 9.0, embed=True)))
+    method = InvertibleConsistency(MultiBoundary(guidance=GuidanceRange(3.0, 9.0, embed=True)))
     nets = method.Nets(net(VE, answer), net(VE, answer), net(VE, lambda x, *_: 0.1 * x))
-    for loss in (method.forward_loss, method.up_again_loss, method.down_again_loss):
+    for loss in (method.encoder_loss, method.up_again_loss, method.down_again_loss):
         loss(nets, batch_of(samples(4, Gaussian(VE))), CLOCK)
     assert seen == [[1.0] * 4] * 7

@@ -24,7 +24,7 @@ from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, Variance
 from fewstep.diffusion.samplers import Renoise
 from fewstep.diffusion.times import Auto
 from fewstep.diffusion.types import per_sample
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Huber, Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.latent_consistency import LatentConsistency, boundary_of
@@ -35,7 +35,7 @@ from fewstep.models.space import image_space
 CLOCK = Clock(0, 100, 64)
 STD, MEAN, NULL_MEAN = 0.5, 0.3, -0.1  # of the data with a label, and of all data
 CUT = VariancePreservingTable(t_min=19.0)
-RANGE = Guided(1.0, 5.0, embed=True)
+RANGE = GuidanceRange(1.0, 5.0, embed=True)
 
 
 def labels(n):
@@ -77,7 +77,7 @@ def batch(n, seed=0, size=1):
 @every("process", PROCESSES)
 @pytest.mark.parametrize("distance", [Huber(), Squared()])
 def test_the_chain_of_guided_steps_has_zero_loss_for_every_scale(process, distance):
-    method = LatentConsistency(guided=RANGE, distance=distance)
+    method = LatentConsistency(guidance=RANGE, distance=distance)
     student = best(method, process)
     losses = method.loss(method.Nets(student, student, teacher(process)), batch(512), CLOCK)
     assert losses.terms["consistency"].abs().max() < 1e-20
@@ -94,7 +94,7 @@ def test_training_reaches_the_guided_chain():
     at the optimum.
     """
     process = VarianceExploding()
-    method = LatentConsistency(bins=4, guided=RANGE, distance=Squared(), target_decay=0.0)
+    method = LatentConsistency(bins=4, guidance=RANGE, distance=Squared(), target_decay=0.0)
     grid = method.times(process, 4)
     table = torch.nn.Parameter(f64(0.3, 0.0, 0.0).repeat(4, 1))
 
@@ -125,7 +125,7 @@ def test_every_row_has_its_own_scale_and_both_sides_are_told_the_same():
         told.append(cond["guidance"])
         return x_t
 
-    method = LatentConsistency(guided=Guided(3.0, 15.0, embed=True))
+    method = LatentConsistency(guidance=GuidanceRange(3.0, 15.0, embed=True))
     method.loss(
         method.Nets(net(process, answer), net(process, answer), teacher(process)),
         batch(4096),
@@ -153,7 +153,7 @@ def test_the_goal_is_the_targets_answer_at_the_lower_end_of_the_guided_step():
     guided mean.
     """
     process, seen = VarianceExploding(), []
-    method = LatentConsistency(bins=12, guided=RANGE, distance=Squared())
+    method = LatentConsistency(bins=12, guidance=RANGE, distance=Squared())
     student = net(
         process,
         lambda x, t, cond, s: seen.append((x, t, cond["guidance"])) or 0.5 * x,
@@ -306,33 +306,33 @@ def test_sampling_keeps_the_marginals():
 
 
 def test_what_the_students_guidance_means():
-    assert LatentConsistency().guidance() == Guidance("input", 1, 5, 3)
-    hidden = LatentConsistency(guided=Guided(3.0, 15.0))
-    assert hidden.guidance() == Guidance("fixed", 3, 15, 9)
+    assert LatentConsistency().student_guidance() == Guidance("input", 1, 5, 3)
+    hidden = LatentConsistency(guidance=GuidanceRange(3.0, 15.0))
+    assert hidden.student_guidance() == Guidance("fixed", 3, 15, 9)
     assert "guidance" not in built(hidden)[1].student.inputs
-    assert LatentConsistency(guided=Guided()).guidance() == Guidance()
+    assert LatentConsistency(guidance=GuidanceRange()).student_guidance() == Guidance()
 
 
 def test_a_teacher_without_an_unconditional_side_can_only_be_taken_as_it_is():
     with pytest.raises(ValueError, match="no label"):
         built(LatentConsistency(), null=False)
     with pytest.raises(ValueError, match="no label"):
-        built(LatentConsistency(guided=Guided(3.0, 3.0)), classes=0)
-    built(LatentConsistency(guided=Guided()), null=False)
+        built(LatentConsistency(guidance=GuidanceRange(3.0, 3.0)), classes=0)
+    built(LatentConsistency(guidance=GuidanceRange()), null=False)
 
 
 def test_a_teacher_that_reads_its_guidance_is_told_and_passes_the_input_on():
-    model, _ = built(LatentConsistency(guided=Guided()), null=False)
+    model, _ = built(LatentConsistency(guidance=GuidanceRange()), null=False)
     model.denoiser = FullCopy().clones(model.denoiser)("told", inputs={"guidance"})
     with pytest.raises(ValueError, match="embed"):
-        Guided(2.0, 4.0).inputs(model)
-    assert Guided(2.0, 4.0, embed=True).inputs(model) == {"guidance"}
+        GuidanceRange(2.0, 4.0).inputs(model)
+    assert GuidanceRange(2.0, 4.0, embed=True).inputs(model) == {"guidance"}
     seen = []
     told = net(
         VarianceExploding(), lambda x, t, cond, s: seen.append(cond["guidance"]) or x, ("guidance",)
     )
     one = batch(8)
-    denoise, cond = Guided(2.0, 4.0, embed=True)(told, one)
+    denoise, cond = GuidanceRange(2.0, 4.0, embed=True)(told, one)
     denoise(one.data, rows(1, 8), one.cond)
     assert torch.equal(seen[0], cond["guidance"])
     assert len(seen[0]) == 8  # not a doubled batch
@@ -340,6 +340,6 @@ def test_a_teacher_that_reads_its_guidance_is_told_and_passes_the_input_on():
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="above"):
-        Guided(3.0, 2.0)
+        GuidanceRange(3.0, 2.0)
     with pytest.raises(ValueError, match="t_min"):
         LatentConsistency(times=Auto("t_data"))

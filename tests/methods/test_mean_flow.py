@@ -29,6 +29,7 @@ from fewstep.diffusion.process import (
     VariancePreservingTable,
 )
 from fewstep.learning.batch import Batch
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import AdaptivePower, Squared
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import Forward, Point, flow_error, rectified
@@ -118,7 +119,7 @@ def test_the_guidance_that_is_trained_in(g, mix, w):
     """The published pairs (w, mix); at the fixed point u = mixed the effective scale is w/(1 - mix)
     = g.
     """
-    method = MeanFlow(guidance_scale=g, mix=mix)
+    method = MeanFlow(guidance=GuidanceRange(g, g), mix=mix)
     assert g * (1 - mix) == pytest.approx(w)
     labels = torch.tensor([0, 1, 2])
     cond = Cond({"label": labels}, {"label": torch.full((3,), 2)})
@@ -148,7 +149,7 @@ def test_the_students_own_answers_are_those_at_one_time():
         told = cond["label"] != 2
         return torch.where(told, t + 10 * s, 3 * t - 7 * s)[:, None].expand_as(x)
 
-    method = MeanFlow(guidance_scale=2.5, mix=0.6)
+    method = MeanFlow(guidance=GuidanceRange(2.5, 2.5), mix=0.6)
     t, x0 = torch.tensor([0.01, 0.5, 3.0, 70.0], dtype=torch.float64), samples(4, d=2)
     found = method.clean(
         method.Nets(net(VE, answer, ("label", "s")), None), torch.zeros(4, 2), t, x0, labels(4)
@@ -161,7 +162,7 @@ def test_the_students_own_answers_are_those_at_one_time():
 
 def test_the_students_own_answers_have_no_dropout():
     student = Denoiser(Masked(lambda x, t, s: torch.ones_like(x)), VE, SamplePrediction())
-    method = MeanFlow(guidance_scale=2.0, mix=0.5)
+    method = MeanFlow(guidance=GuidanceRange(2.0, 2.0), mix=0.5)
     one = torch.ones(64, 1, dtype=torch.float64)
     found = method.clean(method.Nets(student, None), 0 * one, one[:, 0], one, labels(64))
     torch.testing.assert_close(found, one)
@@ -177,7 +178,7 @@ def test_a_guided_teacher_is_mixed_in_the_g_form():
 
     teacher = Denoiser(Labelled(), VE, SamplePrediction())
 
-    method = MeanFlow(velocity="teacher", guidance_scale=3.0)
+    method = MeanFlow(velocity="teacher", guidance=GuidanceRange(3.0, 3.0))
     cond = Cond({"label": torch.arange(2)}, {"label": torch.full((2,), 9)})
     x0 = method.clean(
         method.Nets(None, teacher),
@@ -190,7 +191,7 @@ def test_a_guided_teacher_is_mixed_in_the_g_form():
 
 
 def test_guidance_needs_a_teacher_that_knows_no_label():
-    assert_guides_only_what_knows_no_label(MeanFlow(), MeanFlow(guidance_scale=2.0))
+    assert_guides_only_what_knows_no_label(MeanFlow(), MeanFlow(guidance=GuidanceRange(2.0, 2.0)))
 
 
 def test_labels_are_dropped_only_where_the_data_are_guided():
@@ -211,7 +212,10 @@ def test_labels_are_dropped_only_where_the_data_are_guided():
         {"label": torch.zeros(512, dtype=torch.long)}, {"label": torch.ones(512, dtype=torch.long)}
     )
     made = Denoiser(Student(), VE, Edm())
-    for options, share in (({}, 0.0), ({"guidance_scale": 2.0, "label_dropout": 0.5}, 0.5)):
+    for options, share in (
+        ({}, 0.0),
+        ({"guidance": GuidanceRange(2.0, 2.0), "label_dropout": 0.5}, 0.5),
+    ):
         seen.clear()
         method = MeanFlow(**options)
         method.loss(method.Nets(made, None), Batch(cond, Draws(0, range(512)), (1,), x0), CLOCK)
@@ -275,5 +279,5 @@ def test_options():
     for wrong in ({"mix": 1.0}, {"equal": 1.5}, {"velocity": "self"}):
         with pytest.raises(ValueError, match="1 validation error"):
             Method.parse({"kind": "mean_flow", **wrong})
-    assert MeanFlow(guidance_scale=2.0).guidance().kind == "fixed"
+    assert MeanFlow(guidance=GuidanceRange(2.0, 2.0)).student_guidance().kind == "fixed"
     assert math.isclose(MeanFlow().sampler(CLOCK).times(VE, 2)[1].item(), 0.99, abs_tol=0.01)

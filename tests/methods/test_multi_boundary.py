@@ -21,7 +21,7 @@ from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import Auto, Segments, Trailing
 from fewstep.learning.consistency import adjacent, at_or_below, compared, jump_to, pair
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Huber, Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.latent_consistency import LatentConsistency
@@ -234,7 +234,7 @@ def test_one_segment_down_to_t_min_is_latent_consistency(process):
     """
     data = Gaussian(process, 0.3, 0.5)
     many = MultiBoundary(segments=1, times=Auto("t_min", trailing=True), distance=Squared())
-    one = LatentConsistency(guided=Guided(), distance=Squared())
+    one = LatentConsistency(guidance=GuidanceRange(), distance=Squared())
     answer = net(process, lambda x, t, cond, s: torch.tanh(x) + t[:, None] / process.t_max)
     teacher, x0 = net(process, data), samples(256, data, size=4)
     mine = loss(many, many.Nets(answer, teacher), x0)
@@ -254,7 +254,10 @@ def test_the_released_switch_is_nearly_the_exact_one():
     released = net(TABLE, answer.network.function)
     released.parameterization = LcmBoundary(SamplePrediction())
     exact = net(TABLE, lambda x, t, cond, s: torch.where(t[:, None] == 0, x, answer(x, t, cond)))
-    one, x0 = LatentConsistency(guided=Guided(), distance=Squared()), samples(2048, data, size=4)
+    one, x0 = (
+        LatentConsistency(guidance=GuidanceRange(), distance=Squared()),
+        samples(2048, data, size=4),
+    )
     theirs, mine = (loss(one, one.Nets(f, f, net(TABLE, data)), x0) for f in (released, exact))
     assert 1e-8 < ((theirs - mine).abs() / mine).max() < 5e-3
     assert (theirs / mine - 1).abs().median() < 1e-6
@@ -305,9 +308,9 @@ def test_a_loss_is_the_same_in_every_process():
 
 # The methods whose losses share this one's guidance; each student here is told its end.
 GUIDED = {
-    "multi_boundary": MultiBoundary(guided=RANGE),
-    "phased": PhasedConsistency(guided=RANGE, adversarial=0.0),
-    "trajectory": TrajectoryConsistency(guided=RANGE, told_end=True),
+    "multi_boundary": MultiBoundary(guidance=RANGE),
+    "phased": PhasedConsistency(guidance=RANGE, adversarial=0.0),
+    "trajectory": TrajectoryConsistency(guidance=RANGE, told_end=True),
 }
 
 
@@ -357,13 +360,15 @@ def test_the_student_is_told_the_scale_of_its_row(method):
 
 
 def test_what_the_students_guidance_means():
-    assert MultiBoundary().guidance() == Guidance()
-    assert MultiBoundary(guided=Guided(8.0, 8.0)).guidance() == Guidance("fixed", 8, 8, 8)
-    assert MultiBoundary(guided=Guided(1.0, 20.0, embed=True)).guidance() == Guidance(
-        "input", 1, 20, 10.5
+    assert MultiBoundary().student_guidance() == Guidance()
+    assert MultiBoundary(guidance=GuidanceRange(8.0, 8.0)).student_guidance() == Guidance(
+        "fixed", 8, 8, 8
     )
+    assert MultiBoundary(
+        guidance=GuidanceRange(1.0, 20.0, embed=True)
+    ).student_guidance() == Guidance("input", 1, 20, 10.5)
     with pytest.raises(ValueError, match="solver"):
-        MultiBoundary(solver=None, guided=Guided(2.0, 2.0))
+        MultiBoundary(solver=None, guidance=GuidanceRange(2.0, 2.0))
 
 
 def test_dynamic_guidance():

@@ -19,7 +19,7 @@ from fewstep.diffusion.samplers import Ode, renoised
 from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import Auto, Trailing
 from fewstep.learning.consistency import at_or_above, at_or_below
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.multi_boundary import MultiBoundary
@@ -299,8 +299,10 @@ def test_without_the_discriminator_the_head_is_left_alone():
 
 
 def test_what_the_students_guidance_means():
-    assert PhasedConsistency().guidance() == Guidance()
-    assert PhasedConsistency(guided=Guided(5.0, 6.0)).guidance() == Guidance("fixed", 5, 6, 5.5)
+    assert PhasedConsistency().student_guidance() == Guidance()
+    assert PhasedConsistency(guidance=GuidanceRange(5.0, 6.0)).student_guidance() == Guidance(
+        "fixed", 5, 6, 5.5
+    )
 
 
 def test_the_default_grid_of_a_table_is_the_released_one():

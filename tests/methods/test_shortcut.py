@@ -26,6 +26,7 @@ from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import Linspace
 from fewstep.diffusion.types import per_sample
 from fewstep.learning.batch import Batch
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import rectified
 from fewstep.methods.shortcut import Shortcut
@@ -241,7 +242,9 @@ class Labelled(nn.Module):
 
 def test_guidance_enters_at_two_intervals_alone():
     process = VarianceExploding()
-    method = Shortcut(intervals=8, guidance_scale=3.0, bootstrap=0.7, label_dropout=0.0)
+    method = Shortcut(
+        intervals=8, guidance=GuidanceRange(3.0, 3.0), bootstrap=0.7, label_dropout=0.0
+    )
     net = Denoiser(Labelled(), process, SamplePrediction())
     look = Look()
     parts = method.Nets(Denoiser(look, process, SamplePrediction()), net, None)
@@ -265,7 +268,8 @@ def test_guidance_enters_at_two_intervals_alone():
 
 
 @pytest.mark.parametrize(
-    ("options", "share"), [({}, 0.0), ({"guidance_scale": 2.0, "label_dropout": 0.5}, 0.5)]
+    ("options", "share"),
+    [({}, 0.0), ({"guidance": GuidanceRange(2.0, 2.0), "label_dropout": 0.5}, 0.5)],
 )
 def test_labels_are_dropped_only_under_guidance_and_for_all_networks_alike(options, share):
     process, asked = VarianceExploding(), {}
@@ -320,7 +324,7 @@ def test_the_jumps_of_the_target_have_no_dropout():
 
 
 def test_guidance_needs_a_teacher_that_knows_no_label():
-    assert_guides_only_what_knows_no_label(Shortcut(), Shortcut(guidance_scale=2.0))
+    assert_guides_only_what_knows_no_label(Shortcut(), Shortcut(guidance=GuidanceRange(2.0, 2.0)))
 
 
 def test_the_target_carries_no_gradient_and_moves_slowly():
@@ -349,5 +353,5 @@ def test_options():
             Shortcut(intervals=wrong)
     with pytest.raises(ValueError, match="1 validation error"):
         Method.parse({"kind": "shortcut", "bootstrap": 2})
-    assert Shortcut(guidance_scale=1.5).guidance().default == 1.5
+    assert Shortcut(guidance=GuidanceRange(1.5, 1.5)).student_guidance().default == 1.5
     assert math.log2(Shortcut().intervals) == 7

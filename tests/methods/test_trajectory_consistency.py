@@ -17,7 +17,7 @@ from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import FlowMap
 from fewstep.diffusion.times import Auto
 from fewstep.learning.consistency import adjacent, one_between
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock
 from fewstep.methods.multi_boundary import MultiBoundary
@@ -169,11 +169,16 @@ def test_inputs_of_the_networks():
     for options, inputs in (
         ({}, ("label",)),
         ({"told_end": True}, ("label", "s")),
-        ({"told_end": True, "guided": Guided(1.0, 3.0, embed=True)}, ("label", "guidance", "s")),
+        (
+            {"told_end": True, "guidance": GuidanceRange(1.0, 3.0, embed=True)},
+            ("label", "guidance", "s"),
+        ),
     ):
         nets = TrajectoryConsistency(**options).build_nets(model, FullCopy().clones(model.denoiser))
         assert nets.student.inputs == nets.target.inputs == inputs
-    assert TrajectoryConsistency(guided=Guided(3.0, 15.0)).guidance() == Guidance("fixed", 3, 15, 9)
+    assert TrajectoryConsistency(guidance=GuidanceRange(3.0, 15.0)).student_guidance() == Guidance(
+        "fixed", 3, 15, 9
+    )
 
 
 # Strategic stochastic sampling

@@ -96,7 +96,14 @@ def test_the_density_has_the_options_of_the_method():
     """
     edge, std, x0 = 2.0, 0.5, samples(500)
     look = Look(
-        VE, constant(0.0), constant(0.0), batch_of(x0), edge=edge, std=std, df=1.0, boundary=0.0
+        VE,
+        constant(0.0),
+        constant(0.0),
+        batch_of(x0),
+        edge=edge,
+        std=std,
+        df=1.0,
+        edge_probability=0.0,
     )
     share = batch_of(x0).draws.uniform() * math.atan(math.log(VE.t_max / edge) / std)
     close(look.t, edge * torch.exp(std * torch.tan(share)), rtol=1e-4)
@@ -125,8 +132,8 @@ def test_the_loss_is_the_published_one_on_average(boundary, weight):
         lambda x, t: 0.5 * x,
         constant(0.0),
         batch_of(samples(n)),
-        boundary=boundary,
-        boundary_weight=weight,
+        edge_probability=boundary,
+        edge_weight=weight,
     )
     found = look.losses.terms["consistency"]
     plain = look.losses.notes["distance"] / (look.t - look.r)

@@ -29,7 +29,7 @@ from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Method
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.dmd2 import DMD2
@@ -54,7 +54,7 @@ METHODS = {
 }
 METHODS |= {"dmd2": DMD2(fake_steps=1)}
 COMPILED = METHODS | {
-    "latent_consistency": LatentConsistency(guided=Guided())
+    "latent_consistency": LatentConsistency(guidance=GuidanceRange())
 }  # the tiny model knows no "no label"
 NETWORKS = {
     "unet": UNet(

@@ -42,7 +42,8 @@ def train(
     model = made.student
     if isinstance(model, DiffusionModel):
         images = []
-        for steps in sorted({1, 2, 4, model.sampler.steps}):
+        served = filter(run.method.serves, (1, 2, 4))
+        for steps in sorted({*served, model.sampler.steps}):
             caption = "1 step" if steps == 1 else f"{steps} steps"
             images.append((caption, model.generate(num=60, steps=steps)))
         sections.insert(0, samples_section(images, columns=10))

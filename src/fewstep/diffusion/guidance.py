@@ -30,11 +30,6 @@ class Guidance(NamedTuple):
     high: float = 1.0
     default: float = 1.0
 
-    @classmethod
-    def distilled(cls, scale: float) -> "Guidance":
-        """Of a student that has learned one scale."""
-        return cls("fixed", scale, scale, scale) if scale != 1 else cls()
-
 
 def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
     """The denoiser with guidance `scale`: a number, one per sample, or a function of the time.

@@ -1,9 +1,6 @@
 """`Batch`: what a loss sees of the data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-from torch import Tensor
+from dataclasses import dataclass
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
@@ -15,14 +12,12 @@ class Batch:
     """Rows of the global batch, in model space.
 
     draws.rows are the rows' places in the global batch. x0 is None where there are only conditions.
-    pairs: other tensors by name, one row per sample.
     """
 
     cond: Cond
     draws: Draws
     shape: tuple[int, ...]
     x0: Sample | None = None
-    pairs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def noise(self) -> Sample:
         """Fresh unit noise, (batch, *shape)."""

@@ -88,12 +88,17 @@ def pair(
     The latter is the step with x0 in the place of the teacher's answer: right on average
     (consistency training).
     """
-    x0, noise = batch.data, batch.noise()
-    x_t = process.add_noise(x0, noise, t)
+    if solver is None:
+        return same_noise(process, batch, t, s)
+    x_t = process.add_noise(batch.data, batch.noise(), t)
     with torch.no_grad():
-        if solver is None:
-            return x_t, process.add_noise(x0, noise, s)
         return x_t, solver(teacher, process, x_t, t, s, batch.cond)
+
+
+def same_noise(process: Process, batch: Batch, t: Time, s: Time) -> tuple[Sample, Sample]:
+    """(x_t, x_s) of the same data and the same noise."""
+    x0, noise = batch.data, batch.noise()
+    return process.add_noise(x0, noise, t), process.add_noise(x0, noise, s)
 
 
 def jump_to(denoise: Denoise, process: Process, end: Time) -> Denoise:

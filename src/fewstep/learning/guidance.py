@@ -13,28 +13,39 @@ from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
 
 
-def check_guidable(model: Any, scale: float) -> None:
-    """ValueError where a model that is to be guided at this scale knows no "no label"."""
-    if scale != 1 and not model.conditioner.null:
-        raise ValueError('guidance needs a teacher that knows "no label"')
-
-
 @dataclass(frozen=True)
-class Guided(Choice):
-    """The teacher's guidance, in g-form (1: none; the w of some papers is g - 1), drawn from low …
-    high per sample.
-
-    embed: the student reads the scale, through a zero-initialised embedding, and can be asked for
-    any of the range; otherwise it never sees it, and a range makes it learn an average.
+class GuidanceRange(Choice):
+    """The guidance of what the student learns from, in g-form (1: none; the w of some papers is
+    g - 1), drawn from low … high per sample. A number alone is that one scale.
     """
 
     low: NonNegative = 1.0
+    "The smallest scale, in g-form: 1 is no guidance."
     high: NonNegative = 1.0
+    "The largest scale; equal to `low` for one scale."
     embed: bool = False
+    """The student reads the scale, through a zero-initialised embedding, and can be asked for any
+    of the range; otherwise it never sees it, and learns the average over a range."""
+
+    @classmethod
+    def spelled(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"low": value, "high": value}
+        return super().spelled(value)
 
     def __post_init__(self) -> None:
         if self.low > self.high:
             raise ValueError(f"guidance low={self.low:g} is above high={self.high:g}")
+
+    def one_scale(self, model: Any) -> float:
+        """The scale, for methods that learn one. ValueError for a range, for one that the student
+        reads, and where the teacher cannot be guided.
+        """
+        if self.embed or self.low != self.high:
+            raise ValueError("this method learns one guidance scale: low = high and embed=false")
+        if self.low != 1 and not model.conditioner.null:
+            raise ValueError('guidance needs a teacher that knows "no label"')
+        return self.low
 
     def inputs(self, model: Any) -> frozenset[str]:
         """What the student must read beside the teacher's own inputs. ValueError where the teacher

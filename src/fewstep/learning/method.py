@@ -18,6 +18,7 @@ from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.samplers import Sampler
 from fewstep.learning.batch import Batch
+from fewstep.learning.guidance import GuidanceRange
 
 
 class Clock(NamedTuple):
@@ -75,11 +76,18 @@ class Clone(Protocol):
 class Method(Choice, ABC):
     """A training method; its fields are its hyperparameters and its options on the command line.
 
-    needs: fields of the batch that it reads.
+    guidance: of what the student learns from; methods that know it make it an option.
     """
 
     folder: ClassVar[str | None] = "fewstep.methods"
-    needs: ClassVar[tuple[str, ...]] = ("x0",)
+    guidance = GuidanceRange()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the losses read of a batch: "x0", the data, and columns of the condition without
+        which they are not defined.
+        """
+        return frozenset({"x0"})
 
     @abstractmethod
     def build_nets(self, model: Any, clone: Clone) -> Any:
@@ -120,6 +128,14 @@ class Method(Choice, ABC):
         """The sampler that the exported network is made for; None where it generates nothing."""
         return None
 
-    def guidance(self) -> Guidance:
+    def student_guidance(self) -> Guidance:
         """What the student's guidance argument means."""
-        return Guidance()
+        return self.guidance.meaning
+
+    def serves(self, steps: int) -> bool:
+        """Whether the finished student is made to sample in so many steps."""
+        return True
+
+    def for_steps(self, steps: int) -> "Method":
+        """The same method for a student of so many steps, where one student serves one number."""
+        return self

@@ -11,12 +11,12 @@ import torch
 from fewstep.choice import NonNegative, Positive, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Density, LogitNormal
-from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
-from fewstep.learning.guidance import check_guidable
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
@@ -49,11 +49,11 @@ class AlignYourFlow(Method):
     The student predicts the x0 = x_t - t F with which one `Process.step` makes the jump, so any
     process will do (see mean_flow.py). How the authors draw (t, s) is not known to us: as mean
     flows do. Their guidance by a weaker teacher and their adversarial tuning are left out;
-    teacher_guidance is the classifier-free one.
+    guidance is the classifier-free one.
     """
 
     side: Literal["eulerian", "lagrangian"] = "eulerian"
-    teacher_guidance: NonNegative = 1.0
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-0.6, 1.6))
     target_density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-4.0, 1.6))
     equal: Share = 0.0
@@ -72,13 +72,13 @@ class AlignYourFlow(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        check_guidable(model, self.teacher_guidance)
+        self.guidance.one_scale(model)
         return self.Nets(clone("student", inputs={"s"}), model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
         process, cond = nets.student.process, batch.cond
-        teacher = guided(nets.teacher, self.teacher_guidance)
+        teacher = guided(nets.teacher, self.guidance.low)
         t, s = ordered(process, batch.draws, self.density, self.target_density, self.equal)
         x_t = process.add_noise(batch.data, batch.noise(), t)
         late, early = rectified(process, t), rectified(process, s)
@@ -105,7 +105,3 @@ class AlignYourFlow(Method):
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(steps=2, times=self.sample_times)
-
-    def guidance(self) -> Guidance:
-        """What it was distilled at."""
-        return Guidance.distilled(self.teacher_guidance)

@@ -4,15 +4,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from fewstep.choice import Count, Decay
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import adjacent, jump_and_goal
+from fewstep.learning.consistency import adjacent, jump_and_goal, pair
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -57,9 +55,7 @@ class ConsistencyDistillation(SlowTarget):
         """One interval and one noise per sample."""
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
-        x_t = process.add_noise(batch.data, batch.noise(), t)
-        with torch.no_grad():
-            x_s = self.solver(nets.teacher, process, x_t, t, s, batch.cond)
+        x_t, x_s = pair(self.solver, nets.teacher, process, batch, t, s)
         jump, goal = jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, batch.cond)
         distance = self.distance(jump, goal)
         w = interval_weight(self.weighting, process, t, s)

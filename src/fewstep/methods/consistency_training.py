@@ -13,7 +13,7 @@ from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import Masks, adjacent, jump_and_goal
+from fewstep.learning.consistency import Masks, adjacent, jump_and_goal, same_noise
 from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import moved, trained
@@ -88,8 +88,7 @@ class ConsistencyTraining(SlowTarget):
         """One interval and one noise per sample."""
         process = nets.student.process
         t, s = adjacent(self.times(process, self.bins(clock)), batch.draws, process, self.density)
-        x0, noise = batch.data, batch.noise()
-        x_t, x_s = process.add_noise(x0, noise, t), process.add_noise(x0, noise, s)
+        x_t, x_s = same_noise(process, batch, t, s)
         target = nets.student if nets.target is None else nets.target
         distance = self.distance(
             *jump_and_goal(nets.student, target, x_t, t, x_s, s, batch.cond, self.target_masks)

@@ -109,3 +109,6 @@ class ConsistencyTrajectory(SlowTarget):
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(2, Strided(self.times, self.bins), self.gamma)
+
+    def serves(self, steps: int) -> bool:
+        return steps <= self.bins

@@ -13,12 +13,12 @@ from torch import nn
 from fewstep.choice import NonNegative, Positive, kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Density, LogNormal
-from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
-from fewstep.learning.guidance import check_guidable
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.roles import frozen, trained
@@ -55,7 +55,7 @@ class ContinuousConsistency(Method):
     """
 
     velocity: Literal["teacher", "data"] = "teacher"
-    teacher_guidance: NonNegative = 1.0
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.0, 1.8))
     sigma_data: Positive = 0.5
     warmup: NonNegative = 0.1
@@ -65,8 +65,8 @@ class ContinuousConsistency(Method):
     sample_times: Times = dataclasses.field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        if self.velocity == "data" and self.teacher_guidance != 1:
-            raise ValueError("teacher_guidance needs velocity=teacher")
+        if self.velocity == "data" and self.guidance != GuidanceRange():
+            raise ValueError("guidance needs velocity=teacher")
 
     @dataclass
     class Nets:
@@ -77,7 +77,7 @@ class ContinuousConsistency(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        check_guidable(model, self.teacher_guidance)
+        self.guidance.one_scale(model)
         student = clone("student")
         process, of = student.own, student.parameterization
         skip, out, _ = of(
@@ -101,7 +101,7 @@ class ContinuousConsistency(Method):
         with torch.no_grad():
             x0 = batch.data
             if self.velocity == "teacher":
-                teacher = guided(nets.teacher, self.teacher_guidance)
+                teacher = guided(nets.teacher, self.guidance.low)
                 x0 = teacher(x_t.to(time_dtype(x_t.device)), t, batch.cond)
         rate = trajectory_rate(process, x_t, x0, t, per_log_ratio(process, t))
         jump, f, change = jump_and_rate(self.tangent, nets.student, Point(x_t, t), rate, batch.cond)
@@ -122,7 +122,3 @@ class ContinuousConsistency(Method):
         (0.98).
         """
         return Renoise(steps=2, times=self.sample_times)
-
-    def guidance(self) -> Guidance:
-        """What it was distilled at."""
-        return Guidance.distilled(self.teacher_guidance)

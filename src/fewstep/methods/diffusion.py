@@ -54,6 +54,6 @@ class Diffusion(Method):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Ode(steps=self.solver_steps)
 
-    def guidance(self) -> Guidance:
+    def student_guidance(self) -> Guidance:
         """Doubled where an unconditional side is trained."""
         return Guidance("doubled", 1.0, 8.0, 1.0) if self.label_dropout else Guidance()

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from fewstep.choice import Count, NonNegative
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Along, Density
-from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import Renoise, Sampler, renoised
 from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Sample, Time, per_sample
 from fewstep.learning.batch import Batch
-from fewstep.learning.guidance import check_guidable
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.roles import frozen, trained
@@ -43,7 +43,7 @@ class DMD2(Method):
     steps: Count = 1
     gan: NonNegative = 3e-3
     gan_fake: NonNegative = 1e-2
-    teacher_guidance: NonNegative = 1.0
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     density: Density = dataclasses.field(default_factory=lambda: Along(low=0.02, high=0.98))
     fake_density: Density = dataclasses.field(default_factory=Along)
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
@@ -60,7 +60,7 @@ class DMD2(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        check_guidable(model, self.teacher_guidance)
+        self.guidance.one_scale(model)
         student = clone(
             "student", dropout=0.0
         )  # masks would be noise in the difference of two scores
@@ -68,6 +68,11 @@ class DMD2(Method):
         fake = clone("fake", of=model.denoiser, dropout=0.0)
         (channels,) = fake.network.taps.values()  # type: ignore[operator]
         return self.Nets(student, fake, Head(channels), model.denoiser)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Without adversarial terms no image is read."""
+        return frozenset({"x0"} if self.gan_fake else ())
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         fake = Update(("fake", "head"), self.fake_loss)
@@ -113,7 +118,7 @@ class DMD2(Method):
         with torch.no_grad():
             t = self.density(nets.teacher.process, batch.draws)
             x_t = nets.teacher.process.add_noise(x, batch.noise(), t)
-            real = guided(nets.teacher, self.teacher_guidance)(x_t, t, batch.cond)
+            real = guided(nets.teacher, self.guidance.low)(x_t, t, batch.cond)
             fake = nets.fake(x_t, t, batch.cond)
             scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-6)
             goal = x - (fake - real) / per_sample(scale, x)
@@ -126,6 +131,8 @@ class DMD2(Method):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(self.steps, self.sample_times)
 
-    def guidance(self) -> Guidance:
-        """What it was distilled at."""
-        return Guidance.distilled(self.teacher_guidance)
+    def serves(self, steps: int) -> bool:
+        return steps == self.steps
+
+    def for_steps(self, steps: int) -> Method:
+        return dataclasses.replace(self, steps=steps)

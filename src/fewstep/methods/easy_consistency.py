@@ -15,9 +15,9 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import OneStepSolver
 from fewstep.diffusion.times import Auto, Times
-from fewstep.diffusion.types import Sample, Time
+from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import jump_and_goal
+from fewstep.learning.consistency import jump_and_goal, pair
 from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
@@ -70,15 +70,6 @@ class EasyConsistency(Method):
         ratio = 1 - share * (1 + self.k * torch.sigmoid(-self.b * level))
         return process.at_level(level * ratio.clamp(min=0)).clamp(min=process.t_min)
 
-    def pair(self, nets: Nets, batch: Batch, t: Time, r: Time) -> tuple[Sample, Sample]:
-        """x_t, and x_r of the same sample and noise or by the teacher's step."""
-        process, x0, noise = nets.student.process, batch.data, batch.noise()
-        x_t = process.add_noise(x0, noise, t)
-        if self.solver is None:
-            return x_t, process.add_noise(x0, noise, r)
-        with torch.no_grad():
-            return x_t, self.solver(nets.teacher, process, x_t, t, r, batch.cond)
-
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
         process = nets.student.process
@@ -88,7 +79,7 @@ class EasyConsistency(Method):
         # above".
         t = torch.maximum(t, process.at_level(1.001 * process.level(end)))
         r = self.lower(process, t, self.share(clock))
-        x_t, x_r = self.pair(nets, batch, t, r)
+        x_t, x_r = pair(self.solver, nets.teacher, process, batch, t, r)
         distance = self.distance(
             *jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, batch.cond)
         )

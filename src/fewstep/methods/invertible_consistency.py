@@ -33,18 +33,18 @@ from fewstep.methods.multi_boundary import MultiBoundary
 
 @dataclass(frozen=True)
 class InvertibleConsistency(Method):
-    """`reverse` trains the student downwards; `forward`, a network of its own, learns the way up,
+    """`reverse` trains the student downwards; `encoder`, a network of its own, learns the way up,
     without guidance: d( J(x_s; s -> e), sg J(x_t; t -> e) ), where x_t is the teacher's step up
     from x_s and e the smallest boundary not below t. It starts one interval above the end, where
     there is noise to see.
 
     cycle: the weight of two more updates, steps of their own as released; 0 leaves them out.
-    `forward` must undo the student's jump over a whole segment; behind a jump of `forward` the
+    `encoder` must undo the student's jump over a whole segment; behind a jump of `encoder` the
     student must answer as it does before it. Both without guidance, so a student that cannot be
     told so must not be guided. The lowest segment lies between the data, where the student ends,
-    and the lifted end, where `forward` begins: there the second pair is compared at the student's
+    and the lifted end, where `encoder` begins: there the second pair is compared at the student's
     own end, and the first is left out (released: both at the lifted end, where the exact pair is
-    not stationary). Encode with `sampler.encoded(forward.denoiser, …)` of the saved `forward`,
+    not stationary). Encode with `sampler.encoded(encoder.denoiser, …)` of the saved `encoder`,
     decode with the student.
     """
 
@@ -52,7 +52,7 @@ class InvertibleConsistency(Method):
     cycle: NonNegative = 1.5
 
     def __post_init__(self) -> None:
-        one = self.reverse.guided
+        one = self.reverse.guidance
         if self.cycle and not one.embed and not one.low == one.high == 1:
             raise ValueError(
                 "a guided student that does not read its guidance cannot undo an unguided jump: "
@@ -64,42 +64,42 @@ class InvertibleConsistency(Method):
         """The student (down), the network for the way up, and the frozen teacher."""
 
         student: Denoiser = trained(exported=True)
-        forward: Denoiser = trained(exported=True)
+        encoder: Denoiser = trained(exported=True)
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         down = self.reverse.build_nets(model, clone)
         self.reverse.ends(
             model.denoiser.process, lifted=True
-        )  # ValueError where `forward` has no segments
-        inputs = self.reverse.guided.inputs(model)
+        )  # ValueError where `encoder` has no segments
+        inputs = self.reverse.guidance.inputs(model)
         return self.Nets(
-            down.student, clone("forward", of=model.denoiser, inputs=inputs), model.denoiser
+            down.student, clone("encoder", of=model.denoiser, inputs=inputs), model.denoiser
         )
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         both = [
             Update(("student",), self.loss),
-            Update(("forward",), self.forward_loss),
+            Update(("encoder",), self.encoder_loss),
         ]
         if self.cycle and self.reverse.steps > 1:
-            both.append(Update(("forward",), self.up_again_loss))
+            both.append(Update(("encoder",), self.up_again_loss))
         return [*both, Update(("student",), self.down_again_loss)] if self.cycle else both
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """The way down."""
         return self.reverse.loss(nets, batch, clock)
 
-    def forward_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
+    def encoder_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample, upwards."""
         one, process = self.reverse, nets.teacher.process
         t, s = adjacent(one.times(process, one.bins)[:-1], batch.draws, process)
         end = at_or_above(one.ends(process), t)
-        teacher, cond = dataclasses.replace(one.guided, low=1.0, high=1.0)(nets.teacher, batch)
+        teacher, cond = dataclasses.replace(one.guidance, low=1.0, high=1.0)(nets.teacher, batch)
         x_s, x_t = pair(one.solver, teacher, process, batch, s, t)
-        forward = jump_to(nets.forward, process, end)
-        jump, goal = jump_and_goal(forward, forward, x_s, s, x_t, t, cond)
-        return Losses({"forward": compared(one.distance, process, jump, goal, end)})
+        encoder = jump_to(nets.encoder, process, end)
+        jump, goal = jump_and_goal(encoder, encoder, x_s, s, x_t, t, cond)
+        return Losses({"encoder": compared(one.distance, process, jump, goal, end)})
 
     def up_again_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """From the top of a segment, but the lowest, down with the student, and up again."""
@@ -108,13 +108,13 @@ class InvertibleConsistency(Method):
         cond, x = self.start(batch, process, top)
         with torch.no_grad():
             moved = jump_to(nets.student, process, low)(x, top, cond)
-        again = jump_to(nets.forward, process, top)(moved, low, cond)
+        again = jump_to(nets.encoder, process, top)(moved, low, cond)
         return Losses(
             {"up_again": self.cycle * compared(self.reverse.distance, process, again, x, top)}
         )
 
     def down_again_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
-        """From the low end of a segment up with `forward`, and down to where the student comes from
+        """From the low end of a segment up with `encoder`, and down to where the student comes from
         there.
         """
         process = nets.teacher.process
@@ -123,7 +123,7 @@ class InvertibleConsistency(Method):
         end = at_or_below(self.reverse.ends(process), low)
         student = jump_to(nets.student, process, end)
         with torch.no_grad():
-            moved = jump_to(nets.forward, process, top)(x, low, cond)
+            moved = jump_to(nets.encoder, process, top)(x, low, cond)
         again, goal = jump_and_goal(student, student, moved, top, x, low, cond)
         return Losses(
             {"down_again": self.cycle * compared(self.reverse.distance, process, again, goal, end)}
@@ -131,11 +131,17 @@ class InvertibleConsistency(Method):
 
     def start(self, batch: Batch, process: Process, t: Time) -> tuple[Cond, Sample]:
         """The condition without guidance, and a sample at t."""
-        cond = self.reverse.guided.told(batch.cond, torch.ones_like(t))
+        cond = self.reverse.guidance.told(batch.cond, torch.ones_like(t))
         return cond, process.add_noise(batch.data, batch.noise(), t)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
-        return FlowMap(self.reverse.steps, self.reverse.grid(lifted=net == "forward"))
+        return FlowMap(self.reverse.steps, self.reverse.grid(lifted=net == "encoder"))
 
-    def guidance(self) -> Guidance:
-        return self.reverse.guided.meaning
+    def serves(self, steps: int) -> bool:
+        return self.reverse.serves(steps)
+
+    def for_steps(self, steps: int) -> Method:
+        return dataclasses.replace(self, reverse=self.reverse.for_steps(steps))
+
+    def student_guidance(self) -> Guidance:
+        return self.reverse.student_guidance()

@@ -8,14 +8,13 @@ from typing import Any
 
 from fewstep.choice import Count, Decay
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Boundary, LcmBoundary, Parameterization
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal, pair
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -28,8 +27,8 @@ class LatentConsistency(SlowTarget):
     interval of the grid.
 
     A grid of 50 skips 20 indices of a table of 1000. g is drawn per sample and read by the student,
-    which needs no second evaluation. guided.embed=false and target_decay=0 is the way of LCM-LoRA:
-    the student never sees g. Students of a table have the released boundary (`LcmBoundary`), others
+    which needs no second evaluation. guidance.embed=false and target_decay=0 is LCM-LoRA's way: the
+    student never sees g. Students of a table have the released boundary (`LcmBoundary`), others
     that of consistency models. The published range is 3 … 15 (w = 2 … 14), for text. Unlike the
     released code: g enters as a plain number, zero-initialised, so that the first student is the
     teacher; the sampler adds the noise that is missing at index 0, not that missing at the data.
@@ -38,7 +37,9 @@ class LatentConsistency(SlowTarget):
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
-    guided: Guided = dataclasses.field(default_factory=lambda: Guided(1.0, 5.0, embed=True))
+    guidance: GuidanceRange = dataclasses.field(
+        default_factory=lambda: GuidanceRange(1.0, 5.0, embed=True)
+    )
     distance: Distance = dataclasses.field(default_factory=Huber)
     target_decay: Decay = 0.95
 
@@ -58,7 +59,7 @@ class LatentConsistency(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        inputs, boundary = self.guided.inputs(model), boundary_of(model.denoiser)
+        inputs, boundary = self.guidance.inputs(model), boundary_of(model.denoiser)
         student = clone("student", inputs=inputs, parameterization=boundary)
         target = clone("target", inputs=inputs, parameterization=boundary)
         return self.Nets(student, target, model.denoiser)
@@ -67,7 +68,7 @@ class LatentConsistency(SlowTarget):
         """One interval, one noise and one guidance scale per sample."""
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
-        teacher, cond = self.guided(nets.teacher, batch)
+        teacher, cond = self.guidance(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         return Losses(
             {
@@ -80,8 +81,8 @@ class LatentConsistency(SlowTarget):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(min(4, self.bins), Strided(self.times, self.bins))
 
-    def guidance(self) -> Guidance:
-        return self.guided.meaning
+    def serves(self, steps: int) -> bool:
+        return steps <= self.bins
 
 
 def boundary_of(teacher: Denoiser) -> Parameterization:

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 import torch
 
-from fewstep.choice import Decay, Positive, Share
+from fewstep.choice import Decay, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Density, LogitNormal
-from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import Sample, Time, time_dtype, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
-from fewstep.learning.guidance import check_guidable
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import AdaptivePower, Distance
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
@@ -45,7 +45,7 @@ class MeanFlow(Method):
 
     A share `equal` of the rows has s = t, plain flow matching; the others s = min(t, its own draw),
     as in the authors' PyTorch code. velocity: "data" (noise - x0, as published) or "teacher".
-    guidance_scale g: of the velocity that is learned, so that sampling needs one evaluation. For
+    guidance g: of the velocity that is learned, so that sampling needs one evaluation. For
     the data that is w (noise - x0) + mix u(x, t, t) + (1 - w - mix) u_null(x, t, t) with w = g (1 -
     mix); a share `label_dropout` of rows loses its label and keeps the plain velocity. The
     published limits of the times that are guided are left out. u and u_null have no dropout there.
@@ -56,7 +56,7 @@ class MeanFlow(Method):
     target_density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-4.0, 1.6))
     equal: Share = 0.25
     distance: Distance = dataclasses.field(default_factory=AdaptivePower)
-    guidance_scale: Positive = 1.0
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     mix: Decay = 0.0
     label_dropout: Share = 0.1
     tangent: Tangent = dataclasses.field(default_factory=Forward)
@@ -65,6 +65,8 @@ class MeanFlow(Method):
     def __post_init__(self) -> None:
         if self.mix and self.velocity == "teacher":
             raise ValueError("mix is for velocity=data: a teacher is guided by its own two answers")
+        if not self.guidance.low:
+            raise ValueError("guidance must be above 0, else nothing of the sample is learned")
 
     @dataclass
     class Nets:
@@ -74,14 +76,14 @@ class MeanFlow(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        check_guidable(model, self.guidance_scale)
+        self.guidance.one_scale(model)
         return self.Nets(clone("student", inputs={"s"}), model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
         process, draws = nets.student.process, batch.draws
         t, s = ordered(process, draws, self.density, self.target_density, self.equal)
-        guides = self.velocity == "data" and self.guidance_scale != 1
+        guides = self.velocity == "data" and self.guidance.low != 1
         cond = batch.cond.dropped(self.label_dropout, draws) if guides else batch.cond
         x_t = process.add_noise(batch.data, batch.noise(), t)
         x0 = self.clean(nets, x_t, t, batch.data, cond)
@@ -96,7 +98,7 @@ class MeanFlow(Method):
     @torch.no_grad()
     def clean(self, nets: Nets, x_t: Sample, t: Time, x0: Sample, cond: Cond) -> Sample:
         """The x0 to which the velocity that is learned points: (x - x0)/t in rectified flow."""
-        g, wide = self.guidance_scale, x_t.to(time_dtype(x_t.device))
+        g, wide = self.guidance.low, x_t.to(time_dtype(x_t.device))
         if self.velocity == "teacher":
             return guided(nets.teacher, g)(wide, t, cond)
         if g == 1 and not self.mix:
@@ -111,7 +113,3 @@ class MeanFlow(Method):
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(steps=1, times=self.sample_times)
-
-    def guidance(self) -> Guidance:
-        """What it was trained at."""
-        return Guidance.distilled(self.guidance_scale)

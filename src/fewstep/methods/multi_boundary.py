@@ -6,7 +6,6 @@ from typing import Any
 
 from fewstep.choice import Count
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
@@ -21,7 +20,7 @@ from fewstep.learning.consistency import (
     jump_to,
     pair,
 )
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
@@ -46,15 +45,12 @@ class MultiBoundary(Method):
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=Auto)
     solver: OneStepSolver | None = dataclasses.field(default_factory=Euler)
-    guided: Guided = dataclasses.field(default_factory=Guided)
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     distance: Distance = dataclasses.field(default_factory=Huber)
 
     def __post_init__(self) -> None:
-        if self.solver is None and not self.guided.low == self.guided.high == 1:
-            raise ValueError(
-                "without a solver there is no teacher to guide: guided.low and guided.high must be "
-                "1"
-            )
+        if self.solver is None and not self.guidance.low == self.guidance.high == 1:
+            raise ValueError("without a solver there is no teacher to guide: guidance must be 1")
 
     @dataclass
     class Nets:
@@ -65,7 +61,7 @@ class MultiBoundary(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         self.ends(model.denoiser.process)  # boundaries that cannot be fail here
-        inputs, own = self.guided.inputs(model), model.denoiser.parameterization
+        inputs, own = self.guidance.inputs(model), model.denoiser.parameterization
         return self.Nets(clone("student", inputs=inputs, parameterization=own), model.denoiser)
 
     def ends(self, process: Process, lifted: bool = False) -> Grid:
@@ -86,7 +82,7 @@ class MultiBoundary(Method):
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
         end = at_or_below(self.ends(process), s)
-        teacher, cond = self.guided(nets.teacher, batch)
+        teacher, cond = self.guidance(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = jump_to(nets.student, process, end)
         jump, goal = jump_and_goal(student, student, x_t, t, x_s, s, cond)
@@ -95,5 +91,8 @@ class MultiBoundary(Method):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(self.steps, self.grid())
 
-    def guidance(self) -> Guidance:
-        return self.guided.meaning
+    def serves(self, steps: int) -> bool:
+        return steps == self.steps
+
+    def for_steps(self, steps: int) -> "MultiBoundary":
+        return dataclasses.replace(self, segments=steps, boundaries=())

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fewstep.choice import Count, NonNegative
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import FlowMap, Sampler, renoised
 from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Segments, Times
@@ -27,7 +26,7 @@ from fewstep.learning.consistency import (
     one_between,
     pair,
 )
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.roles import frozen, trained
@@ -63,7 +62,7 @@ class PhasedConsistency(Method):
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
-    guided: Guided = dataclasses.field(default_factory=Guided)
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     distance: Distance = dataclasses.field(default_factory=Huber)
     adversarial: NonNegative = 0.1
 
@@ -76,7 +75,7 @@ class PhasedConsistency(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        inputs, own = self.guided.inputs(model), model.denoiser.parameterization
+        inputs, own = self.guidance.inputs(model), model.denoiser.parameterization
         student = clone("student", inputs=inputs, parameterization=own)
         (channels,) = model.denoiser.network.taps.values()
         return self.Nets(student, Head(channels), model.denoiser)
@@ -96,7 +95,7 @@ class PhasedConsistency(Method):
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
         ends = self.ends(process, self.segments)
         end = at_or_below(ends, s)
-        teacher, cond = self.guided(nets.teacher, batch)
+        teacher, cond = self.guidance(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = jump_to(nets.student, process, end)
         return Jumps(
@@ -136,5 +135,8 @@ class PhasedConsistency(Method):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(self.segments, self.ends)
 
-    def guidance(self) -> Guidance:
-        return self.guided.meaning
+    def serves(self, steps: int) -> bool:
+        return steps == self.segments
+
+    def for_steps(self, steps: int) -> Method:
+        return dataclasses.replace(self, segments=steps)

@@ -119,3 +119,9 @@ class Progressive(Method):
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Ode(self.rounds()[clock.phase], self.times, Euler())
+
+    def serves(self, steps: int) -> bool:
+        return steps == self.end
+
+    def for_steps(self, steps: int) -> Method:
+        return dataclasses.replace(self, end=steps)

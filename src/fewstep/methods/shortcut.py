@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import torch
 
-from fewstep.choice import Count, Decay, NonNegative, Share
+from fewstep.choice import Count, Decay, Share
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import Guidance, guided
+from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import per_sample, time_dtype, to_device, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
-from fewstep.learning.guidance import check_guidable
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -46,7 +46,7 @@ class Shortcut(SlowTarget):
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
     velocity: Literal["data", "teacher"] = "data"
     bootstrap: Share = 0.25
-    guidance_scale: NonNegative = 1.0
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     label_dropout: Share = 0.1
     distance: Distance = dataclasses.field(default_factory=Squared)
     target_decay: Decay = 0.999
@@ -64,7 +64,7 @@ class Shortcut(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        check_guidable(model, self.guidance_scale)
+        self.guidance.one_scale(model)
         student = clone("student", inputs={"s"})
         target = clone("target", inputs={"s"})
         return self.Nets(student, target, model.denoiser)
@@ -79,7 +79,7 @@ class Shortcut(SlowTarget):
         length = 2**level
         first = (draws.uniform() * (self.intervals // length)).long() * length
         t, middle, s = grid[first], grid[first + length // 2], grid[first + length]
-        guides = self.guidance_scale != 1
+        guides = self.guidance.low != 1
         cond = batch.cond.dropped(self.label_dropout, draws) if guides else batch.cond
         x_t = process.add_noise(batch.data, batch.noise(), t)
         # Rows that do not bootstrap go through the same passes, unread: their number must not
@@ -87,7 +87,7 @@ class Shortcut(SlowTarget):
         with torch.no_grad(), without_dropout(nets.target):
             x = x_t.to(time_dtype(x_t.device))
             plain = batch.data if self.velocity == "data" else nets.teacher(x, t, cond)
-            scale = torch.where(level == 1, self.guidance_scale, 1.0)
+            scale = torch.where(level == 1, self.guidance.low, 1.0)
             target = guided(nets.target, scale) if guides else nets.target
             half = process.step(x, target(x, t, cond, middle), t, middle)
             end = process.step(half, target(half, middle, cond, s), middle, s)
@@ -105,6 +105,5 @@ class Shortcut(SlowTarget):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(steps=4, times=Strided(self.times, self.intervals))
 
-    def guidance(self) -> Guidance:
-        """What it was trained at."""
-        return Guidance.distilled(self.guidance_scale)
+    def serves(self, steps: int) -> bool:
+        return self.intervals % steps == 0

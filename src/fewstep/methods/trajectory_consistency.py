@@ -6,7 +6,6 @@ from typing import Any
 
 from fewstep.choice import Count, Decay, Share
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
@@ -19,7 +18,7 @@ from fewstep.learning.consistency import (
     one_between,
     pair,
 )
-from fewstep.learning.guidance import Guided
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -40,7 +39,7 @@ class TrajectoryConsistency(SlowTarget):
     bins: Count = 50
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
-    guided: Guided = dataclasses.field(default_factory=Guided)
+    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
     distance: Distance = dataclasses.field(default_factory=Huber)
     told_end: bool = False
     target_decay: Decay = 0.95
@@ -55,7 +54,7 @@ class TrajectoryConsistency(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        inputs = self.guided.inputs(model) | ({"s"} if self.told_end else set())
+        inputs = self.guidance.inputs(model) | ({"s"} if self.told_end else set())
         own = model.denoiser.parameterization
         student = clone("student", inputs=inputs, parameterization=own)
         target = clone("target", inputs=inputs, parameterization=own)
@@ -66,7 +65,7 @@ class TrajectoryConsistency(SlowTarget):
         process = nets.teacher.process
         grid = self.times(process, self.bins)
         t, s = adjacent(grid, batch.draws, process)
-        teacher, cond = self.guided(nets.teacher, batch)
+        teacher, cond = self.guidance(nets.teacher, batch)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         end = one_between(grid, grid[-1].expand(len(s)), s, batch.draws)
         student, target = (jump_to(net, process, end) for net in (nets.student, nets.target))
@@ -76,5 +75,5 @@ class TrajectoryConsistency(SlowTarget):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(4, Strided(self.times, self.bins), self.gamma, "time")
 
-    def guidance(self) -> Guidance:
-        return self.guided.meaning
+    def serves(self, steps: int) -> bool:
+        return steps <= self.bins

@@ -19,6 +19,7 @@ from fewstep.diffusion.times import Above
 from fewstep.diffusion.types import Time, to_device, where_rows
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
+from fewstep.learning.consistency import pair
 from fewstep.learning.dropout import SharedDropout
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.roles import moved
@@ -35,10 +36,10 @@ class TruncatedConsistency(Method):
     student needs to know only the times from the edge (in sigma/alpha) up. share=0 begins with
     that, from a finished student (`start=`). r is as close to t as easy.limit says. ln(sigma/alpha)
     of t follows Student's t from the edge on; a row is instead put on the edge with probability
-    `boundary`: there the goal is always first's. The published loss, the mean over the other rows +
-    boundary_weight · the mean over these, needs two counts over the batch; here each row is divided
-    by its probability instead of its share, which is the same on average. `first` has the dropout
-    masks of the student.
+    `edge_probability`: there the goal is always first's. The published loss, the mean over the
+    other rows + edge_weight · the mean over these, needs two counts over the batch; here each row
+    is divided by its probability instead of its share, which is the same on average. `first` has
+    the dropout masks of the student.
     """
 
     easy: EasyConsistency = dataclasses.field(default_factory=EasyConsistency)
@@ -46,8 +47,8 @@ class TruncatedConsistency(Method):
     edge: Positive = 1.0
     df: Positive = 0.01
     std: Positive = 0.2
-    boundary: Decay = 0.25
-    boundary_weight: NonNegative = 0.1
+    edge_probability: Decay = 0.25
+    edge_weight: NonNegative = 0.1
 
     @dataclass
     class Nets(EasyConsistency.Nets):
@@ -94,10 +95,10 @@ class TruncatedConsistency(Method):
         density = LogStudent(self.df, math.log(self.edge), self.std, self.edge)
         t = density(process, batch.draws)
         edge = to_device(self.edge_of(process), t.device, t.dtype)
-        at_edge = batch.draws.uniform() < self.boundary
+        at_edge = batch.draws.uniform() < self.edge_probability
         t = torch.where(at_edge, edge, torch.maximum(t, edge))
         r = self.easy.lower(process, t, 1 - self.easy.limit)
-        x_t, x_r = self.easy.pair(nets, batch, t, r)
+        x_t, x_r = pair(self.easy.solver, nets.teacher, process, batch, t, r)
         masks = SharedDropout(x_t.device)
         with masks:
             jump = nets.student(x_t, t, cond)
@@ -110,7 +111,9 @@ class TruncatedConsistency(Method):
             goal = where_rows(r < edge, early, late)
         distance = self.easy.distance(jump, goal)
         part = torch.where(
-            at_edge, self.boundary_weight / max(self.boundary, 1e-9), 1 / (1 - self.boundary)
+            at_edge,
+            self.edge_weight / max(self.edge_probability, 1e-9),
+            1 / (1 - self.edge_probability),
         ).to(t)
         w = part * interval_weight(self.easy.weighting, process, t, r)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,6 @@ from fewstep.learning.roles import trained
 class Classification(Method):
     """Cross entropy, on images that are shifted and noised a little."""
 
-    needs: ClassVar[tuple[str, ...]] = ("x0", "label")
-
     shift: float = 0.5
     """Images are moved by up to so many pixels."""
     noise: NonNegative = 0.2
@@ -34,6 +32,10 @@ class Classification(Method):
         """The network in training."""
 
         student: nn.Module = trained(exported=True)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"x0", "label"})
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(model.network)

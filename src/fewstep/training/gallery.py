@@ -17,7 +17,8 @@ class Gallery:
     """Grids of the averaged networks, of the same seeds each time: samples/step-00000100-2.png for
     2 steps.
 
-    model: whose codec, conditions and shape they have. steps: one grid for each. write: makes a
+    model: whose codec, conditions and shape they have. steps: one grid for each that the
+    student serves, or one of its own number. write: makes a
     file of images.
     """
 
@@ -42,8 +43,9 @@ class Gallery:
             sampler = self.method.sampler(seen.clock, name)
             if sampler is None or not self.world.is_leader:
                 continue
-            made = self.model.trained(net, sampler, self.method.guidance(), {}, {})
+            made = self.model.trained(net, sampler, self.method.student_guidance(), {}, {})
             prefix = "" if name == "student" else f"{name}-"
-            for steps in self.steps:
+            served = filter(self.method.serves, self.steps)
+            for steps in list(served) or [sampler.steps]:
                 path = self.folder / f"{prefix}step-{seen.done:08d}-{steps}.png"
                 self.write(path, made.generate(num=IMAGES, steps=steps))
