@@ -17,9 +17,8 @@ class Gallery:
     """Grids of the averaged networks, of the same seeds each time: samples/step-00000100-2.png for
     2 steps.
 
-    model: whose codec, conditions and shape they have. steps: one grid for each that the
-    student serves, or one of its own number. write: makes a
-    file of images.
+    model: whose codec, conditions and shape they have. steps: one grid for each that the student
+    serves, or, if it serves none of them, one in its own number. write: makes a file of images.
     """
 
     def __init__(

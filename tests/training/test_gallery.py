@@ -1,0 +1,42 @@
+"""Which grids are drawn while a run goes on."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fewstep.learning.method import Clock
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.mean_flow import MeanFlow
+from fewstep.methods.progressive import Progressive
+from fewstep.training.gallery import Gallery
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "drawn"),
+    [
+        (MeanFlow(), (1, 2, 4), [1, 2, 4]),
+        (DMD2(steps=2), (1, 2, 4), [2]),
+        (DMD2(steps=3), (1, 2, 4), [3]),
+        (Progressive(start=32, end=4), (1, 2, 4), [4]),
+    ],
+)
+def test_grids_are_of_steps_that_the_student_serves(tmp_path, method, asked, drawn):
+    made, written = [], []
+    model = SimpleNamespace(
+        trained=lambda *_: SimpleNamespace(generate=lambda num, steps: made.append(steps))
+    )
+    gallery = Gallery(
+        method,
+        model,
+        tmp_path,
+        1,
+        asked,
+        SimpleNamespace(is_leader=True),
+        lambda path, images: written.append(path.name),
+    )
+    seen = SimpleNamespace(
+        due=lambda every: True, exported={"student": None}, clock=Clock(5, 10, 8), done=6
+    )
+    gallery(seen)
+    assert made == drawn
+    assert written == [f"step-00000006-{n}.png" for n in drawn]
