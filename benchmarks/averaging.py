@@ -38,7 +38,7 @@ from torch.distributed.fsdp import fully_shard
 from fewstep.choice import replaced
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.method import Clock
-from fewstep.recipes import digits_teacher
+from fewstep.recipes.digits import digits_teacher
 from fewstep.training.processes import World, local, shard, together, whole
 
 
@@ -65,7 +65,7 @@ class Update:
     """One way's network and its next update."""
 
     def __init__(self, way: str, world: World, batch: int, parts: int):
-        run = digits_teacher.recipe()
+        run = digits_teacher()
         dataset = run.data.dataset()
         run = replaced(run, trainer=replaced(run.trainer, batch=batch, device="cpu"))
         ready = run.prepared(dataset)

@@ -46,7 +46,7 @@ from step import DEVICE, HOME
 from fewstep.choice import replaced
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.models.folder import load
-from fewstep.recipes.digits_cd import recipe
+from fewstep.recipes.digits import digits_cd
 from fewstep.run import distil
 from fewstep.training.seen import Seen
 
@@ -172,7 +172,7 @@ def quality_of(scale: Scale, folder: Path, precision: str) -> dict[str, Any]:
     """The recipe digits_cd, and Fréchet distances of its student. TimeoutError where it takes too
     long.
     """
-    run = recipe()
+    run = digits_cd()
     quiet = {"save_every": 0, "health_every": 0, "device": DEVICE.type, "precision": precision}
     steps = scale.quality_steps or run.trainer.steps
     run = replaced(run, trainer=replaced(run.trainer, steps=steps, **quiet))

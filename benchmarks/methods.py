@@ -33,7 +33,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fewstep.choice import kind_of, replaced
-from fewstep.cli.configure import configured, listed
+from fewstep.cli.configure import configured
 from fewstep.data.digits import Digits
 from fewstep.files import read_json, write_bytes, write_json
 from fewstep.learning.method import Method
@@ -44,6 +44,7 @@ from fewstep.metrics.protocol import Protocol
 from fewstep.models.folder import load
 from fewstep.models.network import ConditionedModule
 from fewstep.models.source import Saved
+from fewstep.recipes import listed
 from fewstep.report.tables import Table, markdown
 from fewstep.run import Run, distil
 
@@ -89,7 +90,7 @@ class Count:
 def recipes() -> dict[str, str]:
     """By method the recipe on digits that distils the shipped teacher."""
     found = {}
-    for name in listed("recipes"):
+    for name in listed():
         run, _ = configured(name, [])
         if name.startswith("digits_") and run.teacher == Saved(TEACHER):
             found.setdefault(kind_of(type(run.method)), name)

@@ -79,10 +79,10 @@ def subject(small: bool) -> Any:
     """The model that is measured: of the recipe digits_teacher (8×8), or of 32×32."""
     from fewstep.models.source import Fresh
     from fewstep.models.unet import UNet
-    from fewstep.recipes.digits_teacher import recipe
+    from fewstep.recipes.digits import digits_teacher
 
     source = (
-        recipe().teacher
+        digits_teacher().teacher
         if small
         else Fresh(network=UNet(channels=64, multipliers=(1, 2, 2), blocks=2))
     )

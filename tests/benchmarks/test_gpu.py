@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fewstep.cli.configure import listed
+from fewstep.learning.method import Method
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("gpu", "gpu_checks", "gpu_figures", "step")
@@ -85,7 +85,7 @@ def test_every_method_takes_a_step_in_every_precision(dry):
     """And nothing is left out of the dry run but what its own list leaves out."""
     _, report = dry
     names = {check["name"] for check in report["checks"]}
-    for method in listed("methods"):
+    for method in Method.offered():
         for precision in ("fp32", "bf16", "fp16"):
             assert f"step.{precision}.{method}" in names
         assert f"loss.{method}" in names
@@ -160,7 +160,7 @@ def test_the_report_says_where_it_is_from(dry):
 
 def test_on_a_device_every_method_has_every_check(checks, tmp_path):
     names = {task.name for task in checks.Checks(tmp_path, dry=False).tasks()}
-    for method in listed("methods"):
+    for method in Method.offered():
         for kind in ("step.fp32", "step.bf16", "step.fp16", "loss", "waits", "resume"):
             assert f"{kind}.{method}" in names
 

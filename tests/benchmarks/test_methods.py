@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.cli.configure import configured, listed
-from fewstep.learning.method import Clock
+from fewstep.cli.configure import configured
+from fewstep.learning.method import Clock, Method
 from fewstep.learning.tangent import Difference, Forward, Point
 from fewstep.metrics.results import Result
 from fewstep.models.folder import load
@@ -24,7 +24,7 @@ SPEC.loader.exec_module(methods)
 
 def test_every_method_has_a_recipe_on_the_shipped_teacher():
     found = methods.recipes()
-    assert set(found) == set(listed("methods")) - {"diffusion"}
+    assert set(found) == set(Method.offered()) - {"diffusion"}
     assert all(configured(name, [])[0].start is None for name in found.values())
 
 

@@ -3,20 +3,26 @@
 import pytest
 
 from fewstep import load
-from fewstep.cli.configure import listed
 from fewstep.data.digits import Digits
 from fewstep.data.source import Source
 from fewstep.diffusion.densities import Density
 from fewstep.diffusion.process import Process
+from fewstep.learning.method import Method
 from fewstep.models.network import Network
 from fewstep.models.source import ModelSource
+from fewstep.recipes import listed
 
 
 class TestInspect:
-    @pytest.mark.parametrize("what", ["methods", "recipes"])
-    def test_lists_are_what_stands_in_the_folder(self, done, what):
-        found = dict(line.split(maxsplit=1) for line in done("inspect", what).splitlines())
-        assert found == listed(what)
+    def test_recipes(self, done):
+        found = dict(line.split(maxsplit=1) for line in done("inspect", "recipes").splitlines())
+        assert found == listed()
+        assert all(text.endswith(".") for text in found.values())
+
+    def test_methods(self, done):
+        found = dict(line.split(maxsplit=1) for line in done("inspect", "methods").splitlines())
+        assert list(found) == list(Method.offered())
+        assert found["dmd2"].startswith("Improved distribution matching distillation (Yin et al.")
         assert all(text.endswith(".") for text in found.values())
 
     @pytest.mark.parametrize("name", ["runs/cd", "runs/cd/student"])

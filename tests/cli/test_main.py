@@ -40,7 +40,7 @@ def test_help_and_version_do_not_wait_for_torch():
     script = (
         "import sys\n"
         "from fewstep.cli.main import main\n"
-        "for words in (['--help'], ['--version'], ['train', '--help'], ['inspect', 'methods']):\n"
+        "for words in (['--help'], ['--version'], ['train', '--help'], ['inspect', 'recipes']):\n"
         "    try:\n"
         "        main(words)\n"
         "    except SystemExit as end:\n"

@@ -3,8 +3,9 @@
 import pytest
 from tests.cli.conftest import LOOP, NETWORK
 
-from fewstep.cli.configure import configured, listed
+from fewstep.cli.configure import configured
 from fewstep.cli.plan import KNOWN, outside
+from fewstep.recipes import listed
 from fewstep.training import plan
 
 SMALL = (*NETWORK, "trainer.batch=4", "trainer.device=cpu")
@@ -15,7 +16,7 @@ def _hurried(monkeypatch):
     monkeypatch.setattr(plan, "BUDGET", 0.0)
 
 
-@pytest.mark.parametrize("recipe", listed("recipes"))
+@pytest.mark.parametrize("recipe", listed())
 def test_every_recipe_has_a_plan_without_data_or_teacher(fewstep, recipe, tmp_path):
     """In an empty folder, on images of 8×8 in the recipe's colours."""
     run, _ = configured(recipe, [])

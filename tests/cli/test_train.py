@@ -12,7 +12,7 @@ from fewstep.cli.configure import RUNS, configured
 from fewstep.data.digits import Digits
 from fewstep.diffusion.solvers import Euler
 from fewstep.learning.schedules import Cosine
-from fewstep.recipes import digits_teacher
+from fewstep.recipes.digits import digits_teacher
 from fewstep.run import Run
 from fewstep.training.trainer import Trainer
 from fewstep.yaml import from_yaml
@@ -196,7 +196,7 @@ class TestConfigured:
     def test_a_recipe_alone(self):
         run, folder = configured("digits_teacher", [])
         assert folder == RUNS / "digits_teacher"
-        assert run.dump() == digits_teacher.recipe().dump()
+        assert run.dump() == digits_teacher().dump()
 
     def test_overrides(self):
         words = [

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.choice import Choice, kind_of, origins
-from fewstep.cli.configure import listed
 from fewstep.cli.tables import print_list, print_options
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.folder import load, shipped
@@ -17,9 +16,6 @@ def inspect(what: str) -> None:
     """Says what a user wants to know about a model, a list or a name. ValueError where there is
     none.
     """
-    if what == "recipes":
-        print_list(listed("recipes"))
-        return
     if Path(what).exists() or what in shipped():
         print_model(load(what), Path(what))
         return

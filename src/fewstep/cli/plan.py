@@ -104,17 +104,16 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
 
 def _model(source: ModelSource, data: Space) -> Any:
     """The model of a source; one that is not there yet as its recipe or run file would begin it."""
-    from fewstep.cli.configure import configured, listed
+    from fewstep.cli.configure import configured
     from fewstep.models.folder import shipped
     from fewstep.models.source import Saved
+    from fewstep.recipes import listed
 
     if isinstance(source, Saved) and source.path not in shipped():
         path = Path(source.path)
         made = any((folder / "model.json").is_file() for folder in (path, path / "student"))
         recipe = str(path / "run.yaml") if (path / "run.yaml").is_file() else path.name
-        if not made and (
-            recipe != path.name or (recipe in listed("recipes") and not path.exists())
-        ):
+        if not made and (recipe != path.name or (recipe in listed() and not path.exists())):
             run, _ = configured(recipe, [])
             return _model(run.start or run.teacher, data)
     return source.load(data, 0)

@@ -8,6 +8,9 @@ from typing import Any
 
 import typer
 
+from fewstep.cli.tables import print_list
+from fewstep.recipes import listed
+
 
 def carry_out(verb: str, options: dict[str, Any], name: str | None = None) -> None:
     """Calls the function of a verb's file, of the same name if no other is given."""
@@ -40,7 +43,10 @@ def inspect(
 
     Example: fewstep inspect methods
     """
-    carry_out("inspect", locals())
+    if what == "recipes":
+        print_list(listed())
+    else:
+        carry_out("inspect", {"what": what})
 
 
 def check(

@@ -1,1 +1,49 @@
-"""Recipes: one file each, `recipe() -> Run`; the docstring says what came out of it, measured."""
+"""Recipes: named runs, one file for each family of data, one function for each recipe.
+
+A recipe is a public function without parameters; the first sentence of its docstring is what
+`fewstep inspect recipes` shows, the rest says what came out of it, measured. Nothing is imported to
+list them.
+"""
+
+import ast
+import difflib
+import importlib
+from pathlib import Path
+
+from fewstep.choice import Choice
+from fewstep.options import first_sentence
+
+HERE = Path(__file__).parent
+
+
+def listed() -> dict[str, str]:
+    """Every recipe with the first sentence of its docstring."""
+    found = {}
+    for file in sorted(HERE.glob("[!_]*.py")):
+        for function in _functions(file):
+            found[function.name] = first_sentence(ast.get_docstring(function) or "")
+    return dict(sorted(found.items()))
+
+
+def recipe(name: str) -> Choice:
+    """The run of that name. ValueError with the nearest names where there is none."""
+    for file in sorted(HERE.glob("[!_]*.py")):
+        if name in [function.name for function in _functions(file)]:
+            run: Choice = getattr(importlib.import_module(f"{__name__}.{file.stem}"), name)()
+            return run
+    near = difflib.get_close_matches(name, listed(), n=2)
+    lists = "`fewstep inspect recipes` lists what there is"
+    meant = f"did you mean {' or '.join(near)}?" if near else lists
+    raise ValueError(f"no recipe or run file {name!r}; {meant}")
+
+
+def _functions(file: Path) -> list[ast.FunctionDef]:
+    """The recipes of a file: its public functions that take nothing."""
+    found = []
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+            continue
+        takes = node.args
+        if not [*takes.posonlyargs, *takes.args, *takes.kwonlyargs]:
+            found.append(node)
+    return found

@@ -1,9 +1,4 @@
-"""Consistency training without a teacher on nine groups of animals of ImageNet-1k, 64×64 (up to
-224×224).
-
-Needs a GPU to be trained to its end. `data.size=224 teacher.network.multipliers=[1,2,2,4,4,4]` for
-larger images.
-"""
+"""Recipes of nine groups of animals of ImageNet-1k, for GPUs."""
 
 from fewstep.data.imagenet9 import Imagenet9
 from fewstep.diffusion.times import Explicit
@@ -16,18 +11,19 @@ from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import RAdam
 
 
-def recipe() -> Run:
-    """All pictures of data.path; grids at 2 and 5 steps while it trains."""
+def imagenet9_ct() -> Run:
+    """Consistency training without a teacher on nine groups of animals of ImageNet-1k, 64×64 (up to
+    224×224).
+
+    All pictures of data.path; grids at 2 and 5 steps while it trains. Needs a GPU to be trained to
+    its end. `data.size=224 teacher.network.multipliers=[1,2,2,4,4,4]` for larger images.
+    """
+    network = UNet(channels=128, multipliers=(1, 2, 2, 4), blocks=2, attention=(4, 8), dropout=0.1)
+    times = Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))
     return Run(
         data=Imagenet9(flip=True),
-        method=ConsistencyTraining(
-            sample_times=Explicit(between=((2.0,), (40.0, 20.0, 10.0, 5.0)))
-        ),
-        teacher=Fresh(
-            network=UNet(
-                channels=128, multipliers=(1, 2, 2, 4), blocks=2, attention=(4, 8), dropout=0.1
-            )
-        ),
+        method=ConsistencyTraining(sample_times=times),
+        teacher=Fresh(network=network),
         trainer=TrainerConfig(
             steps=200_000,
             batch=256,

@@ -1,0 +1,51 @@
+"""Recipes are functions, found without importing what they need (what they do: test_contracts)."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fewstep import recipes
+from fewstep.recipes.digits import digits_cd, digits_dit_cd
+from fewstep.run import Run
+
+
+def test_a_name_is_a_function():
+    assert recipes.recipe("digits_cd") == digits_cd()
+    assert isinstance(recipes.recipe("cifar10_cd_small"), Run)
+
+
+def test_what_takes_something_is_no_recipe():
+    """Such functions are what recipes are made with."""
+    names = set(recipes.listed())
+    assert {"digits_cd", "mnist_ct", "cifar10_ect", "imagenet9_ct"} < names
+    assert not names & {"student_of", "teacher_of", "small", "recipe", "listed"}
+
+
+def test_a_name_says_its_family():
+    for file in recipes.HERE.glob("[!_]*.py"):
+        mine = [f.name for f in recipes._functions(file)]
+        assert mine
+        assert all(name.startswith(f"{file.stem}_") for name in mine)
+
+
+def test_one_is_derived_from_another():
+    first, second = digits_cd().dump(), digits_dit_cd().dump()
+    assert second.pop("teacher")["path"] == "runs/digits_dit_teacher"
+    first.pop("teacher")
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("digits_cdd", "did you mean digits_cd"), ("student_of", "no recipe"), ("qqq", "inspect")],
+)
+def test_an_unknown_one(name, says):
+    with pytest.raises(ValueError, match=says):
+        recipes.recipe(name)
+
+
+def test_listing_imports_nothing():
+    code = "import sys; from fewstep.recipes import listed; assert len(listed()) > 30; "
+    code += "assert not {'torch', 'fewstep.run'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
