@@ -8,11 +8,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
 import socket
+import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# What `datasets` converts it keeps; a test run shall leave nothing in the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="fewstep-tests-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(autouse=True)

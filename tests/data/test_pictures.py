@@ -15,7 +15,7 @@ from PIL import Image
 from tests.data.picture_files import encoded, made
 
 from fewstep.data import pictures
-from fewstep.data.pictures import decode, decode_all
+from fewstep.data.pictures import How, decode, decode_all
 
 COLOUR = made(1, shape=(3, 20, 30))[0][0]
 GREY = made(1, shape=(1, 20, 30))[0][0]
@@ -33,7 +33,7 @@ def pixels(content, *options):
 
 def everything(contents, size=0, channels="auto", workers=0, on_bad="error"):
     named = [(f"picture {i}", content) for i, content in enumerate(contents)]
-    return decode_all(named, size, channels, workers, on_bad)
+    return decode_all(named, How(size, channels, on_bad), workers)
 
 
 class TestKinds:

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.choice import Natural
 from fewstep.data.dataset import Dataset, held_images
-from fewstep.data.parquet import Parquet
 from fewstep.data.pictures import OnBad, Pixels
 from fewstep.data.source import Source, check_labels, files_below, of_training, unpacked
+from fewstep.data.table import Table
 
 BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")
 ARCHIVE = re.compile(r"cifar.*\.(tar|tar\.gz|tgz)")
@@ -40,8 +39,6 @@ class Cifar(Source):
     """The folder or file."""
     labels: Literal["fine", "coarse"] = "fine"
     """Of CIFAR-100: the 100 fine classes or the 20 coarse ones."""
-    workers: Natural = 0
-    """Threads that decode Parquet; their number changes nothing."""
     on_bad: OnBad = "error"
     """skip leaves out what cannot be read in Parquet, up to 1 % of all, each named; else it is an
     error."""
@@ -65,14 +62,13 @@ class Cifar(Source):
             versions.values(), key=lambda files: sum(f.stat().st_size for f in files), default=[]
         )
 
-    def read(self) -> Dataset:
+    def read(self, beside: Path | None = None) -> Dataset:
         files = self.files_at(Path(self.path)) if self.path else []
         if not files:
             label = "coarse_label" if self.labels == "coarse" else "auto"
-            tables = Parquet(label=label, channels="rgb", workers=self.workers, on_bad=self.on_bad)
-            return tables.read_files(
-                tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)")
-            )
+            tables = Table(label=label, channels="rgb", workers=self.workers, on_bad=self.on_bad)
+            found = tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)")
+            return tables.read_files(found, beside, MOST_BYTES)
         batches = {name: content for file in files for name, content in _contents(file).items()}
         images, labels, classes = zip(
             *(self._batch(name, content) for name, content in batches.items())

@@ -3,6 +3,7 @@ without a download.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ from fewstep.data.source import Source
 class Digits(Source):
     """The digits; a value of 0 … 16 becomes value/16, rounded to 8 bits."""
 
-    def read(self) -> Dataset:
+    def read(self, beside: Path | None = None) -> Dataset:
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from fewstep.choice import Natural
-from fewstep.data.dataset import Dataset, held_images
-from fewstep.data.pictures import Channels, OnBad, decode_all
+from fewstep.data.dataset import Dataset
+from fewstep.data.lazy import of_files
+from fewstep.data.pictures import Channels, How, OnBad
 from fewstep.data.source import TESTS, Source, files_below
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -31,8 +32,6 @@ class Folder(Source):
     equal."""
     channels: Channels = "auto"
     """1 channel for grey, 3 for rgb; auto takes 1 if all pictures are grey."""
-    workers: Natural = 0
-    """Threads that decode; their number changes nothing."""
     on_bad: OnBad = "error"
     """skip leaves out what cannot be read, up to 1 % of all, each named; else it is an error."""
 
@@ -42,21 +41,19 @@ class Folder(Source):
         root = _root(path, files)
         return [file for file in files if root in (file, *file.parents)]
 
-    def read(self) -> Dataset:
+    def read(self, beside: Path | None = None) -> Dataset:
         files = self.found(self.path, "pictures (PNG, JPEG or WebP)")
         root = _root(Path(self.path), files)
-        pictures = [(str(file), file) for file in files]
-        images, places, notes = decode_all(
-            pictures, self.size, self.channels, self.workers, self.on_bad
-        )
         words = _words([file.relative_to(root) for file in files])
         numbers = {word: int(word) for word in words if word.isdecimal() and str(int(word)) == word}
         if len(numbers) < len(set(words)) or max(numbers.values(), default=0) >= MOST_CLASSES:
             numbers = {word: place for place, word in enumerate(sorted(set(words)))}
-        labels = torch.tensor([numbers[word] for word in words])[places] if words else None
+        labels = torch.tensor([numbers[word] for word in words]) if words else None
         names = ", ".join(sorted(numbers, key=lambda word: numbers[word])) or "none"
-        notes = {"files": f"{len(files)} below {root}", "class names": names} | notes
-        return held_images(images, labels, max(numbers.values(), default=-1) + 1, places, notes)
+        notes = {"files": f"{len(files)} below {root}", "class names": names}
+        classes = max(numbers.values(), default=-1) + 1
+        how = How(self.size, self.channels, self.on_bad)
+        return of_files(files, root, labels, classes, how, notes, self.workers, beside)
 
 
 def _root(path: Path, files: Sequence[Path]) -> Path:

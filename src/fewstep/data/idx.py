@@ -41,7 +41,7 @@ class Idx(Source):
                 pairs.append((sizes[0], [file, *labels[:1]]))
         return max(pairs, key=lambda pair: pair[0])[1] if pairs else []
 
-    def read(self) -> Dataset:
+    def read(self, beside: Path | None = None) -> Dataset:
         file, *labels = self.found(self.path, "IDX images")
         return self._dataset(file, labels[0] if labels else None)
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from fewstep.choice import Natural
-from fewstep.data.dataset import Dataset, held_images
+from fewstep.data.dataset import Dataset
 from fewstep.data.folder import SUFFIXES
-from fewstep.data.pictures import Channels, OnBad, decode_all
+from fewstep.data.lazy import of_files
+from fewstep.data.pictures import Channels, How, OnBad
 from fewstep.data.source import Source, files_below
 
 # First and last WordNet id of each group. Sorted by id, ImageNet-1k's classes in between are
@@ -32,8 +33,6 @@ class Imagenet9(Source):
     """A folder whose sub-folders, or those of its `train`, have WordNet ids as names (n02085620).
     Others are left out.
 
-    All pictures are held in memory: 203 folders of 1,300 at 64×64 take 3.3 GB, at
-    224×224 40 GB.
     """
 
     path: str = ""
@@ -45,8 +44,6 @@ class Imagenet9(Source):
     """The first so many pictures of each sub-folder; 0: all."""
     channels: Channels = "rgb"
     """1 channel for grey, 3 for rgb; auto takes 1 if all pictures are grey."""
-    workers: Natural = 0
-    """Threads that decode; their number changes nothing."""
     on_bad: OnBad = "error"
     """skip leaves out what cannot be read, up to 1 % of all, each named; else it is an error."""
 
@@ -60,24 +57,21 @@ class Imagenet9(Source):
             if f.suffix.lower() in SUFFIXES and group(f.parent.name) and f.parent.parent == top
         ]
 
-    def read(self) -> Dataset:
+    def read(self, beside: Path | None = None) -> Dataset:
         seen, files = Counter[str](), []
         for file in self.found(self.path, "pictures in folders like n02085620 of the nine groups"):
             seen[file.parent.name] += 1
             if not self.per_folder or seen[file.parent.name] <= self.per_folder:
                 files.append(file)
-        pictures = [(str(file), file) for file in files]
-        images, places, notes = decode_all(
-            pictures, self.size, self.channels, self.workers, self.on_bad
-        )
-        labels = torch.tensor([list(GROUPS).index(group(file.parent.name)) for file in files])[
-            places
-        ]
+        names = list(GROUPS)
+        labels = torch.tensor([names.index(group(file.parent.name)) for file in files])
         notes = {
             "files": f"{len(files)} in {len(seen)} folders",
             "class names": ", ".join(GROUPS),
-        } | notes
-        return held_images(images, labels, len(GROUPS), places, notes)
+        }
+        how = How(self.size, self.channels, self.on_bad)
+        root = Path(self.path)
+        return of_files(files, root, labels, len(GROUPS), how, notes, self.workers, beside)
 
 
 def group(wnid: str) -> str:

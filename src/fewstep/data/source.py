@@ -42,6 +42,8 @@ class Source(Choice, ABC):
     """Seed of the split and of the choice."""
     flip: bool = False
     """Training mirrors each image with probability 1/2; what is held out never is."""
+    workers: Natural = 0
+    """Processes that read and decode ahead of the training; they change no bit."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
@@ -75,8 +77,12 @@ class Source(Choice, ABC):
         return files
 
     @abstractmethod
-    def read(self) -> Dataset:
-        """Everything that the source holds. FileNotFoundError or ValueError that name the file."""
+    def read(self, beside: Path | None = None) -> Dataset:
+        """Everything that the source holds. FileNotFoundError or ValueError that name the file.
+
+        beside: a folder where an index may be kept, so that the next start need not look at every
+        file again; it is only ever a saving of time.
+        """
 
     def dataset(self, split: Split | None = None, empty: bool = False) -> Dataset:
         """The images of the split, after limit and fraction. ValueError where nothing is left,

@@ -9,14 +9,14 @@ import pytest
 from pyarrow import parquet
 from tests.data.picture_files import encoded, made, write_parquet
 
-from fewstep.data.parquet import Parquet
+from fewstep.data.table import Table
 
 IMAGES, LABELS = made(12, 4, (3, 8, 10))
 CONTENTS = [encoded(image) for image in IMAGES]
 
 
 def read(path, **options):
-    return Parquet(path=str(path), **options).read()
+    return Table(path=str(path), **options).read()
 
 
 @pytest.mark.parametrize("column", ["img", "image"])
@@ -85,8 +85,14 @@ def test_the_column_of_labels(tmp_path):
         ValueError, match=r"x\.parquet .*no column colour, only img, fine_label, shape, word"
     ):
         read(tmp_path, label="colour")
-    with pytest.raises(ValueError, match=r"x\.parquet"):
-        read(tmp_path, label="word")
+    words = ["cat", "ant", "bee"] * 4
+    write_parquet(tmp_path / "x.parquet", CONTENTS, word=words, real=[0.5] * 12)
+    dataset = read(tmp_path, label="word")
+    assert (dataset.labels.tolist(), dataset.classes) == ([2, 0, 1] * 4, 3)
+    assert dataset.notes["class names"] == "ant, bee, cat"
+    with pytest.raises(ValueError, match=r"x\.parquet: real holds double, not classes"):
+        read(tmp_path, label="real")
+    assert read(tmp_path, label="none").labels is None
 
 
 def test_names_of_classes_tell_their_number(tmp_path):
@@ -105,14 +111,16 @@ def test_names_of_classes_tell_their_number(tmp_path):
 def test_a_row_without_a_label(tmp_path, missing):
     numbers = [None if i == missing else int(n) for i, n in enumerate(LABELS)]
     write_parquet(tmp_path / "x.parquet", CONTENTS, label=numbers)
-    with pytest.raises(ValueError, match=rf"x\.parquet .* row {missing} has no label"):
+    with pytest.raises(ValueError, match=rf"x\.parquet row {missing} has no label"):
         read(tmp_path)
 
 
 def test_labels_in_some_files_only(tmp_path):
     write_parquet(tmp_path / "a.parquet", CONTENTS, label=LABELS)
     write_parquet(tmp_path / "b.parquet", CONTENTS)
-    with pytest.raises(ValueError, match=r"labels in some files only: .*a\.parquet, .*b\.parquet"):
+    with pytest.raises(
+        ValueError, match=r"columns in some files only, label: .*a\.parquet, .*b\.parquet"
+    ):
         read(tmp_path)
 
 
@@ -139,10 +147,8 @@ def test_a_bad_picture_moves_no_other_to_another_split(tmp_path):
     write_parquet(tmp_path / "whole.parquet", contents, label=labels)
     write_parquet(tmp_path / "bad.parquet", [b"", *contents[1:]], label=labels)
     for split in ("train", "test"):
-        whole = Parquet(path=str(tmp_path / "whole.parquet")).dataset(split).ids.tolist()
-        less = (
-            Parquet(path=str(tmp_path / "bad.parquet"), on_bad="skip").dataset(split).ids.tolist()
-        )
+        whole = Table(path=str(tmp_path / "whole.parquet")).dataset(split).ids.tolist()
+        less = Table(path=str(tmp_path / "bad.parquet"), on_bad="skip").dataset(split).ids.tolist()
         assert less == [i for i in whole if i != 0]
 
 
@@ -166,8 +172,8 @@ def test_a_cut_file(tmp_path, share):
 
 def test_files_of_something_else(tmp_path):
     file = tmp_path / "x.parquet"
-    parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), file)
-    with pytest.raises(ValueError, match=r"x\.parquet .*no column img or image, only text, label"):
+    parquet.write_table(pyarrow.table({"note": ["a"], "label": [1]}), file)
+    with pytest.raises(ValueError, match=r"x\.parquet .*no column img or image, only note, label"):
         read(file)
     for column in (["a"], [1]):
         parquet.write_table(pyarrow.table({"image": column, "label": [1]}), file)
@@ -177,20 +183,20 @@ def test_files_of_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"no rows.*x\.parquet"):
         read(file)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no Parquet files in .*nothing"):
+    with pytest.raises(ValueError, match=r"no Parquet, .* files in .*nothing"):
         read(tmp_path / "empty")
 
 
-def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
     file = write_parquet(tmp_path / "x.parquet", CONTENTS)
     usual = builtins.__import__
 
     def without(name, *rest):
-        if name.startswith("pyarrow"):
+        if name.startswith("datasets"):
             raise ImportError(name)
         return usual(name, *rest)
 
-    for name in [name for name in sys.modules if name.startswith("pyarrow")]:
+    for name in [name for name in sys.modules if name.startswith("datasets")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=rf"{file}: .*pip install 'fewstep\[data\]'"):

@@ -1,0 +1,288 @@
+"""Pictures that are decoded when they are read, of sets that do not fit in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from fewstep.data.dataset import Dataset, Held, Rows
+from fewstep.data.index import contents_hash, indexed
+from fewstep.data.pictures import (
+    Channels,
+    How,
+    Pixels,
+    decode,
+    decode_all,
+    header,
+    left_out,
+    stacked,
+)
+from fewstep.models.space import Classes, Column, Image
+
+MEMORY = 64 << 20  # bytes of decoded pictures up to which a set is decoded once and kept
+
+
+class Encoded(ABC):
+    """Pictures as they are stored, by their place, and what stands beside them."""
+
+    columns: Mapping[str, Column]  # beside the image, but for what is held in memory
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, place: int) -> str:
+        """By which messages call it."""
+
+    @abstractmethod
+    def contents(self, places: Sequence[int]) -> list[bytes]:
+        """Encoded pictures."""
+
+    def beside(self, places: Sequence[int], names: Sequence[str]) -> Rows:
+        """These columns at these places."""
+        return {}
+
+
+class Files(Encoded):
+    """A picture in each file."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.columns = {}
+        self.files = [str(file) for file in files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, place: int) -> str:
+        return self.files[place]
+
+    def contents(self, places: Sequence[int]) -> list[bytes]:
+        return [Path(self.files[place]).read_bytes() for place in places]
+
+
+def pictures(
+    encoded: Encoded,
+    headers: Tensor | None,
+    held: Mapping[str, Tensor],
+    columns: Mapping[str, Column],
+    how: How,
+    stamp: str,
+    notes: Mapping[str, str],
+    workers: int,
+    memory: int = MEMORY,
+) -> Dataset:
+    """The dataset of these pictures: kept in memory where they are few, else read when needed.
+
+    headers: (n, 3) as `pictures.header` gives them; None where nobody looked, which needs `size`
+    and `channels` to be said. held: columns of all pictures in memory (labels), described by
+    `columns`. stamp: a hash of all contents. memory: bytes of decoded pictures up to which a set is
+    decoded at once, by so many threads as there are `workers`. ValueError for pictures that
+    cannot be read, or are of different sizes.
+    """
+    if not len(encoded):
+        raise ValueError("no pictures")
+    stamp = hashlib.sha256(f"{stamp} {how.size} {how.channels}".encode()).hexdigest()
+    if headers is not None and _decoded_bytes(headers, how) <= memory:
+        return _decoded(encoded, held, columns, how, notes, workers)
+    ids = torch.arange(len(encoded))
+    if headers is not None:
+        unread = (headers[:, 0] == 0).nonzero()[:, 0].tolist()
+        bad = [(encoded.name(place), _reason(encoded, place)) for place in unread]
+        notes = {**notes, **left_out(bad, len(encoded), how.on_bad)}
+        ids = (headers[:, 0] > 0).nonzero()[:, 0]
+        how = how._replace(channels=_channels(how.channels, headers[ids]))
+    assert how.channels != "auto", "channels of pictures that nobody looked at"
+    shape = _shape(encoded, headers, ids, how)
+    described = {"image": Image(shape), **columns}
+    return Stored(encoded, held, described, how, stamp, ids, notes)
+
+
+def _decoded_bytes(headers: Tensor, how: How) -> int:
+    """Of all pictures, once they are decoded."""
+    pixels = headers[:, :2].long().prod(1)
+    if how.size:
+        pixels = (pixels > 0) * how.size**2
+    return int(pixels.sum()) * (1 if how.channels == "grey" else 3)
+
+
+def _decoded(
+    encoded: Encoded,
+    held: Mapping[str, Tensor],
+    columns: Mapping[str, Column],
+    how: How,
+    notes: Mapping[str, str],
+    workers: int,
+) -> Held:
+    """All rows, read now and kept in memory."""
+    everything = range(len(encoded))
+    named = [(encoded.name(i), content) for i, content in enumerate(encoded.contents(everything))]
+    images, ids, left = decode_all(named, how, workers)
+    values: dict[str, Tensor | list[str]] = {"image": images}
+    values |= {name: column[ids] for name, column in held.items()}
+    if encoded.columns:
+        values |= encoded.beside(ids.tolist(), list(encoded.columns))
+    described = {"image": Image(tuple(images.shape[1:])), **columns, **encoded.columns}
+    return Held(values, described, ids, {**notes, **left})
+
+
+def of_files(
+    files: Sequence[Path],
+    root: Path,
+    labels: Tensor | None,
+    classes: int,
+    how: How,
+    notes: Mapping[str, str],
+    workers: int,
+    beside: Path | None,
+) -> Dataset:
+    """The dataset of picture files below `root`, with a label for each file, or None.
+
+    beside: the folder that keeps an index of them. ValueError as `pictures`.
+    """
+    names = [str(file.relative_to(root)) if file != root else file.name for file in files]
+    kept = None if beside is None else beside / "files.safetensors"
+    index = indexed(files, names, looked_at, kept)
+    stamp = hashlib.sha256(index.stamp().encode())
+    held: dict[str, Tensor] = {}
+    columns: dict[str, Column] = {}
+    if labels is not None:
+        held["label"], columns["label"] = labels, Classes(classes)
+        stamp.update(labels.numpy().tobytes() + str(classes).encode())
+    encoded = Files(files)
+    return pictures(encoded, index.headers, held, columns, how, stamp.hexdigest(), notes, workers)
+
+
+def looked_at(file: Path) -> tuple[bytes, tuple[int, int, int]]:
+    """The hash of a picture's file, and its header."""
+    content = file.read_bytes()
+    return contents_hash(content), header(content)
+
+
+class Stored(Dataset):
+    """Rows that are read, and whose picture is decoded, when they are needed.
+
+    Where on_bad is skip, a picture that turns out damaged is replaced by the next one that is not;
+    `bad` names those that this process met, and more than 1 % of all are an error.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        held: Mapping[str, Tensor],
+        columns: Mapping[str, Column],
+        how: How,
+        stamp: str,
+        ids: Tensor,
+        notes: Mapping[str, str],
+        flip: bool = False,
+    ):
+        self.encoded, self.held, self.columns, self.how = encoded, held, dict(columns), how
+        self.columns |= encoded.columns
+        self.stamp, self.ids, self.notes, self.flip = stamp, ids, dict(notes), flip
+        self.bad: dict[int, str] = {}
+
+    def rows(self, index: Tensor, columns: Sequence[str] | None = None) -> Rows:
+        wanted = list(self.columns if columns is None else columns)
+        places = self.ids[index].tolist()
+        found: Rows = {}
+        if "image" in wanted:
+            places, images = self._images(places, index)
+            found["image"] = images
+        for name in wanted:
+            if name in self.held:
+                found[name] = self.held[name][torch.tensor(places, dtype=torch.int64)]
+        rest = [name for name in wanted if name in self.encoded.columns]
+        if rest:
+            found |= self.encoded.beside(places, rest)
+        return {name: found[name] for name in wanted}
+
+    def select(self, keep: Tensor) -> Stored:
+        return Stored(
+            self.encoded,
+            self.held,
+            self.columns,
+            self.how,
+            self.stamp,
+            self.ids[keep],
+            self.notes,
+            self.flip,
+        )
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.stamp.encode() + self.ids.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _images(self, places: list[int], index: Tensor) -> tuple[list[int], Tensor]:
+        """The pictures at these places, or at the next ones that can be read, with their places."""
+        found, names = [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            for row, content in enumerate(self.encoded.contents(places)):
+                place, picture = self._decoded(places[row], content, int(index[row]))
+                places[row] = place
+                found.append(picture)
+                names.append(self.encoded.name(place))
+        images = stacked(found, names)
+        shape = self.shape
+        if tuple(images.shape[1:]) != shape:
+            raise ValueError(f"{names[0]} is of {tuple(images.shape[1:])}, not of {shape}")
+        return places, images
+
+    def _decoded(self, place: int, content: bytes, row: int) -> tuple[int, Pixels]:
+        while True:
+            try:
+                return place, decode(content, self.how.size, self.how.channels)
+            except MemoryError:
+                raise
+            except Exception as error:  # damaged content makes Pillow raise any type there is
+                name = self.encoded.name(place)
+                self.bad[place] = f"{name}: {error}"
+                left_out([(name, self.bad[place])] * len(self.bad), len(self), self.how.on_bad)
+            row = (row + 1) % len(self)
+            place = int(self.ids[row])
+            content = self.encoded.contents([place])[0]
+
+
+def _channels(asked: Channels, headers: Tensor) -> Channels:
+    if asked != "auto":
+        return asked
+    return "grey" if len(headers) and bool((headers[:, 2] == 1).all()) else "rgb"
+
+
+def _shape(encoded: Encoded, headers: Tensor | None, ids: Tensor, how: How) -> tuple[int, int, int]:
+    """Of all pictures. ValueError where there are none, or they differ."""
+    depth = 1 if how.channels == "grey" else 3
+    if how.size:
+        return depth, how.size, how.size
+    assert headers is not None
+    sides = headers[ids, :2]
+    other = (sides != sides[0]).any(1).nonzero()
+    if len(other):
+        places = int(ids[0]), int(ids[int(other[0])])
+        told = [f"{encoded.name(p)} of {int(headers[p, 1])}×{int(headers[p, 0])}" for p in places]
+        what = " and ".join(told)
+        raise ValueError(f"pictures of different sizes, {what}: size=N makes all of them N×N")
+    return depth, int(sides[0, 1]), int(sides[0, 0])
+
+
+def _reason(encoded: Encoded, place: int) -> str:
+    """Why a picture cannot be read, as decoding says it."""
+    name = encoded.name(place)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            decode(encoded.contents([place])[0])
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged content makes Pillow raise any type there is
+        return f"{name}: {error}"
+    return f"{name}: it cannot be read"

@@ -1,0 +1,227 @@
+"""Sets that are too large to keep: rows are read when they are needed, and are the same rows."""
+
+import numpy as np
+import pytest
+import torch
+from tests.data.picture_files import encoded, made, write_parquet, write_pictures
+
+from fewstep.data import lazy
+from fewstep.data.dataset import Held
+from fewstep.data.folder import Folder
+from fewstep.data.index import indexed
+from fewstep.data.lazy import Stored, looked_at
+from fewstep.data.stream import Stream
+from fewstep.data.table import Table
+from fewstep.diffusion.draws import Draws
+from fewstep.models.codec import Pixels
+from fewstep.models.conditioner import Labels
+
+COUNT, CLASSES = 60, 4
+IMAGES, LABELS = made(COUNT, CLASSES, (3, 8, 8))
+
+
+@pytest.fixture(params=["folder", "table"])
+def source(request, tmp_path):
+    """Sixty pictures in a folder and in a table, in the order of their classes."""
+    order = np.argsort(LABELS, kind="stable")
+    if request.param == "folder":
+        names = {f"{LABELS[i]}__{place:03}": IMAGES[i] for place, i in enumerate(order)}
+        write_pictures(tmp_path / "set", **names)
+        return Folder(path=str(tmp_path / "set"), split="all")
+    contents = [encoded(IMAGES[i]) for i in order]
+    for part in range(3):
+        rows = slice(20 * part, 20 * part + 20)
+        file = tmp_path / "set" / f"train-{part}.parquet"
+        write_parquet(file, contents[rows], label=LABELS[order][rows])
+    return Table(path=str(tmp_path / "set"), split="all")
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every set is too large to keep."""
+    monkeypatch.setattr(lazy, "MEMORY", 0)
+    monkeypatch.setattr(lazy.pictures, "__defaults__", (0,))
+    monkeypatch.setattr(Table.read_files, "__defaults__", (None, 0))
+
+
+def test_the_rows_are_those_of_a_set_in_memory(source, large, monkeypatch):
+    stored = source.dataset()
+    monkeypatch.undo()
+    held = source.dataset()
+    assert (type(stored), type(held)) == (Stored, Held)
+    assert (stored.in_memory, held.in_memory) == (False, True)
+    assert (stored.shape, stored.classes) == (held.shape, held.classes) == ((3, 8, 8), 4)
+    assert torch.equal(stored.labels, held.labels)
+    assert torch.equal(stored.images, held.images)
+    index = torch.tensor([5, 0, 59, 5])
+    assert torch.equal(stored.rows(index)["image"], held.rows(index)["image"])
+    assert torch.equal(stored.rows(index)["label"], held.rows(index)["label"])
+    assert torch.equal(stored.floats(slice(3, 6)), held.floats(slice(3, 6)))
+
+
+def test_the_same_splits_and_limits(source, large, monkeypatch):
+    chosen = Folder(path=source.path, split="test") if isinstance(source, Folder) else None
+    chosen = chosen or Table(path=source.path, split="test")
+    stored = chosen.dataset()
+    monkeypatch.undo()
+    held = chosen.dataset()
+    assert torch.equal(stored.ids, held.ids)
+    assert torch.equal(stored.images, held.images)
+    assert torch.equal(stored.labels, held.labels)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_change_no_bit(source, large, workers):
+    """Any rows of any batch, in order and out of it, and again."""
+    dataset = source.dataset()
+    codec, conditioner = Pixels().build(), Labels(CLASSES).build()
+    alone = Stream(dataset, codec, conditioner, 3, 16)
+    some = Stream(dataset, codec, conditioner, 3, 16, workers=workers, share=range(4, 12))
+    state = torch.get_rng_state()
+    for number, rows in [(0, (4, 8)), (0, (8, 12)), (1, (4, 12)), (2, (4, 6)), (7, (5, 9))]:
+        here = range(*rows)
+        one = alone(number, here, Draws(0, here))
+        other = some(number, here, Draws(0, here))
+        assert torch.equal(one.data, other.data)
+        assert torch.equal(one.cond["label"], other.cond["label"])
+    outside = range(0, 3)
+    assert torch.equal(
+        alone(7, outside, Draws(0, outside)).data, some(7, outside, Draws(0, outside)).data
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    some.close()
+
+
+def test_an_error_of_a_worker_is_the_error(source, large, tmp_path):
+    """Its own type and words, without the traceback of a loader."""
+    dataset = source.dataset()
+    dataset.held = {"label": torch.arange(3)}
+    stream = Stream(dataset, Pixels().build(), Labels(CLASSES).build(), 3, 16, workers=1)
+    if isinstance(source, Folder):
+        for file in (tmp_path / "set").rglob("*.png"):
+            file.write_bytes(b"")
+        with pytest.raises(ValueError, match=r"1 of 60 pictures .* the first is .*: it is empty$"):
+            stream(0, range(16), Draws(0, range(16)))
+    stream.close()
+
+
+class TestBadPictures:
+    @staticmethod
+    def folder(tmp_path, count, bad):
+        """Pictures whose header is whole and whose end is missing are found when they are read."""
+        write_pictures(tmp_path, **{f"{i:03}": made(1, seed=i)[0][0] for i in range(count)})
+        for i in bad:
+            file = tmp_path / f"{i:03}.png"
+            file.write_bytes(file.read_bytes()[:-400])
+        return Folder(path=str(tmp_path), split="all", on_bad="skip")
+
+    def test_the_next_one_stands_for_it(self, tmp_path, large):
+        dataset = self.folder(tmp_path, 300, (7, 299)).dataset()
+        images = dataset.rows(torch.tensor([6, 7, 8, 299]))["image"]
+        wanted = [made(1, seed=i)[0][0] for i in (6, 8, 8, 0)]
+        assert np.array_equal(images.numpy(), np.stack(wanted))
+        assert list(dataset.bad) == [7, 299]
+        assert str(tmp_path / "007.png") in dataset.bad[7]
+
+    def test_its_label_goes_with_it(self, tmp_path, large):
+        names = {f"{i % 3}__{i:03}": made(1, seed=i)[0][0] for i in range(150)}
+        write_pictures(tmp_path, **names)
+        file = tmp_path / "0" / "147.png"
+        file.write_bytes(file.read_bytes()[:-400])
+        dataset = Folder(path=str(tmp_path), split="all", on_bad="skip").dataset()
+        place = 49  # the last of class 0; the next one is the first of class 1
+        assert dataset.rows(torch.tensor([place]))["label"].tolist() == [1]
+
+    def test_more_than_one_in_a_hundred_is_an_error(self, tmp_path, large):
+        dataset = self.folder(tmp_path, 150, (3, 4)).dataset()
+        with pytest.raises(ValueError, match="2 of 150 pictures cannot be read"):
+            dataset.rows(torch.arange(10))
+
+    def test_one_is_an_error_where_none_may_be(self, tmp_path, large):
+        self.folder(tmp_path, 150, (3,))
+        dataset = Folder(path=str(tmp_path), split="all").dataset()
+        with pytest.raises(ValueError, match=r"1 of 150 .* the first is .*003\.png: "):
+            dataset.rows(torch.arange(10))
+
+    def test_what_its_header_tells_is_left_out_at_once(self, tmp_path, large):
+        source = self.folder(tmp_path, 200, ())
+        (tmp_path / "050.png").write_bytes(b"x")
+        dataset = source.dataset()
+        assert len(dataset) == 199
+        assert dataset.notes["bad"] == f"1 of 200: {tmp_path / '050.png'}"
+        with pytest.raises(ValueError, match=r"1 of 200 .*050\.png: it is no PNG"):
+            Folder(path=str(tmp_path), split="all").dataset()
+
+
+def test_sizes_are_seen_before_the_first_picture_is_decoded(tmp_path, large):
+    write_pictures(tmp_path, a=made(1, shape=(3, 8, 8))[0][0], b=made(1, shape=(3, 8, 9))[0][0])
+    with pytest.raises(ValueError, match=r"a\.png of 8×8 and .*b\.png of 8×9: size=N"):
+        Folder(path=str(tmp_path), split="all").dataset()
+
+
+def test_grey_pictures_among_colours(tmp_path, large):
+    grey, colour = made(1, shape=(1, 8, 8))[0][0], IMAGES[0]
+    write_pictures(tmp_path / "mixed", a=grey, b=colour)
+    write_pictures(tmp_path / "grey", a=grey, b=grey)
+    mixed = Folder(path=str(tmp_path / "mixed"), split="all").dataset()
+    assert np.array_equal(mixed.images.numpy(), np.stack([np.repeat(grey, 3, 0), colour]))
+    assert Folder(path=str(tmp_path / "grey"), split="all").dataset().shape == (1, 8, 8)
+
+
+class TestIndex:
+    def test_what_is_known_is_not_read_again(self, source, large, tmp_path, monkeypatch):
+        beside = tmp_path / "index"
+        first = source.choose(source.read(beside))
+        seen = []
+
+        def looked(file):
+            seen.append(file.name)
+            return looked_at(file)
+
+        monkeypatch.setattr(lazy, "looked_at", looked)
+        monkeypatch.setattr("fewstep.data.table.file_hash", looked)
+        monkeypatch.setattr("fewstep.data.table.header", looked)
+        again = source.choose(source.read(beside))
+        assert seen == []
+        assert again.fingerprint() == first.fingerprint()
+        assert torch.equal(again.images, first.images)
+
+    def test_what_changed_is(self, tmp_path, large):
+        write_pictures(tmp_path / "set", **{f"{i:02}": made(1, seed=i)[0][0] for i in range(20)})
+        source = Folder(path=str(tmp_path / "set"), split="all")
+        first = source.read(tmp_path / "index")
+        changed = tmp_path / "set" / "07.png"
+        changed.write_bytes(encoded(made(1, seed=99)[0][0]))
+        again = source.read(tmp_path / "index")
+        assert again.fingerprint() != first.fingerprint()
+        (tmp_path / "set" / "20.png").write_bytes(encoded(IMAGES[0].repeat(4, 1).repeat(4, 2)))
+        assert len(source.read(tmp_path / "index")) == 21
+
+    def test_the_fingerprint_is_of_contents_and_not_of_places(self, source, large, tmp_path):
+        first = source.dataset().fingerprint()
+        (tmp_path / "set").rename(tmp_path / "moved")
+        moved = type(source)(path=str(tmp_path / "moved"), split="all")
+        assert moved.dataset().fingerprint() == first
+        assert type(source)(path=moved.path, split="train").dataset().fingerprint() != first
+        assert type(source)(path=moved.path, split="all", size=4).dataset().fingerprint() != first
+
+    @pytest.mark.parametrize("content", [b"", b"x" * 100])
+    def test_a_damaged_index_is_made_anew(self, tmp_path, content):
+        write_pictures(tmp_path / "set", a=IMAGES[0], b=IMAGES[1])
+        files = sorted((tmp_path / "set").iterdir())
+        beside = tmp_path / "files.safetensors"
+        beside.write_bytes(content)
+        made_anew = indexed(files, ["a", "b"], looked_at, beside)
+        assert made_anew.headers.tolist() == [[8, 8, 0]] * 2
+        kept = indexed(files, ["a", "b"], None, beside)  # looks at nothing
+        assert torch.equal(kept.digests, made_anew.digests)
+
+    def test_names_of_any_bytes(self, tmp_path):
+        import os
+
+        folder = os.fsencode(tmp_path)
+        with open(folder + b"/\xff\xfe\n.png", "wb") as file:
+            file.write(encoded(IMAGES[0]))
+        source = Folder(path=str(tmp_path), split="all")
+        for _ in range(2):
+            assert len(source.read(tmp_path / "index")) == 1
