@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fewstep.choice import Choice, Share, kind_of
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import Dataset, texts
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
@@ -23,6 +23,7 @@ from fewstep.models.bundle import DiffusionModel
 from fewstep.models.classifier import Classifier, load_classifier
 from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
+from fewstep.models.space import described
 from fewstep.report.figures import write_grid
 from fewstep.training.config import TrainerConfig
 from fewstep.training.gallery import Gallery
@@ -75,11 +76,13 @@ class Run(Choice):
         """
         test = None
         if dataset is None:
-            everything = self.data.read()
+            everything = self.data.read(None if folder is None else folder / "index")
             dataset = self.data.choose(everything)
             if self.trainer.health_every:
                 test = held_out(self.data, everything)
         seed = self.trainer.seed
+        if reason := lacking(self.method, dataset):
+            raise ValueError(reason)
         if model is None:
             model = self.teacher.load(dataset.space, seed)
         if begin is None:
@@ -87,15 +90,36 @@ class Run(Choice):
         if isinstance(model, Classifier) != isinstance(self.method, Classification):
             kind = kind_of(type(self.method))
             raise ValueError(f"{kind} does not train the model of teacher={self.teacher.dump()}")
-        if isinstance(model, DiffusionModel) and (reason := unlike(begin.denoiser, model.denoiser)):
-            raise ValueError(f"start: {reason}")
+        if isinstance(model, DiffusionModel):
+            if reason := unlike(begin.denoiser, model.denoiser):
+                raise ValueError(f"start: {reason}")
+            if not model.examples:
+                model.examples = texts(dataset, model.conditioner.spec.reads)
         with seeded(seed, torch.device("cpu")):  # new heads
             clone = self.adaptation.clones(begin.denoiser, seed, self.dropout)
             nets = self.method.build_nets(model, clone)
         batch = self.trainer.batch
-        stream = Stream(dataset, model.codec, model.conditioner, seed, batch, model.shape)
+        share = (world or World()).rows(batch)
+        stream = Stream(
+            dataset,
+            model.codec,
+            model.conditioner,
+            seed,
+            batch,
+            model.shape,
+            self.data.workers,
+            share,
+        )
         trainer = Trainer(self.method, nets, stream, self.trainer, folder, world)
         return Prepared(model, nets, stream, trainer, test)
+
+
+def lacking(method: Method, dataset: Dataset) -> str | None:
+    """Why the method cannot be trained on these rows; None where it can."""
+    if "x0" in method.needs and not dataset.shape:
+        held = described(dataset.columns)
+        return f"{kind_of(type(method))} needs images or latents, the data has {held}"
+    return None
 
 
 class Prepared(NamedTuple):

@@ -4,19 +4,24 @@ from collections.abc import Sequence
 
 from fewstep.choice import kind_of
 from fewstep.cli.configure import source_of
+from fewstep.models.space import described
 
 
 def check(source: str, overrides: Sequence[str] | None) -> None:
     """Reads all of a data source and says what was found."""
     chosen = source_of(source, overrides or [])
     everything = chosen.read()
+    everything.verify()
     kept = chosen.choose(everything)
     print(f"kind: {kind_of(type(chosen))}")
     for key, value in everything.notes.items():
         print(f"{key}: {value}")
-    channels, height, width = everything.shape
-    plural = "s" if channels > 1 else ""
-    print(f"images: {len(everything)} of {height}×{width}, {channels} channel{plural}")
+    if "image" in everything.columns:
+        channels, height, width = everything.shape
+        many = "s" if channels > 1 else ""
+        print(f"images: {len(everything)} of {height}×{width}, {channels} channel{many}")
+    else:
+        print(f"rows: {len(everything)} of {described(everything.columns)}")
     if everything.labels is not None:
         counts = everything.labels.bincount(minlength=everything.classes).tolist()
         print(f"classes: {everything.classes}, images in each: {' '.join(map(str, counts))}")

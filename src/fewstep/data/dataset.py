@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.models.space import Column, Space, data_space, image_space
+from fewstep.models.space import Column, Space, Text, data_space, image_space
 
 Rows = dict[str, Any]  # a tensor or a list of texts by column, one entry per row
 
@@ -48,6 +48,9 @@ class Dataset(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the contents of all rows, and of how they are read."""
+
+    def verify(self) -> None:
+        """Reads everything once; what is wrong and may be left out stands in `notes` afterwards."""
 
     @property
     def space(self) -> Space:
@@ -128,6 +131,17 @@ class Held(Dataset):
                 for text in value:
                     digest.update(text.encode() + b"\0")
         return digest.hexdigest()[:16]
+
+
+def texts(dataset: Dataset, names: Sequence[str], count: int = 64) -> dict[str, list[str]]:
+    """The first texts of these columns, where the dataset has such: what a model is asked for where
+    nobody says.
+    """
+    wanted = [name for name in names if isinstance(dataset.columns.get(name), Text)]
+    if not wanted:
+        return {}
+    found: dict[str, list[str]] = dataset.rows(torch.arange(min(count, len(dataset))), wanted)
+    return found
 
 
 def held_images(

@@ -32,7 +32,6 @@ GROUPS = {
 class Imagenet9(Source):
     """A folder whose sub-folders, or those of its `train`, have WordNet ids as names (n02085620).
     Others are left out.
-
     """
 
     path: str = ""

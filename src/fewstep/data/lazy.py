@@ -26,6 +26,7 @@ from fewstep.data.pictures import (
 )
 from fewstep.models.space import Classes, Column, Image
 
+CHUNK = 256  # rows that are read together where all are
 MEMORY = 64 << 20  # bytes of decoded pictures up to which a set is decoded once and kept
 
 
@@ -220,6 +221,13 @@ class Stored(Dataset):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.stamp.encode() + self.ids.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def verify(self) -> None:
+        for first in range(0, len(self), CHUNK):
+            self.rows(torch.arange(first, min(len(self), first + CHUNK)))
+        if self.bad:
+            found = [(self.encoded.name(place), reason) for place, reason in self.bad.items()]
+            self.notes |= left_out(found, len(self), self.how.on_bad)
 
     def _images(self, places: list[int], index: Tensor) -> tuple[list[int], Tensor]:
         """The pictures at these places, or at the next ones that can be read, with their places."""

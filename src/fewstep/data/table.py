@@ -96,46 +96,55 @@ class Table(Source):
         """Everything in these files, one after the other, in memory where the decoded pictures have
         so few bytes. ImportError without `datasets`; else as `read`.
         """
+        where = ", ".join(map(str, files))
+        stored = self._rows(files, where)
+        held: dict[str, Tensor] = {}
+        columns: dict[str, Column] = {}
+        names: list[str] = []
+        if "label" in stored.named:
+            held["label"], names, classes = stored.labels(stored.named["label"])
+            check_labels(held["label"], classes, where)
+            columns["label"] = Classes(classes)
+        notes = {"files": where, "class names": ", ".join(names[:100]) or "unknown"}
+        how = How(self.size, self.channels, self.on_bad)
+        stamp = self._stamp(files, stored, beside)
+        if "image" not in stored.named:
+            return Stored(stored, held, columns, how, stamp, torch.arange(len(stored)), notes)
+        looked = None
+        if self._looks(len(stored)):
+            kept = None if beside is None else beside / f"rows-{stamp[:16]}.safetensors"
+            looked = stored.headers(kept)
+        return pictures(stored, looked, held, columns, how, stamp, notes, self.workers, memory)
+
+    def _rows(self, files: Sequence[Path], where: str) -> TableRows:
+        """The columns that are used. ValueError where there are none, or no rows."""
         try:
             import datasets  # noqa: F401
         except ImportError:
             raise ImportError(
                 f"{files[0]}: tables need Hugging Face's datasets: pip install 'fewstep[data]'"
             ) from None
-        index = indexed(
-            files,
-            [str(file) for file in files],
-            lambda file: (file_hash(file), (0, 0, 0)),
-            None if beside is None else beside / "files.safetensors",
-        )
-        where = ", ".join(map(str, files))
         counts = same_columns(files) if READERS[files[0].suffix.lower()] == "parquet" else []
         if counts and not any(counts):
             raise ValueError(f"no rows: {where}")
         rows = opened(files)
         if not len(rows):
             raise ValueError(f"no rows: {where}")
-        named = self._named(rows.column_names, where)
-        stored = TableRows(rows, named, files, counts)
-        held: dict[str, Tensor] = {}
-        columns: dict[str, Column] = {}
-        names: list[str] = []
-        if "label" in named:
-            held["label"], names, classes = stored.labels(named["label"])
-            check_labels(held["label"], classes, where)
-            columns["label"] = Classes(classes)
-        notes = {"files": where, "class names": ", ".join(names[:100]) or "unknown"}
-        how = How(self.size, self.channels, self.on_bad)
-        if "image" not in named:
-            stamp = hashlib.sha256(f"{index.stamp()} {named}".encode()).hexdigest()
-            return Stored(stored, held, columns, how, stamp, torch.arange(len(rows)), notes)
-        stamp = hashlib.sha256(f"{index.stamp()} {named}".encode()).hexdigest()
-        looked = None
-        small = len(rows) <= LOOKED_AT_ANYWAY
-        if small or self.size == 0 or self.channels == "auto" or self.on_bad == "skip":
-            kept = None if beside is None else beside / f"rows-{stamp[:16]}.safetensors"
-            looked = stored.headers(kept)
-        return pictures(stored, looked, held, columns, how, stamp, notes, self.workers, memory)
+        return TableRows(rows, self._named(rows.column_names, where), files, counts)
+
+    def _stamp(self, files: Sequence[Path], rows: TableRows, beside: Path | None) -> str:
+        """A hash of the files and of which columns are used."""
+        kept = None if beside is None else beside / "files.safetensors"
+        names = [str(file) for file in files]
+        index = indexed(files, names, lambda file: (file_hash(file), (0, 0, 0)), kept)
+        return hashlib.sha256(f"{index.stamp()} {rows.named}".encode()).hexdigest()
+
+    def _looks(self, rows: int) -> bool:
+        """Whether every picture's header is looked at before the first is used: where something has
+        to be known of all, or it takes no more than seconds.
+        """
+        said = self.size > 0 and self.channels != "auto" and self.on_bad == "error"
+        return not said or rows <= LOOKED_AT_ANYWAY
 
     def _named(self, there: Sequence[str], where: str) -> dict[str, str]:
         """The table's name of each column that is used. ValueError where one that was asked for is

@@ -46,7 +46,7 @@ class RunFolder:
         try:
             yield
         finally:
-            if lock.taken and [path.name for path in self.path.iterdir()] == [".lock"]:
+            if lock.taken and {path.name for path in self.path.iterdir()} <= {".lock", "index"}:
                 shutil.rmtree(self.path)
             lock.release()
 
