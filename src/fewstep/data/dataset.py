@@ -49,7 +49,7 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """A hash of the contents of all rows, and of how they are read."""
 
-    def verify(self) -> None:
+    def verify(self) -> None:  # noqa: B027
         """Reads everything once; what is wrong and may be left out stands in `notes` afterwards."""
 
     @property

@@ -8,6 +8,7 @@ seen, as in any such index.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _read(beside: Path) -> Index | None:
 def _write(beside: Path, index: Index) -> None:
     names = "\0".join(index.names).encode(errors=NOT_UTF8)
     beside.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside.with_name(f".tmp-{beside.name}")
+    partial = beside.with_name(f".tmp-{os.getpid()}-{beside.name}")
     save_tensors(
         partial,
         {

@@ -336,5 +336,7 @@ class TableRows(Encoded):
                 looked[place] = torch.tensor(header(content), dtype=torch.int32)
         if beside is not None:
             beside.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(beside, {"headers": looked})
+            partial = beside.with_name(f".tmp-{os.getpid()}-{beside.name}")
+            save_tensors(partial, {"headers": looked})
+            partial.replace(beside)
         return looked
