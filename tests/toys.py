@@ -77,7 +77,7 @@ class ToyWordsModule(ConditionerModule):
 
 @dataclass(frozen=True)
 class ToyLatents(Codec):
-    """Four neighbouring pixels, mixed by an orthogonal matrix; a draw has this standard deviation."""
+    """Four neighbouring pixels, mixed by an orthogonal matrix; encoding draws a little noise."""
 
     std: NonNegative = 0.01
     """Of what encoding draws."""

@@ -90,7 +90,7 @@ class LabNoise(Source):
     count: Count = 64
     """How many."""
 
-    def read(self):
+    def read(self, beside=None):
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(256, (self.count, 1, 8, 8), generator=generator, dtype=torch.uint8)
         return held_images(

@@ -77,7 +77,7 @@ class Child:
     code: int | None = None
     ended: float = 0.0
 
-    def read(self) -> None:
+    def read(self, beside=None) -> None:
         while select.select([self.reader], [], [], 0)[0] and (heard := os.read(self.reader, 4096)):
             self.steps += len(heard)
 

@@ -79,14 +79,17 @@ def print_model(model: DiffusionModel, folder: Path) -> None:
     facts = {
         "network": f"{kind_of(type(spec))}, {parameters:,} parameters",
         "shape": "×".join(map(str, model.shape)),
+        "images": "×".join(map(str, model.image_shape)),
         "classes": model.classes or "none",
+        "asked for by": ", ".join(model.conditioner.spec.reads) or "nothing",
         "process": denoiser.process.dump(),
         "parameterization": denoiser.parameterization.dump(),
         "sampler": model.sampler.dump(),
         "evaluations": model.evaluations(model.sampler),
         "guidance": f"{guidance.kind}, {guidance.low:g} to {guidance.high:g}",
     }
-    made_with = origins([spec, denoiser.process, denoiser.parameterization, model.sampler])
+    parts = [spec, denoiser.process, denoiser.parameterization, model.sampler]
+    made_with = origins([*parts, model.codec.spec, model.conditioner.spec])
     if made_with:
         facts["plugins"] = made_with
     for key, value in {**facts, **model.card}.items():

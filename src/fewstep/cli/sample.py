@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,6 +20,10 @@ def sample(
     labels: str | None = typer.Option(
         None, help="Class labels, 3,3,5; none given: balanced classes."
     ),
+    prompt: list[str] | None = typer.Option(
+        None, help="What a model of captions is to show; once for all images, or once for each."
+    ),
+    negative: str | None = typer.Option(None, help="What guidance leads away from."),
     steps: int | None = typer.Option(
         None, min=1, help="Solver steps; the model's own number if not given."
     ),
@@ -53,10 +57,13 @@ def sample(
         raise ValueError(f"no dtype {dtype!r}{did_you_mean(dtype, list(dtypes))}")
     check_place(out)
     loaded = load(model, ema).to(pick_device(device), dtypes[dtype])
-    asked = {} if labels is None else {"label": _labels(labels)}
+    asked: dict[str, Any] = {} if labels is None else {"label": _labels(labels)}
+    if prompt:
+        asked["caption"] = prompt
+    away = {} if negative is None else {"caption": [negative]}
     if labels is not None and num is not None:
         asked["label"] = asked["label"].repeat(num // len(asked["label"]) + 1)[:num]
-    request = Request(asked, {}, num, steps, _times(times), sampler, guidance, seed, batch)
+    request = Request(asked, away, num, steps, _times(times), sampler, guidance, seed, batch)
     answer = loaded.answer(request)
     write_images(out, answer.images(), answer.asked.get("label"))
     print(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from fewstep.choice import Choice, Count
 
@@ -46,7 +44,8 @@ class Text(Column):
     """A line of text."""
 
 
-class Space(NamedTuple):
+@dataclass(frozen=True)
+class Space:
     """The shape of a sample, and the columns that stand beside it.
 
     Of data: the shape is that of its `latent` or `image` column, () where it has neither (prompts
@@ -54,7 +53,7 @@ class Space(NamedTuple):
     """
 
     shape: tuple[int, ...] = ()
-    columns: Mapping[str, Column] = MappingProxyType({})
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
