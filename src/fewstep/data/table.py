@@ -56,9 +56,9 @@ class Table(Source):
     path: str = ""
     """The file or folder."""
     image: str = "auto"
-    """The column of pictures, or of their files; auto: img, image, jpg, png, file_name …"""
+    """The column of pictures, or of their files; auto: img, image, jpg, png, file_name and the like."""
     label: str = "auto"
-    """The column of classes; auto: label, fine_label, cls …; none: without."""
+    """The column of classes; auto: label, fine_label, cls and the like; none: without."""
     caption: str = "auto"
     """The column of captions; auto: caption, text, prompt, txt; none: without."""
     size: Natural = 0
