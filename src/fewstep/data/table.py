@@ -56,7 +56,7 @@ class Table(Source):
     path: str = ""
     """The file or folder."""
     image: str = "auto"
-    """The column of pictures, or of their files; auto: img, image, jpg, png, file_name and the like."""
+    """The column of pictures, or of their files; auto: img, image, jpg, file_name and the like."""
     label: str = "auto"
     """The column of classes; auto: label, fine_label, cls and the like; none: without."""
     caption: str = "auto"
