@@ -37,7 +37,9 @@ class LogNormal(Density):
     """
 
     mean: float = -1.2
+    """Mean of ln(sigma/alpha)."""
     std: Positive = 1.2
+    """Standard deviation of ln(sigma/alpha)."""
 
     def __call__(self, process: Process, draws: Draws) -> Time:
         level = torch.exp(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
@@ -54,9 +56,13 @@ class LogStudent(Density):
     """
 
     df: Positive = 0.01
+    """Degrees of freedom; the smaller, the heavier the tails."""
     mean: float = 0.0
+    """Location of ln(sigma/alpha)."""
     std: Positive = 0.2
+    """Scale of ln(sigma/alpha)."""
     low: Positive = 1.0
+    """The level sigma/alpha below which nothing is drawn."""
 
     def __call__(self, process: Process, draws: Draws) -> Time:
         top = process.level(torch.tensor([process.t_max], dtype=torch.float64)).clamp(max=HIGHEST)
@@ -88,7 +94,9 @@ class LogitNormal(Density):
     """
 
     mean: float = 0.0
+    """Mean of the logit of the time of rectified flow."""
     std: Positive = 1.0
+    """Standard deviation of that logit."""
 
     def __call__(self, process: Process, draws: Draws) -> Time:
         u = torch.sigmoid(self.mean + self.std * draws.normal().to(time_dtype(draws.device)))
@@ -105,9 +113,13 @@ class Along(Density):
     """
 
     times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
+    """The grid whose times are drawn."""
     points: Count = 1000
+    """Times of the grid."""
     low: Share = 0.0
+    """Share of the times at the cleaner end that are left out, 0 … 1."""
     high: Share = 1.0
+    """Share, counted from the cleaner end, from which times are left out, 0 … 1."""
 
     def __post_init__(self) -> None:
         if not int(self.low * self.points) <= min(int(self.high * self.points), self.points - 1):
@@ -126,6 +138,7 @@ class UniformTime(Density):
     """Uniform in t on [t_min, t_max]; on whole numbers for a table with whole=True."""
 
     whole: bool = False
+    """Whole numbers only, for a table."""
 
     def __call__(self, process: Process, draws: Draws) -> Time:
         if self.whole:

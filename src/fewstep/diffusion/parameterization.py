@@ -111,6 +111,7 @@ class Edm(Parameterization):
     """
 
     sigma_data: Positive = 0.5
+    """Standard deviation of the data."""
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -131,6 +132,7 @@ class ConsistencyBoundary(Boundary):
     """
 
     of: Parameterization = dataclasses.field(default_factory=Edm)
+    """The prediction behind it."""
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         inner = self.of(process, t)
@@ -152,6 +154,7 @@ class CmBoundary(Boundary):
     """
 
     sigma_data: Positive = 0.5
+    """Standard deviation of the data."""
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -176,6 +179,7 @@ class LcmBoundary(Boundary):
     """
 
     of: Parameterization = dataclasses.field(default_factory=Epsilon)
+    """The prediction behind it."""
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         inner = self.of(process, t)

@@ -47,7 +47,9 @@ class Process(Choice, ABC):
     t_data: ClassVar[float] = 0.0
     discrete: ClassVar[bool] = False
     t_min: float
+    """The smallest time that networks see; just above the data."""
     t_max: float
+    """The largest time: where sampling begins."""
 
     def __post_init__(self) -> None:
         if not self.t_min < self.t_max:
@@ -153,7 +155,9 @@ class VariancePreserving(Process):
     """
 
     beta_min: Positive = 0.1
+    """beta at the data."""
     beta_max: Positive = 20.0
+    """beta at t = 1."""
     t_min: Positive = 1e-3
     t_max: Positive = 1.0
 
@@ -187,9 +191,13 @@ class VariancePreservingTable(Process):
     discrete: ClassVar[bool] = True
 
     size: Count = 1000
+    """Rows of the table."""
     beta_start: Positive = 0.00085
+    """beta of the first row."""
     beta_end: Positive = 0.012
+    """beta of the last row."""
     schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
+    """What is linear in the index: beta, or its square root (scaled_linear)."""
     t_min: float = 0.0
     t_max: float = 999.0
 
@@ -249,6 +257,7 @@ class Trig(Process):
     """
 
     sigma_data: Positive = 0.5
+    """Standard deviation of the data."""
     t_min: Positive = 0.004
     t_max: Positive = math.pi / 2
 

@@ -28,7 +28,9 @@ class Sampler(Choice, ABC):
     """
 
     steps: int
+    """Steps from noise to sample."""
     times: Times
+    """The grid along which it goes."""
 
     @property
     @abstractmethod
@@ -70,10 +72,15 @@ class Ode(Sampler):
     steps: Count = 18
     times: Times = dataclasses.field(default_factory=Auto)
     solver: Solver = dataclasses.field(default_factory=Heun)
+    """The solver that takes each step."""
     churn: NonNegative = 0.0
+    """S_churn of EDM: how much noise is added before each step; 0: none."""
     churn_min: NonNegative = 0.0
+    """The smallest sigma/alpha at which noise is added."""
     churn_max: NonNegative | None = None
+    """The largest sigma/alpha at which noise is added; null: no limit."""
     churn_noise: NonNegative = 1.0
+    """Standard deviation of the noise that is added."""
 
     @property
     def evaluations(self) -> int:
@@ -156,7 +163,9 @@ class FlowMap(Sampler):
     steps: Count = 1
     times: Times = dataclasses.field(default_factory=Auto)
     gamma: Share = 0.0
+    """How much of each jump is replaced by fresh noise, 0 (deterministic) … 1."""
     shortens: Literal["level", "time"] = "level"
+    """What gamma shortens: the noise level sigma/alpha, or the time itself."""
 
     @property
     def evaluations(self) -> int:

@@ -29,6 +29,7 @@ class Times(Choice, ABC):
     """
 
     end: End = "t_data"
+    """Where the grid ends: at the data, or at the smallest time of the networks."""
 
     @abstractmethod
     def __call__(self, process: Process, n: int) -> Grid:
@@ -45,6 +46,7 @@ class Karras(Times):
     """
 
     rho: Positive = 7.0
+    """Steps are even in the rho-th root of the level: the larger, the more times near the data."""
     end: End = "t_data"
 
     def __call__(self, process: Process, n: int) -> Grid:
@@ -74,6 +76,7 @@ class Linspace(Times):
 
     end: End = "t_data"
     whole: bool = False
+    """Rounds to whole numbers, for a table."""
 
     def __call__(self, process: Process, n: int) -> Grid:
         times = _spaced(process.t_max, _end(process, self.end), n + 1)
@@ -127,7 +130,9 @@ class Auto(Times):
 
     end: End = "t_data"
     rho: Positive = 7.0
+    """rho of the Karras grid."""
     trailing: bool = False
+    """Trailing indices on a table, also down to t_min."""
 
     def __call__(self, process: Process, n: int) -> Grid:
         top = process.level(torch.tensor([process.t_max], dtype=torch.float64))
@@ -151,7 +156,9 @@ class Strided(Times):
     """
 
     of: Times = dataclasses.field(default_factory=Trailing)
+    """The finer grid."""
     total: Count = 50
+    """Intervals of the finer grid."""
 
     @property
     def end(self) -> End:  # type: ignore[override]
@@ -172,16 +179,20 @@ class Segments(Times):
 
     Counted from the clean end, each segment has ⌈total/n⌋ intervals and the noisiest the rest
     (arXiv:2406.14539), or, with even=True and where such n segments do not exist, boundary k lies
-    ⌊k total/n⌋ intervals up (arXiv:2405.18407). between: chosen boundaries, decreasing, moved to
-    the nearest times of the finer grid; they serve their own number. lifted: the lowest segment
-    ends one interval higher, where a way upwards can start: the end may have no noise.
+    ⌊k total/n⌋ intervals up (arXiv:2405.18407). Chosen boundaries serve their own number. A lifted
+    grid is one on which a way upwards can start: the end may have no noise.
     """
 
     of: Times = dataclasses.field(default_factory=Auto)
+    """The finer grid."""
     total: Count = 50
+    """Intervals of the finer grid."""
     even: bool = False
+    """Boundaries at whole parts of the grid, in the place of segments of equal length."""
     between: tuple[float, ...] = ()
+    """Chosen boundaries, decreasing, moved to the nearest time of the finer grid."""
     lifted: bool = False
+    """The lowest segment ends one interval higher."""
 
     @property
     def end(self) -> End:  # type: ignore[override]
@@ -218,8 +229,10 @@ class Explicit(Times):
     """
 
     between: tuple[tuple[float, ...], ...] = ()
+    """Lists of the times between t_max and the end, one for each number of steps."""
     end: End = "t_min"
     otherwise: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
+    """The grid for any other number of steps."""
 
     def __post_init__(self) -> None:
         for times in self.between:
@@ -251,7 +264,9 @@ class Above(Times):
     """
 
     low: Positive = 1.0
+    """The level sigma/alpha at which the process is cut off."""
     of: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    """The grid above the cut."""
     end: End = "t_min"
 
     def __call__(self, process: Process, n: int) -> Grid:

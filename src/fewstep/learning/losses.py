@@ -50,6 +50,7 @@ class PseudoHuber(Distance):
     """
 
     scale: NonNegative = 0.00054
+    """c = scale·√d for d elements; 0 is the plain norm."""
 
     def __call__(self, a: Sample, b: Sample) -> Time:
         difference = (a - b).flatten(1)
@@ -71,6 +72,7 @@ class Huber(Distance):
     """
 
     c: Positive = 0.001
+    """The error below which the distance is quadratic."""
 
     def __call__(self, a: Sample, b: Sample) -> Time:
         square = (a - b).square().flatten(1)
@@ -89,7 +91,9 @@ class AdaptivePower(Distance):
     """
 
     power: Share = 0.75
+    """The power of the adaptive weight, 0 (plain squared error) … 1."""
     c: Positive = 1e-3
+    """Added to the squared error before the power is taken."""
 
     def __call__(self, a: Sample, b: Sample) -> Time:
         square = (a - b).square().flatten(1).sum(1)
@@ -107,6 +111,7 @@ class Lpips(Distance):
     """
 
     package: Literal["piq", "lpips"] = "piq"
+    """The installed package that computes it."""
 
     def __call__(self, a: Sample, b: Sample) -> Time:
         return _lpips(self.package, a.device)(self._fitted(a), self._fitted(b)).flatten()
@@ -150,6 +155,7 @@ class Features(Distance):
     """
 
     classifier: str = "digits_classifier"
+    """Folder of a saved classifier, or the name of a shipped one."""
 
     def __call__(self, a: Sample, b: Sample) -> Time:
         judge = _judge(self.classifier, a.device)

@@ -12,6 +12,7 @@ class Schedule(Choice, ABC):
     """A factor of the learning rate. It starts anew with every phase."""
 
     warmup: int
+    """Steps over which the factor rises linearly from 0 to 1."""
 
     @abstractmethod
     def after_warmup(self, progress: float) -> float:
@@ -42,6 +43,7 @@ class Cosine(Schedule):
 
     warmup: Natural = 0
     end: Share = 0.0
+    """The last factor, 0 … 1."""
 
     def after_warmup(self, progress: float) -> float:
         return self.end + (1 - self.end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -53,6 +55,7 @@ class Linear(Schedule):
 
     warmup: Natural = 0
     end: NonNegative = 0.0
+    """The last factor."""
 
     def after_warmup(self, progress: float) -> float:
         return 1 + (self.end - 1) * min(1.0, progress)

@@ -14,6 +14,7 @@ class SlowTarget(Method, ABC):
     """
 
     target_decay: Decay
+    """What the slow target keeps of itself in each step; 0: it is the student."""
 
     def decay(self, clock: Clock) -> float:
         """How much of the target this step keeps."""

@@ -89,6 +89,7 @@ class Difference(Tangent):
     """
 
     step: Positive = 3e-4
+    """The largest change of the angle atan(sigma/alpha) between two passes, in radians."""
 
     def measure(
         self, denoiser: Denoiser, at: Point, rate: Point, cond: Cond

@@ -53,16 +53,28 @@ class AlignYourFlow(Method):
     """
 
     side: Literal["eulerian", "lagrangian"] = "eulerian"
+    """Which end of the jump the derivative moves: its start (eulerian) or its target
+    (lagrangian)."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of what the student learns from, in g-form; one scale: a number (1: none)."""
     density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-0.6, 1.6))
+    """Of the time t at which a jump starts."""
     target_density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-4.0, 1.6))
+    """Of the time s at which it ends; s is never above t."""
     equal: Share = 0.0
+    """Share of the rows with s = t, 0 … 1."""
     warmup: NonNegative = 0.1
+    """Share of the run over which the unstable part of the derivative fades in."""
     warm_limit: Share = 0.99
+    """The largest weight of that part, 0 … 1."""
     floor: Positive = 0.1
+    """Added to the norm by which the tangent is divided."""
     distance: Distance = dataclasses.field(default_factory=Squared)
+    """The distance of the regression."""
     tangent: Tangent = dataclasses.field(default_factory=Forward)
+    """How the derivative of the student along the trajectory is computed."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Uniform("t_min"))
+    """Times of the few-step sampler that the student is saved with."""
 
     @dataclass
     class Nets:

@@ -24,18 +24,22 @@ class ConsistencyDistillation(SlowTarget):
     of a grid.
 
     The target is a slow copy of the student (decay 0: the student itself). The optimum is the chain
-    of the teacher's own steps over the grid, whatever the distance and the weight w. `bins` counts
-    intervals (papers count the bins + 1 points). `sample_times`: where the few-step sampler
-    evaluates.
+    of the teacher's own steps over the grid, whatever the distance and the weight w.
     """
 
     bins: Count = 18
+    """Intervals of the grid (papers count its bins + 1 points)."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    """The grid whose intervals are trained on."""
     solver: OneStepSolver = dataclasses.field(default_factory=Heun)
+    """The solver of the teacher's steps."""
     distance: Distance = dataclasses.field(default_factory=Squared)
+    """The distance of the two answers."""
     weighting: IntervalWeighting = "uniform"
+    """Weight of an interval."""
     target_decay: Decay = 0.95
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
+    """Times of the few-step sampler that the student is saved with."""
 
     @dataclass
     class Nets:

@@ -28,10 +28,9 @@ class ConsistencyTraining(SlowTarget):
 
     That is the teacher's Euler step with x0 in the place of its answer, right on average. The grid
     grows with the run: "doubling" (first, 2·first, … last intervals, in equal parts of the run),
-    "progressive" (as published in 2023), or "fixed" at `last`. density: how intervals are drawn;
-    None for all alike. target: the student itself, a slow copy with target_decay ("fixed"), or one
-    with target_decay^(first/intervals) ("adaptive"; so the official code, while the paper counts
-    the grid's points instead). target_masks: the dropout of the target's pass.
+    "progressive" (as published in 2023), or "fixed" at `last`. An "adaptive" target
+    keeps target_decay^(first/intervals) of itself (so the official code, while the paper counts the
+    grid's points instead).
 
     The form of the first paper: first=2 last=150 curriculum=progressive density=null
     weighting=uniform target=adaptive distance=lpips. What a slow target lags behind does not shrink
@@ -39,16 +38,28 @@ class ConsistencyTraining(SlowTarget):
     """
 
     first: Count = 10
+    """Intervals of the grid at the beginning of the run."""
     last: Count = 1280
+    """Intervals at its end."""
     curriculum: Literal["doubling", "progressive", "fixed"] = "doubling"
+    """How the number of intervals grows: in equal stages (doubling), as in the first paper
+    (progressive), or not at all (fixed, at `last`)."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    """The grid whose intervals are trained on."""
     density: LogNormal | None = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
+    """How intervals are drawn; null: all alike."""
     distance: Distance = dataclasses.field(default_factory=PseudoHuber)
+    """The distance of the two answers."""
     weighting: IntervalWeighting = "gap"
+    """Weight of an interval."""
     target: Literal["student", "fixed", "adaptive"] = "student"
+    """The student itself, a slow copy (fixed), or one that is slower on finer grids (adaptive)."""
     target_decay: Decay = 0.9
+    """What a slow target keeps of itself in each step; adaptive: on the first grid."""
     target_masks: Masks = "shared"
+    """Dropout masks of the target's pass: the student's, its own, or none."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
+    """Times of the few-step sampler that the student is saved with."""
 
     def __post_init__(self) -> None:
         if self.first > self.last and self.curriculum != "fixed":

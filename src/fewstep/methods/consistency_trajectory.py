@@ -34,19 +34,27 @@ class ConsistencyTrajectory(SlowTarget):
     Between 1 and `longest` steps are taken, the same for all rows, k of them with probability
     proportional to k. g(x, t, t) is a denoiser, which the second term teaches. Unlike the official
     code: fixed weights, for adaptive ones would depend on the rows of a pass; the mean squared
-    error for LPIPS; no adversarial term; fewer teacher steps (there: up to the whole grid). `bins`
-    counts intervals; gamma shortens sigma/alpha itself, not its distance from t_min.
+    error for LPIPS; no adversarial term; fewer teacher steps (there: up to the whole grid). gamma
+    shortens sigma/alpha itself, not its distance from t_min.
     """
 
     bins: Count = 18
+    """Intervals of the grid."""
     longest: Count = 4
+    """The largest number of the teacher's steps between the two points."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
+    """The grid whose intervals are trained on."""
     solver: OneStepSolver = dataclasses.field(default_factory=Heun)
+    """The solver of the teacher's steps."""
     distance: Distance = dataclasses.field(default_factory=Squared)
+    """The distance at the end of the grid."""
     denoising: NonNegative = 1.0
+    """Weight of the denoising term; 0 leaves it out."""
     density: Density = dataclasses.field(default_factory=LogNormal)
+    """Of the times of the denoising term."""
     target_decay: Decay = 0.999
     gamma: Share = 0.0
+    """gamma of the sampler that the student is saved with, 0 (deterministic) … 1."""
 
     def __post_init__(self) -> None:
         if self.longest > self.bins:

@@ -55,14 +55,25 @@ class ContinuousConsistency(Method):
     """
 
     velocity: Literal["teacher", "data"] = "teacher"
+    """Whose trajectory x_t follows: the teacher's (sCD) or the straight line from the sample
+    (sCT)."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of what the student learns from, in g-form; one scale: a number (1: none). Needs a
+    teacher."""
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.0, 1.8))
+    """Of the training times."""
     sigma_data: Positive = 0.5
+    """Standard deviation of the data."""
     warmup: NonNegative = 0.1
+    """Share of the run over which the derivative fades in."""
     floor: Positive = 0.1
+    """Added to the norm by which the tangent is divided."""
     adaptive: bool = True
+    """Learns the log-variance of the loss, which makes all times count alike."""
     tangent: Tangent = dataclasses.field(default_factory=Forward)
+    """How the derivative of the student along the trajectory is computed."""
     sample_times: Times = dataclasses.field(default_factory=Uniform)
+    """Times of the few-step sampler that the student is saved with."""
 
     def __post_init__(self) -> None:
         if self.velocity == "data" and self.guidance != GuidanceRange():

@@ -24,13 +24,15 @@ class Diffusion(Method):
 
     1/out² is EDM's weight (sigma² + sigma_data²)/(sigma sigma_data)² for EDM networks, and the
     plain squared error of the predicted noise, v, flow or sample for those predictions: one line
-    for every teacher. label_dropout: the share of rows whose condition is taken away, so that
-    guidance has an unconditional side.
+    for every teacher.
     """
 
     density: Density = dataclasses.field(default_factory=LogNormal)
+    """Of the training times."""
     label_dropout: Share = 0.1
+    """Share of the rows whose condition is taken away, for guidance, 0 … 1."""
     solver_steps: Count = 18
+    """Steps of the ODE sampler that the network is saved with."""
 
     @dataclass
     class Nets:

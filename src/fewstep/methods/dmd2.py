@@ -33,20 +33,27 @@ class DMD2(Method):
     of the student's own samples (`fake`), see behind the same noised x_t, over mean |x - x^_real|.
     `fake` learns `fake_steps` times a step.
 
-    gan, gan_fake: weights of the adversarial loss on noised images, for the student and for `fake`
-    with its head, which reads fake's features; 0 leaves it out, and then no image of the data is
-    read. steps > 1: the student also learns at the later times of its sampler, from what its own
-    earlier steps make of noise (backward simulation).
+    The adversarial loss is on noised images, and its head reads fake's features. With more than one
+    step the student also learns at the later times of its sampler, from what its own earlier steps
+    make of noise (backward simulation).
     """
 
     fake_steps: Count = 5
+    """Updates of the fake denoiser for each of the student's."""
     steps: Count = 1
+    """Steps of the student; it learns at all of them."""
     gan: NonNegative = 3e-3
+    """Weight of the adversarial loss in the student's."""
     gan_fake: NonNegative = 1e-2
+    """Weight of the discriminator's loss; 0: no image of the data is read."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of what the student learns from, in g-form; one scale: a number (1: none)."""
     density: Density = dataclasses.field(default_factory=lambda: Along(low=0.02, high=0.98))
+    """Of the times at which the two scores are compared."""
     fake_density: Density = dataclasses.field(default_factory=Along)
+    """Of the times of the fake denoiser and the discriminator."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
+    """Times of the student's sampler, in training too."""
 
     @dataclass
     class Nets:

@@ -38,15 +38,25 @@ class EasyConsistency(Method):
     """
 
     solver: OneStepSolver | None = None
+    """The solver of the teacher's step from t to r; null: the same sample and noise."""
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.1, 2.0))
+    """Of the time t."""
     distance: Distance = dataclasses.field(default_factory=lambda: PseudoHuber(0.0))
+    """The distance of the two answers."""
     weighting: IntervalWeighting = "level_gap"
+    """Weight of an interval."""
     q: Positive = 2.0
+    """The factor by which 1 - r/t shrinks from stage to stage."""
     k: NonNegative = 8.0
+    """How much further apart t and r are near the data."""
     b: Positive = 1.0
+    """How fast that fades with sigma/alpha."""
     stages: Count = 8
+    """Stages of the run, of equal length."""
     limit: Decay = 0.999
+    """The largest r/t, 0 … 1."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
+    """Times of the few-step sampler that the student is saved with."""
 
     @dataclass
     class Nets:

@@ -38,7 +38,7 @@ class InvertibleConsistency(Method):
     from x_s and e the smallest boundary not below t. It starts one interval above the end, where
     there is noise to see.
 
-    cycle: the weight of two more updates, steps of their own as released; 0 leaves them out.
+    Two more updates, steps of their own as released, count by `cycle`.
     `encoder` must undo the student's jump over a whole segment; behind a jump of `encoder` the
     student must answer as it does before it. Both without guidance, so a student that cannot be
     told so must not be guided. The lowest segment lies between the data, where the student ends,
@@ -49,7 +49,9 @@ class InvertibleConsistency(Method):
     """
 
     reverse: MultiBoundary = dataclasses.field(default_factory=MultiBoundary)
+    """The student's own training, downwards."""
     cycle: NonNegative = 1.5
+    """Weight of the two updates that tie the networks to each other; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         one = self.reverse.guidance

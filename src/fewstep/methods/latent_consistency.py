@@ -35,12 +35,17 @@ class LatentConsistency(SlowTarget):
     """
 
     bins: Count = 50
+    """Intervals of the grid."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
+    """The grid whose intervals are trained on; it ends at t_min."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
+    """The solver of the teacher's steps."""
     guidance: GuidanceRange = dataclasses.field(
         default_factory=lambda: GuidanceRange(1.0, 5.0, embed=True)
     )
+    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
     distance: Distance = dataclasses.field(default_factory=Huber)
+    """The distance of the two answers."""
     target_decay: Decay = 0.95
 
     def __post_init__(self) -> None:

@@ -52,15 +52,25 @@ class MeanFlow(Method):
     """
 
     velocity: Literal["data", "teacher"] = "data"
+    """What the velocity is made of: the sample and its noise, or the teacher."""
     density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-0.6, 1.6))
+    """Of the time t at which a jump starts."""
     target_density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-4.0, 1.6))
+    """Of the time s at which it ends; s is never above t."""
     equal: Share = 0.25
+    """Share of the rows with s = t, plain flow matching, 0 … 1."""
     distance: Distance = dataclasses.field(default_factory=AdaptivePower)
+    """The distance of the regression."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of what the student learns from, in g-form; one scale: a number (1: none)."""
     mix: Decay = 0.0
+    """Share of the student's own velocity in the guided one, for velocity=data."""
     label_dropout: Share = 0.1
+    """Share of the rows that lose their label where guidance needs it, 0 … 1."""
     tangent: Tangent = dataclasses.field(default_factory=Forward)
+    """How the derivative of the student along the trajectory is computed."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Uniform("t_min"))
+    """Times of the few-step sampler that the student is saved with."""
 
     def __post_init__(self) -> None:
         if self.mix and self.velocity == "teacher":

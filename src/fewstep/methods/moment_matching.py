@@ -25,14 +25,12 @@ class MomentMatching(Method):
     """w(t) MMD²( f(x_t, t, s), sg f(x_r, r, s) ) over groups of `samples` rows with common times t
     > r >= s.
 
-    f is one `Process.step` with the student's x0; x_r has the sample and noise of x_t, and r lies
-    the 2^-k-th of the whole range of sigma/alpha below t, or at s. The kernel is exp(-‖a - b‖/(d
-    |c|)), c what f multiplies the network's output by; two rows meet only where their conditions
-    are equal, so that samples and conditions are matched jointly. The MMD is the V-statistic, split
-    by rows: the mean over a group of its rows' losses is the group's. A group is `samples` rows of
-    the global batch that follow each other, and the trainer never cuts one. Where few of them share
-    a condition the statistic is mostly each row's own pair, which pulls to the mean: take several
-    times the labels.
+    f is one `Process.step` with the student's x0; x_r has the sample and noise of x_t. The kernel
+    is exp(-‖a - b‖/(d |c|)), c what f multiplies the network's output by; two rows meet only where
+    their conditions are equal, so that samples and conditions are matched jointly. The MMD is the
+    V-statistic, split by rows: the mean over a group of its rows' losses is the group's. Where few
+    rows of a group share a condition the statistic is mostly each row's own pair, which pulls to
+    the mean: take several times the labels.
 
     Times are uniform in that of rectified flow for data scaled by sigma_data, and with its λ =
     ln(α²/σ²) the weight is w = ½ sigmoid(b - λ) (-dλ/dt) α^a/(α² + σ²). The authors' training code
@@ -41,11 +39,17 @@ class MomentMatching(Method):
     """
 
     samples: Count = 4
+    """Rows of a group, whose times are common and whose samples are compared."""
     sigma_data: Positive = 0.5
+    """Standard deviation of the data."""
     k: NonNegative = 12.0
+    """r lies the 2^-k-th part of the range of sigma/alpha below t, or at s."""
     a: NonNegative = 1.0
+    """Power of alpha in the weight over time."""
     b: float = 5.0
+    """Bias of the sigmoid in the weight over time."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Uniform("t_min"))
+    """Times of the few-step sampler that the student is saved with."""
 
     @dataclass
     class Nets:

@@ -34,19 +34,25 @@ class MultiBoundary(Method):
 
     The student carries any point to the lower end of its segment, so `segments` deterministic steps
     sample it. At zero loss they equal the teacher's steps over all `bins` intervals, whatever their
-    number; with one segment it is LCM's loss for a student of x0. boundaries: chosen ones,
-    decreasing, moved to the nearest time of the grid. solver None trains without a teacher. Unlike
-    the released code, the teacher's last step ends where the student's does (there: at index 0 and
+    number; with one segment it is LCM's loss for a student of x0. Unlike the
+    released code, the teacher's last step ends where the student's does (there: at index 0 and
     at the data), and samples are compared at unit scale, which is no change for a table.
     """
 
     segments: Count = 4
+    """Segments of the trajectory: the steps of the student."""
     boundaries: tuple[float, ...] = ()
+    """Chosen boundaries between the segments, decreasing times; they replace `segments`."""
     bins: Count = 50
+    """Intervals of the grid."""
     times: Times = dataclasses.field(default_factory=Auto)
+    """The grid whose intervals are trained on."""
     solver: OneStepSolver | None = dataclasses.field(default_factory=Euler)
+    """The solver of the teacher's steps; null trains without a teacher."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
     distance: Distance = dataclasses.field(default_factory=Huber)
+    """The distance of the two jumps."""
 
     def __post_init__(self) -> None:
         if self.solver is None and not self.guidance.low == self.guidance.high == 1:

@@ -59,12 +59,19 @@ class PhasedConsistency(Method):
     """
 
     segments: Count = 4
+    """Phases of the trajectory: the steps of the student."""
     bins: Count = 50
+    """Intervals of the grid."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
+    """The grid whose intervals are trained on."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
+    """The solver of the teacher's steps."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
     distance: Distance = dataclasses.field(default_factory=Huber)
+    """The distance of the two jumps."""
     adversarial: NonNegative = 0.1
+    """Weight of the adversarial loss; 0 leaves it out."""
 
     @dataclass
     class Nets:

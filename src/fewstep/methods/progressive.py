@@ -34,12 +34,19 @@ class Progressive(Method):
     """
 
     start: Count = 32
+    """Steps of the first teacher."""
     end: Count = 4
+    """Steps of the last student."""
     factor: Count = 2
+    """What each round divides the steps by."""
     times: Times = dataclasses.field(default_factory=lambda: Auto(end="t_min"))
+    """The grid; every factor-th time must be one of the coarser grid."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
+    """The solver of the teacher's steps."""
     distance: Distance = dataclasses.field(default_factory=Squared)
+    """The distance of the student from its goal."""
     weighting: Weighting = "truncated_snr"
+    """Weight over time."""
 
     def __post_init__(self) -> None:
         if (

@@ -43,12 +43,20 @@ class Shortcut(SlowTarget):
     """
 
     intervals: Count = 128
+    """Intervals of the finest grid, a power of 2."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min"))
+    """The finest grid."""
     velocity: Literal["data", "teacher"] = "data"
+    """What one interval learns from: the sample and its noise, or the teacher."""
     bootstrap: Share = 0.25
+    """Share of the rows that learn from two jumps of half the length, 0 … 1."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of the jumps of one interval from which longer ones learn, in g-form: a number (1:
+    none)."""
     label_dropout: Share = 0.1
+    """Share of the rows that lose their label where guidance needs it, 0 … 1."""
     distance: Distance = dataclasses.field(default_factory=Squared)
+    """The distance of the regression."""
     target_decay: Decay = 0.999
 
     def __post_init__(self) -> None:

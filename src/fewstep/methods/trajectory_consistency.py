@@ -32,18 +32,24 @@ class TrajectoryConsistency(SlowTarget):
     s the goal is x_s itself.
 
     told_end: the student reads where it is to land ("TCF(S+)"). Without it ("TCF(1)", as published)
-    one answer must serve all ends, which no student does exactly. gamma is that of strategic
-    stochastic sampling.
+    one answer must serve all ends, which no student does exactly.
     """
 
     bins: Count = 50
+    """Intervals of the grid."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
+    """The grid whose intervals are trained on."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
+    """The solver of the teacher's steps."""
     guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
+    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
     distance: Distance = dataclasses.field(default_factory=Huber)
+    """The distance of the two jumps."""
     told_end: bool = False
+    """The student reads where it is to land."""
     target_decay: Decay = 0.95
     gamma: Share = 0.3
+    """gamma of the sampler that the student is saved with: strategic stochastic sampling."""
 
     @dataclass
     class Nets:

@@ -43,12 +43,19 @@ class TruncatedConsistency(Method):
     """
 
     easy: EasyConsistency = dataclasses.field(default_factory=EasyConsistency)
+    """The first stage, and what both stages share."""
     share: Decay = 0.5
+    """Share of the run that the first stage takes; 0 begins with the second."""
     edge: Positive = 1.0
+    """The level sigma/alpha from which on the second stage trains."""
     df: Positive = 0.01
+    """Degrees of freedom of the density above the edge."""
     std: Positive = 0.2
+    """Scale of ln(sigma/alpha) above the edge."""
     edge_probability: Decay = 0.25
+    """Probability of a row to be put on the edge."""
     edge_weight: NonNegative = 0.1
+    """Weight of the rows on the edge."""
 
     @dataclass
     class Nets(EasyConsistency.Nets):
