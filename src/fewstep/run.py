@@ -15,6 +15,7 @@ from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import option_errors
+from fewstep.images.grid import write_grid
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
 from fewstep.metrics.classifier import Classification
@@ -24,7 +25,6 @@ from fewstep.models.classifier import Classifier, load_classifier
 from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.models.space import described
-from fewstep.report.figures import write_grid
 from fewstep.training.config import TrainerConfig
 from fewstep.training.gallery import Gallery
 from fewstep.training.health import Health, verdict

@@ -54,7 +54,7 @@ def evaluate(
     Example: fewstep evaluate runs/demo --reference digits --steps 2
     """
     from fewstep.cli.configure import source_of
-    from fewstep.cli.images import check_place
+    from fewstep.images.files import check_place
     from fewstep.metrics.evaluation import Evaluation
     from fewstep.metrics.features import Features
     from fewstep.metrics.results import read_result
@@ -135,8 +135,8 @@ def measured(
     teacher: str | None,
 ) -> Result:
     """The result of what a user named: images that lie there, or a model that is sampled."""
-    from fewstep.cli.images import read_images
     from fewstep.diffusion.samplers import Ode
+    from fewstep.images.files import read_images
     from fewstep.models.folder import load
 
     path = Path(what)

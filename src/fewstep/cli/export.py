@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fewstep.choice import did_you_mean
-from fewstep.cli.images import check_place
+from fewstep.images.files import check_place
 from fewstep.models.folder import load
 
 

@@ -47,7 +47,7 @@ def sample(
     import torch
 
     from fewstep.choice import did_you_mean
-    from fewstep.cli.images import check_place, write_images
+    from fewstep.images.files import check_place, write_images
     from fewstep.models.folder import load
     from fewstep.models.request import Request
     from fewstep.training.config import pick_device

@@ -7,49 +7,16 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fewstep.files import write_bytes
+from fewstep.images.grid import png
 
 # Readable on white and on near-black; told apart without colour vision (Okabe & Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-
-def grid_image(images: Tensor, columns: int, zoom: int = 1) -> Image.Image:
-    """(n, channels, height, width) in [0, 1] as one picture, with a line of one pixel (times zoom)
-    between images.
-    """
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    n, height, width, channels = pixels.shape
-    rows = math.ceil(n / columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, np.uint8)
-    for i, picture in enumerate(pixels):
-        y, x = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[y : y + height, x : x + width] = picture
-    image = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
-    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-
-
-def write_grid(path: Path, images: Tensor) -> None:
-    """All images in one PNG of about 640 pixels or, where they are many or large, more: rows of ten
-    if that is even.
-    """
-    columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
-    write_bytes(
-        path, png(grid_image(images, columns, max(1, 640 // (columns * (images.shape[-1] + 1)))))
-    )
-
-
-def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
 
 
 def data_uri(image: Image.Image) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.images.grid import grid_image
 from fewstep.metrics.results import Result, scales_of
-from fewstep.report.figures import curves, grid_image, histogram
+from fewstep.report.figures import curves, histogram
 from fewstep.report.page import Section, write_page
 from fewstep.report.tables import Table, table
 from fewstep.training.health import verdict

@@ -1,0 +1,80 @@
+"""Images in and out of files: what was written is read again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.images.files import check_place, read_images, write_images
+from fewstep.images.grid import grid_image, write_grid
+
+
+def images_of(n, channels=1, height=4, width=5):
+    """Images whose values survive 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    size = (n, channels, height, width)
+    return torch.randint(256, size, generator=generator, dtype=torch.uint8).float() / 255
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["x.npz", "x"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_there_and_back(tmp_path, channels, name, labelled):
+    images = images_of(12, channels)
+    labels = torch.arange(12) % 10 if labelled else None
+    write_images(tmp_path / name, images, labels)
+    again, numbers = read_images(tmp_path / name)
+    if name == "x" and labelled:  # files are read in the order of their names: by class
+        order = torch.argsort(labels, stable=True)
+        images, labels = images[order], labels[order]
+    assert torch.equal(again, images)
+    assert (numbers is None) if labels is None else torch.equal(numbers, labels)
+
+
+def test_names_of_which_one_has_no_number_are_no_labels(tmp_path):
+    for name in ("3_a", "b"):
+        Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
+    assert read_images(tmp_path)[1] is None
+    (tmp_path / "b.png").rename(tmp_path / "5_b.png")
+    assert read_images(tmp_path)[1].tolist() == [3, 5]
+
+
+def test_transparent_and_paletted_pictures_become_colours(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(tmp_path / "a.png")
+    Image.new("P", (4, 4)).save(tmp_path / "b.png")
+    assert read_images(tmp_path)[0].shape == (2, 3, 4, 4)
+
+
+def test_a_grid_has_a_grey_line_between_images():
+    images = images_of(5)
+    sheet = np.asarray(grid_image(images, 3))
+    assert sheet.shape == (2 * 5 - 1, 3 * 6 - 1)
+    assert (sheet[4] == 128).all()
+    assert (sheet[:, 5] == 128).all()
+    fourth = (images[3, 0] * 255).round().byte().numpy()
+    assert np.array_equal(sheet[5:9, :5], fourth)
+    assert np.array_equal(np.asarray(grid_image(images, 3, zoom=2))[::2, ::2], sheet)
+
+
+@pytest.mark.parametrize(("n", "columns"), [(20, 10), (9, 3), (7, 3)])
+def test_rows_of_a_written_grid(tmp_path, n, columns):
+    write_grid(tmp_path / "x.png", images_of(n, width=200))
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.width == columns * 201 - 1 or image.width % (columns * 201 - 1) == 0
+
+
+def test_places(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for free in ("x.npz", "x.png", "new", "a/b/new"):
+        check_place(tmp_path / free)
+    for taken in ("file", "file/x.png", "x.jpg"):
+        with pytest.raises(ValueError, match=Path(taken).parts[0]):
+            check_place(tmp_path / taken)
+
+
+def test_nothing_there(tmp_path):
+    for name in ("x.npz", "x"):
+        with pytest.raises(FileNotFoundError, match=name):
+            read_images(tmp_path / name)
