@@ -130,8 +130,18 @@ def own_state(module: nn.Module) -> dict[str, Tensor]:
 
 def copied(module: nn.Module) -> nn.Module:
     """A copy with tensors of its own, but for those that belong to others: the two share them."""
-    memo = {id(tensor): tensor for tensor in borrowed(module)}
-    return copy.deepcopy(module, memo)
+    return _copied_but(module, borrowed(module))
+
+
+def around_same_tensors(network: nn.Module) -> nn.Module:
+    """A module tree of its own (its mode, its dropout, its hooks) around the network's very
+    parameters and buffers: what a view begins with.
+    """
+    return _copied_but(network, [*network.parameters(), *network.buffers()])
+
+
+def _copied_but(module: nn.Module, kept: list[Tensor]) -> nn.Module:
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in kept})
 
 
 def merged(module: nn.Module) -> nn.Module:
