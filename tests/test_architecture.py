@@ -105,9 +105,6 @@ OLD_TESTS = {
     "methods/test_dmd2.py",
     "methods/test_progressive.py",
     "models/test_bundle.py",
-    "processes/checks.py",
-    "training/test_out_of_memory.py",
-    "training/test_precision.py",
 }
 
 

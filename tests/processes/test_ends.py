@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 import torch
 from tests.cli.conftest import LOOP, TEACHER
-from tests.processes.checks import fewstep, furthest, of_logs
+from tests.processes.checks import fewstep
 from tests.processes.launch import memory, torchrun
+from tests.processes.measuring import furthest, of_logs
 from tests.training.tiny import StopError, stop_at
 
 from fewstep.cli.configure import configured

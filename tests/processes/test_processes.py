@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.processes.checks import CUT, is_key_bias
+from tests.processes.going_on import CUT
 from tests.processes.launch import LIMIT, memory, torchrun
+from tests.processes.measuring import is_key_bias
 from tests.test_contracts import METHODS, teacher_of
 
 from fewstep.data.digits import Digits
@@ -291,6 +292,14 @@ def test_exported_networks_are_equal_and_whole(measured, sharding):
     assert found[sharding]["untouched"]
     assert not found[sharding]["training"]
     assert found["apart"] <= 1e-6
+
+
+def test_networks_that_share_a_base_learn_as_in_one_process(measured):
+    found = measured.both("shared")
+    assert_equal_runs(found)
+    assert found["once"]
+    assert found["saved"] == ["down", "up"]
+    assert "sharding=full does not go with" in found["refused"]
 
 
 def test_all_go_down_to_the_micro_batch_that_one_needs(measured):

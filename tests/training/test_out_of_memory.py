@@ -2,123 +2,30 @@
 (R18).
 """
 
-import functools
 import math
-import resource
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from tests.cli.conftest import TEACHER
+from tests.training.shortage import DESCENT, ERRORS, OTHERS, PLACES, STEPS, Shortage, halved_at
 from tests.training.tiny import (
-    SHAPE,
     Phased,
     Rhythm,
     Single,
     StopError,
     assert_same,
     config,
-    data,
     part,
     real,
     state,
     stop_at,
     trainer,
 )
-from torch import nn
 
 from fewstep.cli.main import main
 from fewstep.methods.dmd2 import DMD2
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.optimizers import AdamW, RAdam, Sgd
-
-ERRORS = {
-    "python": MemoryError(),
-    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    "cpu": RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
-    ),
-    "c++": RuntimeError("std::bad_alloc"),
-}
-OTHERS = (
-    RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-    ValueError("out of memory"),
-    KeyError("x"),
-)
-PLACES = ("loss", "a later part", "backward", "sums", "clip", "step")
-STEPS = 5
-DESCENT = {"steps": STEPS, "optimizer": Sgd(lr=0.1), "clip": 0.5}
-
-
-class Shortage:
-    """Raises once, in update `update` of step `step`, at a place of it; counts what is asked of the
-    data.
-    """
-
-    def __init__(self, one, monkeypatch, place, step=2, update=0, error=ERRORS["cpu"], times=1):
-        self.one, self.place, self.left, self.error = one, place, times, error
-        self.wanted, self.now, self.asked = (step, update), None, []
-        names = one.method.updates(one.clock(0))[update].trains
-        read, take = one.step.data, one.step.backward
-
-        def reading(number, rows, draws):
-            self.asked.append((draws.step, draws.update, number, rows))
-            self.now = draws.step, draws.update
-            if rows.start > 0:
-                self.at("a later part")
-            return read(number, rows, draws)
-
-        def backward(update, clock, index, number):
-            self.now = clock.step, index
-            self.at("loss")
-            sums = take(update, clock, index, number)
-            self.at("sums")
-            return sums
-
-        one.step.data = reading
-        monkeypatch.setattr(one.step, "backward", backward)
-        for name in names:
-            next(one.state.modules[name].parameters()).register_hook(
-                lambda grad: self.at("backward")
-            )
-        for name, place in (("clip", "clip"), ("guarded_step", "step")):
-            self.wrap(monkeypatch, name, place)
-
-    def wrap(self, monkeypatch, name, place):
-        import fewstep.training.step as module
-
-        inner = getattr(module, name)
-
-        def call(*arguments):
-            self.at(place)
-            return inner(*arguments)
-
-        monkeypatch.setattr(module, name, call)
-
-    def at(self, place):
-        if place == self.place and self.now == self.wanted and self.left:
-            self.left -= 1
-            raise self.error
-
-
-@functools.cache
-def halved_at(method, step, update, precision="fp32"):
-    """A run whose micro-batches were made 4 at that update by hand: what a shortage there must be
-    equal to.
-    """
-    one = trainer(method, None, config(**DESCENT, precision=precision))
-    inner = one.step.backward
-
-    def backward(what, clock, index, number):
-        if (clock.step, index) == (step, update):
-            one.step.micro = 4
-        return inner(what, clock, index, number)
-
-    one.step.backward = backward
-    one.fit()
-    return state(one)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -458,71 +365,3 @@ def test_the_loss_scale_is_the_same_where_the_shortage_came_before_the_step(monk
     one.fit()
     assert int(one.state.scales["student"].good) == STEPS
     assert_same(state(one), halved_at(Single(), 2, 0, precision="fp16"))
-
-
-# A real one
-
-ROOT = Path(__file__).parents[2]
-WIDE = 1 << 18  # numbers in a row of a layer: 1 MiB
-
-
-class Wide(Single):
-    """A network whose activations, and not its weights, take the memory: three layers of them at
-    the worst.
-    """
-
-    def nets(self):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            layers = (
-                nn.Flatten(),
-                nn.Linear(4, WIDE),
-                nn.SiLU(),
-                nn.Linear(WIDE, 4),
-                nn.Unflatten(1, SHAPE),
-            )
-        return self.Nets(nn.Sequential(*layers), nn.Identity())
-
-    def after_step(self, nets, clock):
-        pass
-
-
-def wide(micro):
-    """One step, 64 rows; a number that all weights of a layer have part in."""
-    chosen = config(steps=1, batch=64, micro_batch=micro, optimizer=Sgd(lr=1e-3), ema=(0.0,))
-    return trainer(Wide(dropout=0.0), None, chosen, data(0, 64))
-
-
-def total(one):
-    return one.nets.student[1].bias.detach().double().square().sum().item()
-
-
-def short_of_memory():
-    """The one step, where the system gives 140 MiB beside the weights; 64 rows need about 192."""
-    torch.set_num_threads(1)
-    one = wide(0)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (140 << 20),) * 2)
-    one.fit()
-    print(one.step.micro, repr(total(one)))
-
-
-def test_a_real_shortage_under_a_limit_of_the_address_space():
-    """In a new process: this one may hold free memory of earlier tests, which would be room to
-    spare.
-    """
-    command = [
-        sys.executable,
-        "-c",
-        "import tests.training.test_out_of_memory as this; this.short_of_memory()",
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    micro, found = done.stdout.split()
-    assert micro in ("8", "16", "32"), done.stdout
-    straight = wide(int(micro))
-    before = total(straight)
-    straight.fit()
-    assert float(found) == total(straight) != before
