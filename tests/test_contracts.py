@@ -189,8 +189,8 @@ class TestMethod:
         for name in ("fp32", precision):
             _, trainer = trainer_of(cls, digits, precision=name)
             clock = trainer.clock(0)
-            values = trainer.step(trainer.method.updates(clock)[0], clock, 0, 0)
-            losses.append(float(next(iter(values.values()))))
+            done = trainer.step(trainer.method.updates(clock)[0], clock, 0, 0)
+            losses.append(float(next(iter(done.numbers.values()))))
         assert losses[1] == pytest.approx(losses[0], rel=0.05)
         frozen = None if precision == "fp32" else MODES[precision][1]
         for name, module in trainer.state.modules.items():
