@@ -338,7 +338,7 @@ def main() -> None:
             f"no recipe digits_… for {', '.join(sorted(unknown))}; there are {', '.join(known)}"
         )
     evaluation = Evaluation.against(Digits().dataset("train"), num=options.num, split="train")
-    record = Record(options.budget, evaluation.protocol_of(["image", "label"]))
+    record = Record(options.budget, evaluation.protocol_of(["image", "label"], options.num))
     if RESULTS.is_file():
         earlier = Record.read(RESULTS)
         if reasons := earlier.differs(record):

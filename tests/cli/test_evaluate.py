@@ -161,6 +161,12 @@ class TestAgainst:
             assert "cannot be compared" in ended.err
             assert f"number of samples: 40 against {num}" in ended.err
 
+    def test_it_is_refused_before_the_work(self, done, refused, runs, request):
+        done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
+        request.getfixturevalue("asleep")
+        words = ("evaluate", "runs/cd", "--num", "41", "--against", "a.json")
+        refused(2, *words, says=["earlier result of cd", "number of samples"])
+
     def test_another_reference_is_not_compared(self, refused, done, runs, tmp_path):
         write_pair(tmp_path / "data", 60, size=8)
         done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
@@ -326,6 +332,17 @@ class TestOutside:
         out = done("evaluate", "runs/cd", "--num", "40", "--against", "result.json")
         assert "brightness in permille ↑" in out
         assert f"{result.values['lab_brightness']:.3f}" in out
+
+    def test_features(self, measured, runs):
+        """They decide what can be measured, and a distance of squares grows with theirs."""
+        words = ("runs/cd", "--measures", "frechet", *PLUGIN, "--features")
+        result, _ = measured(*words, "lab_features")
+        assert result.protocol.features == "pixels times 1"
+        twice, _ = measured(*words, "{kind: lab_features, scale: 2}")
+        assert twice.values["frechet"] == pytest.approx(4 * result.values["frechet"], rel=1e-5)
+        everything, _ = measured("runs/cd", *PLUGIN, "--features", "lab_features")
+        reason = "pixels times 1 tells no classes, not 10"
+        assert everything.protocol.left_out == {"confirmed": reason}
 
     def test_it_is_listed(self, done):
         assert "lab_brightness    The mean grey value" in done("inspect", "measures", *PLUGIN)

@@ -13,6 +13,9 @@ from fewstep.metrics.results import Result, best_of, read_result, scales_of
 LOWER, HIGHER = Scale("distance"), Scale("confirmed", "%", "higher", 1)
 
 
+PLAIN = Protocol(None, "b", 5, (1, 8, 8), 4, {}).plain()
+
+
 def result(name="m", role="", **values):
     """One whose measures are `lower…` and `higher…`."""
     scales = {kind: LOWER if kind.startswith("lower") else HIGHER for kind in values}
@@ -40,6 +43,7 @@ def test_files_keep_everything(tmp_path):
         ({"role": "king"}, "role"),
         ({"model": None}, "model"),
         ({"emissions": 3}, "emissions, unknown to this fewstep"),
+        ({"protocol": {**PLAIN, "measures": {"lower": {"name": "x", "axis": 1}}}}, "axis"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path, change, says):

@@ -10,6 +10,8 @@ from tests.report.test_tables import RESULTS, SCALES
 from fewstep.report.page import write_page
 from fewstep.report.run_report import memory_section, quality_section, write_quality
 
+UNSEEN = "The c row is what 4 unseen images reach."
+
 
 def headlined(*places):
     return [replace(one, headline=i in places) for i, one in enumerate(RESULTS)]
@@ -23,12 +25,12 @@ def test_the_headline_compares_the_rows_that_say_so():
         "With 2 evaluations the student makes images 16.2 times as fast as the teacher with 35 "
         "evaluations; its Fréchet distance is 5.23 against 3.79."
     )
-    assert text.endswith("The data row is what unseen images reach.")
+    assert text.endswith(f" {UNSEEN}")
 
 
 @pytest.mark.parametrize("places", [(), (0,), (1,)])
 def test_without_two_such_rows_there_is_none(places):
-    assert quality_section(headlined(*places)).text == "The data row is what unseen images reach."
+    assert quality_section(headlined(*places)).text == UNSEEN
     assert quality_section(headlined(*places)[:2]).text == ""
 
 

@@ -46,9 +46,10 @@ def demo(
 
     run, folder = configured("digits_cd", ["name=demo", *(overrides or [])])
     chosen = measures_of(measures)
-    student = distil(run, folder, restart=True, progress=True).student
     training, held_out = run.data.dataset("train"), run.data.dataset("test")
     evaluation = Evaluation.against(training, None, chosen, num=num, seed=seed, split="train")
+    evaluation.served(held_out.columns)  # before the work
+    student = distil(run, folder, restart=True, progress=True).student
     teacher = load(run.teacher.path)  # type: ignore[attr-defined]
     print("sampling and measuring", flush=True)
     results = _results(evaluation, teacher, student, held_out)

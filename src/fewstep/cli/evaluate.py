@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from fewstep.diffusion.solvers import Solver
     from fewstep.metrics.evaluation import Evaluation
+    from fewstep.metrics.features import Features
     from fewstep.metrics.measure import Measure
     from fewstep.metrics.results import Result
 
@@ -56,7 +57,6 @@ def evaluate(
     from fewstep.cli.configure import source_of
     from fewstep.images.files import check_place
     from fewstep.metrics.evaluation import Evaluation
-    from fewstep.metrics.features import Features
     from fewstep.metrics.results import read_result
 
     if steps and evaluations:
@@ -68,19 +68,15 @@ def evaluate(
     source = source_of(reference)
     evaluation = Evaluation.against(
         source.dataset(),
-        None if features is None else Features.parse(features),
+        _features(features),
         measures_of(measures),
         num=num,
         seed=seed,
         split=source.split,
         solvers=_solvers(solvers),
+        beside=earlier,
     )
     result = measured(what, evaluation, steps, evaluations, guidance, teacher)
-    if earlier is not None and (reasons := earlier.protocol.differs(result.protocol)):
-        raise ValueError(
-            f"{against} was measured under another protocol and cannot be compared: "
-            f"{'; '.join(reasons)}"
-        )
     _shown([result] if earlier is None else [result, earlier], out, report)
 
 
@@ -108,6 +104,15 @@ def measures_of(text: str | None) -> list[Measure] | None:
     if text is None:
         return None
     return [Measure.parse(one) for one in _listed(text, "--measures")]
+
+
+def _features(text: str | None) -> Features | None:
+    from fewstep.metrics.features import Features
+    from fewstep.yaml import from_yaml
+
+    if text is None:
+        return None
+    return Features.parse(from_yaml(text, "--features") if text.startswith("{") else text)
 
 
 def _solvers(text: str) -> list[Solver]:

@@ -28,7 +28,8 @@ class Evaluation:
     """What samples are measured by, and how many of them.
 
     chosen: whether somebody chose the measures; then one that cannot be taken is an error. solvers:
-    those of which `best_solver` takes the best.
+    those of which `best_solver` takes the best. beside: an earlier result that new ones are shown
+    with; what cannot be compared with it is an error before the work.
     """
 
     reference: ImageSet
@@ -38,6 +39,7 @@ class Evaluation:
     num: int
     seed: int
     solvers: tuple[Solver, ...]
+    beside: Result | None = None
 
     @staticmethod
     def against(
@@ -49,6 +51,7 @@ class Evaluation:
         seed: int = 0,
         split: str = "",
         solvers: Sequence[Solver] = (Euler(), Heun(), Dpmpp2m()),
+        beside: Result | None = None,
     ) -> Evaluation:
         """With these data as the reference. measures: None for all that the data can serve.
 
@@ -73,9 +76,8 @@ class Evaluation:
             measures={},
             split=split,
         )
-        return Evaluation(
-            reference, protocol, taken, measures is not None, num, seed, tuple(solvers)
-        )
+        chosen = measures is not None
+        return Evaluation(reference, protocol, taken, chosen, num, seed, tuple(solvers), beside)
 
     def of_images(
         self, name: str, images: Tensor, labels: Tensor | None, role: Role = ""
@@ -102,8 +104,8 @@ class Evaluation:
         """
         request = Request(num=self.num, sampler=sampler, guidance=guidance, seed=self.seed)
         answer = model.answer(request)
-        beside = [] if teacher is None else ["teacher"]
-        self.served(["image", *answer.asked, *beside])  # before the work
+        companion = [] if teacher is None else ["teacher"]
+        self.protocol_of(["image", *answer.asked, *companion], self.num)  # before the work
         columns = {**answer.asked, "image": answer.images()}
         if teacher is not None:
             asked = Request(answer.asked, num=self.num, seed=self.seed)
@@ -192,22 +194,31 @@ class Evaluation:
             raise ValueError("; ".join(reasons))
         return taken, left_out
 
-    def protocol_of(self, columns: Collection[str]) -> Protocol:
-        """The protocol of samples with these columns, before it is known how they are made."""
+    def protocol_of(self, columns: Collection[str], num: int) -> Protocol:
+        """The protocol of so many samples with these columns, without how they are made.
+
+        Raises ValueError as `served`, or where they cannot be compared with `beside`.
+        """
         taken, left_out = self.served(columns)
         scales = {kind_of(type(measure)): measure.scale() for measure in taken}
-        return dataclasses.replace(self.protocol, measures=scales, left_out=left_out)
+        found = dataclasses.replace(self.protocol, num=num, measures=scales, left_out=left_out)
+        if self.beside is not None and (reasons := self.beside.protocol.differs(found)):
+            raise ValueError(
+                f"the earlier result of {self.beside.model} was measured under another protocol "
+                f"and cannot be compared: {'; '.join(reasons)}"
+            )
+        return found
 
     def measured(self, columns: Mapping[str, Any]) -> tuple[dict[str, float], Protocol]:
         """The values of samples with these columns (`ImageSet`), and their protocol."""
-        protocol = self.protocol_of(columns)
         self._check(columns)
+        protocol = self.protocol_of(columns, len(columns["image"]))
         as_filed = {**columns, "image": rounded(columns["image"])}
         samples = ImageSet(as_filed, self.reference.extractor, self.reference.classes)
         values = {}
         for measure in self.served(columns)[0]:
             values[kind_of(type(measure))] = float(measure(samples, self.reference))
-        return values, dataclasses.replace(protocol, num=len(samples))
+        return values, protocol
 
     def _check(self, columns: Mapping[str, Any]) -> None:
         shape = tuple(columns["image"].shape[1:])

@@ -94,6 +94,9 @@ class Scale:
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
+    # Of files: a key that a newer fewstep wrote is named, not passed over.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
     @property
     def heading(self) -> str:
         """The head of a column: its name, unit and the direction in which it is better."""

@@ -21,8 +21,9 @@ from fewstep.training.log import read_log
 def quality_section(results: Sequence[Result]) -> Section:
     """The table of results, what its headline rows say, and what its columns mean."""
     text = _headline(results)
-    if any(result.role == "data" for result in results):
-        text += "The data row is what unseen images reach."
+    for result in results:
+        if result.role == "data":
+            text += f"The {result.model} row is what {result.protocol.num:,} unseen images reach."
     meanings = {}
     for scale in scales_of(results).values():
         meanings[scale.heading] = f"{scale.about}; {scale.better} is better"
@@ -82,8 +83,8 @@ def memory_section(distances: dict[str, tuple[Tensor, Tensor]]) -> Section:
         "training images than fresh ones are."
     )
     columns = ["samples", "median to training", "median to held-out", "far nearer than most"]
-    to_training = {f"{name}: to training": found[0] for name, found in distances.items()}
-    figures = [histogram(to_training, "nearest training image", "distance")]
+    to_training = {name: found[0] for name, found in distances.items()}
+    figures = [histogram(to_training, "to the nearest training image", "distance")]
     return Section("Memorisation", text, Table(columns, rows, texts=1), figures=figures)
 
 
