@@ -2,6 +2,7 @@
 evaluations.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -207,9 +208,27 @@ def test_the_teacher_of_the_same_noise(dataset, model):
     same = evaluation.of_model("x", model, Ode(2), teacher=model)
     assert same.values == {"teacher_distance": 0.0}
     other = evaluation.of_model("x", model, Ode(1), teacher=model)
+    assert same.protocol.differs(other.protocol) == []
     a, b = ((255 * model.generate(num=20, seed=5, sampler=Ode(n))).round() / 255 for n in (1, 2))
     expected = np.mean([(x - y).square().mean().sqrt().item() for x, y in zip(a, b)])
     assert other.values["teacher_distance"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_distances_to_two_teachers_are_unlike(dataset, model):
+    """Other weights or another sampler make another teacher; a copy is the same one."""
+    evaluation = Evaluation.against(dataset, measures=[TeacherDistance()], num=4)
+    model.sampler = Ode(2)
+    first = evaluation.of_model("x", model, Ode(1), teacher=copy.deepcopy(model))
+    beside = replace(evaluation, beside=first)
+    assert beside.of_model("x", model, Ode(1), teacher=model).values == first.values
+    model.sampler = Ode(3)
+    with pytest.raises(ValueError, match=r"teacher: .*steps=2.* against .*steps=3"):
+        beside.of_model("x", model, Ode(1), teacher=model)
+    model.sampler = Ode(2)
+    with torch.no_grad():
+        next(model.denoiser.parameters()).flatten()[0] += 1e-6
+    with pytest.raises(ValueError, match="teacher: "):
+        beside.of_model("x", model, Ode(1), teacher=model)
 
 
 class TestModels:

@@ -23,6 +23,7 @@ PROTOCOL = Protocol(
     sampler={"kind": "ode", "steps": 2},
     tried=("euler", "heun"),
     ema=0.99,
+    teacher="c, ode(steps=2)",
 )
 
 
@@ -74,8 +75,9 @@ def test_measures_are_compared_where_both_have_them():
         assert PROTOCOL.differs(other) == [words]
 
 
-def test_what_was_measured_without_features_is_compared():
-    other = replace(PROTOCOL, features=None)
+@pytest.mark.parametrize("name", ["features", "teacher"])
+def test_what_was_measured_without_is_compared(name):
+    other = replace(PROTOCOL, **{name: None})
     assert PROTOCOL.differs(other) == other.differs(PROTOCOL) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from fewstep.metrics.protocol import Protocol, rounded
 from fewstep.metrics.results import Result, Role, best_of
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.request import Request
+from fewstep.options import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +106,14 @@ class Evaluation:
         """
         request = Request(num=self.num, sampler=sampler, guidance=guidance, seed=self.seed)
         answer = model.answer(request)
+        stamp = None if teacher is None else _stamp(teacher)
         companion = [] if teacher is None else ["teacher"]
-        self.protocol_of(["image", *answer.asked, *companion], self.num)  # before the work
+        self.protocol_of(["image", *answer.asked, *companion], self.num, stamp)  # before the work
         columns = {**answer.asked, "image": answer.images()}
         if teacher is not None:
             asked = Request(answer.asked, num=self.num, seed=self.seed)
             columns["teacher"] = rounded(teacher.answer(asked).images())
-        values, protocol = self.measured(columns)
+        values, protocol = self.measured(columns, stamp)
         made = dataclasses.replace(
             protocol,
             seed=self.seed,
@@ -194,14 +197,18 @@ class Evaluation:
             raise ValueError("; ".join(reasons))
         return taken, left_out
 
-    def protocol_of(self, columns: Collection[str], num: int) -> Protocol:
+    def protocol_of(
+        self, columns: Collection[str], num: int, teacher: str | None = None
+    ) -> Protocol:
         """The protocol of so many samples with these columns, without how they are made.
 
         Raises ValueError as `served`, or where they cannot be compared with `beside`.
         """
         taken, left_out = self.served(columns)
         scales = {kind_of(type(measure)): measure.scale() for measure in taken}
-        found = dataclasses.replace(self.protocol, num=num, measures=scales, left_out=left_out)
+        found = dataclasses.replace(
+            self.protocol, num=num, measures=scales, left_out=left_out, teacher=teacher
+        )
         if self.beside is not None and (reasons := self.beside.protocol.differs(found)):
             raise ValueError(
                 f"the earlier result of {self.beside.model} was measured under another protocol "
@@ -209,10 +216,12 @@ class Evaluation:
             )
         return found
 
-    def measured(self, columns: Mapping[str, Any]) -> tuple[dict[str, float], Protocol]:
+    def measured(
+        self, columns: Mapping[str, Any], teacher: str | None = None
+    ) -> tuple[dict[str, float], Protocol]:
         """The values of samples with these columns (`ImageSet`), and their protocol."""
         self._check(columns)
-        protocol = self.protocol_of(columns, len(columns["image"]))
+        protocol = self.protocol_of(columns, len(columns["image"]), teacher)
         as_filed = {**columns, "image": rounded(columns["image"])}
         samples = ImageSet(as_filed, self.reference.extractor, self.reference.classes)
         values = {}
@@ -231,6 +240,15 @@ class Evaluation:
                 raise ValueError(f"{len(column)} {name}s for {len(columns['image'])} images")
         if "label" in columns and self.reference.classes:
             check_labels(columns["label"], self.reference.classes, "labels")
+
+
+def _stamp(model: DiffusionModel) -> str:
+    """A hash of a model's weights, and how it samples by itself."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.denoiser.network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return f"{digest.hexdigest()[:16]}, {shown(model.sampler)}"
 
 
 def _needed(measures: Sequence[Measure], dataset: Dataset) -> dict[str, Any]:

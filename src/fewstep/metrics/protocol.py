@@ -21,6 +21,7 @@ UNLIKE = {
     "resolution": "resolution",
     "num": "number of samples",
     "rounding": "rounding",
+    "teacher": "teacher",
 }
 
 
@@ -32,8 +33,9 @@ class Protocol:
     the fingerprint of its images; split: which part of a data set it is, "" if that was not said.
     resolution: of the samples, (channels, height, width). num: the number of samples. measures: how
     the value of each kind is read. left_out: measures that nobody chose and that could not be
-    taken, with the reason. guidance, sampler, ema, seed, teacher: of sampled models; tried: the
-    solvers of which this one was the best. unknown: what a newer fewstep wrote beside these.
+    taken, with the reason. teacher: the hash of its weights and how it samples, where samples were
+    compared with its. guidance, sampler, ema, seed: of sampled models; tried: the solvers of which
+    this one was the best. unknown: what a newer fewstep wrote beside these.
     """
 
     features: str | None
@@ -58,7 +60,7 @@ class Protocol:
         found = []
         for name, words in UNLIKE.items():
             mine, theirs = getattr(self, name), getattr(other, name)
-            if name == "features" and None in (mine, theirs):
+            if name in ("features", "teacher") and None in (mine, theirs):
                 continue  # what both measured was measured without
             if mine != theirs:
                 found.append(f"{words}: {_word(mine)} against {_word(theirs)}")
