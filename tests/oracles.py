@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fewstep.diffusion.conditioning import Cond
-from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.types import per_sample
 from fewstep.learning.batch import Batch
 
@@ -87,51 +85,6 @@ class FiniteData:
         distance = (flat[:, None] - alpha[..., None] * points).square().sum(2)
         weights = torch.softmax(-distance / (2 * sigma**2), dim=1)
         return (weights @ points).view_as(x_t)
-
-
-class Output(torch.nn.Module):
-    """A network whose output is any function of (x, t)."""
-
-    inputs = ()
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x, t, cond, s=None):
-        return self.function(x, t)
-
-
-class Exact(Denoiser):
-    """A denoiser that hands on what function(x_t, t) says, in whatever type."""
-
-    def __init__(self, process, function):
-        super().__init__(Output(function), process, SamplePrediction())
-
-    def forward(self, x_t, t, cond=None, s=None, eager=False):
-        return self.network.function(x_t, t)
-
-
-def denoising(process, function):
-    """A real `Denoiser` whose answer is function(x_t, t)."""
-    return Denoiser(Output(function), process, SamplePrediction())
-
-
-class Gains(torch.nn.Module):
-    """A student x0 = gain(t)·x with one trainable gain per time of a grid; 1 at the end of the
-    grid.
-    """
-
-    def __init__(self, process, grid, gains=None):
-        super().__init__()
-        self.process, self.grid = process, grid
-        start = torch.ones(len(grid) - 1, dtype=torch.float64) if gains is None else gains
-        self.gains = torch.nn.Parameter(start.clone())
-
-    def forward(self, x_t, t, cond=None, s=None):
-        index = (self.grid[None] - t[:, None]).abs().argmin(1)
-        gains = torch.cat([self.gains, torch.ones(1, dtype=self.gains.dtype)])
-        return per_sample(gains[index], x_t.double()) * x_t.double()
 
 
 def batch_of(x0, seed=0, cond=None):

@@ -102,8 +102,6 @@ OLD = {
     "data/pictures.py: decode_all",
 }
 OLD_TESTS = {
-    "methods/test_dmd2.py",
-    "methods/test_progressive.py",
     "models/test_bundle.py",
 }
 

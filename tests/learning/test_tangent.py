@@ -4,7 +4,8 @@ networks.
 
 import pytest
 import torch
-from tests.oracles import Gaussian, Output
+from tests.oracles import Gaussian
+from tests.stand_ins import Output
 from torch import nn
 
 from fewstep.diffusion.conditioning import Cond

@@ -5,7 +5,7 @@ named after.
 import pytest
 import torch
 from tests.diffusion.cases import PARAMETERIZATIONS, PROCESSES, close, every, f64, inner_times
-from tests.oracles import Output
+from tests.stand_ins import Output
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser

@@ -7,8 +7,6 @@ import math
 import torch
 from tests.oracles import Gaussian
 
-from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.process import (
     RectifiedFlow,
     Trig,
@@ -58,45 +56,6 @@ class Chain:
     def __call__(self, x_t, t, cond=None, s=None):
         end = s if self.ends is None else self.ends(t)
         return self.data.process.x0_between(x_t, self.landed(x_t, t, end), t, end)
-
-
-class Function(torch.nn.Module):
-    """A function of (x, t, cond, s) in the place of a network."""
-
-    def __init__(self, function, inputs):
-        super().__init__()
-        self.function, self.inputs = function, inputs
-
-    def forward(self, x_t, t, cond, s=None):
-        return self.function(x_t, t, cond, s)
-
-
-def net(process, function, inputs=()):
-    """A real `Denoiser` whose answer is function(x_t, t, cond, s)."""
-    return Denoiser(Function(function, inputs), process, SamplePrediction())
-
-
-class GainTable(torch.nn.Module):
-    """A student with one gain per (time, landing): x0 is what carries x_t to gain·x_t; ends as in
-    `Chain`.
-    """
-
-    inputs = ()
-
-    def __init__(self, process, grid, ends=None, start=0.5):
-        super().__init__()
-        self.process, self.grid, self.ends = process, grid, ends
-        self.gains = torch.nn.Parameter(
-            torch.full((len(grid), len(grid)), start, dtype=torch.float64)
-        )
-
-    def forward(self, x_t, t, cond=None, s=None):
-        end = s if self.ends is None else self.ends(t)
-        i, j = ((self.grid[None] - u[:, None]).abs().argmin(1) for u in (t, end))
-        end = torch.where(
-            t == end, 0.5 * t, end
-        )  # an answer that is thrown away must not bring NaN into the gradient
-        return self.process.x0_between(x_t, per_sample(self.gains[i, j], x_t) * x_t, t, end)
 
 
 def samples(rows, data, seed=1, size=1):

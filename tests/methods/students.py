@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.methods.chains import net
-from tests.oracles import Exact, Gaussian, batch_of
-from torch import nn
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Answer, Exact, JumpGain, net
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.parameterization import Edm, SamplePrediction
+from fewstep.diffusion.parameterization import Edm
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.learning.method import Clock
 from fewstep.models.conditioner import Unconditional
@@ -21,24 +20,6 @@ from fewstep.models.conditioner import Unconditional
 MEANS = torch.tensor(
     [0.7, -0.4, 0.2], dtype=torch.float64
 )  # of the data: class 0, class 1, without a label
-
-
-class Answer(nn.Module):
-    """A network whose output is function(x, t, s), s = t where none is given."""
-
-    inputs = ("s",)
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x, t, cond, s=None):
-        return self.function(x, t, t if s is None else s)
-
-
-def answering(process, function):
-    """A real `Denoiser` whose x0 is function(x_t, t, s)."""
-    return Denoiser(Answer(function), process, SamplePrediction())
 
 
 def labelled(process, answer, scale=1.0):
@@ -73,49 +54,6 @@ def assert_guides_only_what_knows_no_label(plain, guided):
         guided.build_nets(model, lambda name, inputs=(): teacher)
 
 
-class Masked(nn.Module):
-    """function(x, t, s) under dropout."""
-
-    inputs = ("s",)
-
-    def __init__(self, function):
-        super().__init__()
-        self.function, self.drop = function, nn.Dropout(0.5)
-
-    def forward(self, x, t, cond, s=None):
-        return self.drop(self.function(x, t, s))
-
-
-class Gain(nn.Module):
-    """F = gain(angle_t, angle_s)·x by a small network in float64: enough for data N(0, std²).
-
-    ln(sigma/alpha) stops at 4.5, behind the end of VE: at pure noise it would be infinite.
-    """
-
-    inputs = ("s",)
-
-    def __init__(self, process, seed=0, width=32):
-        super().__init__()
-        self.process = process
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.body = nn.Sequential(
-                nn.Linear(4, width),
-                nn.SiLU(),
-                nn.Linear(width, width),
-                nn.SiLU(),
-                nn.Linear(width, 1),
-            ).double()
-
-    def forward(self, x, t, cond, s=None):
-        angles = [self.process.angle(u) for u in (t, t if s is None else s)]
-        levels = [torch.log(torch.tan(a)).clamp(max=4.5) / 4 for a in angles]
-        features = torch.stack(
-            [f for a, level in zip(angles, levels) for f in (torch.sin(a), level)], 1
-        )
-        return self.body(features) * x
-
-
 def descend(parameters, loss, steps, lr):
     """Adam with half a cosine to 0 on loss(step)."""
     optimizer = torch.optim.Adam(list(parameters), lr=lr, betas=(0.9, 0.99))
@@ -139,7 +77,7 @@ def assert_reaches_the_exact_map(method, process, tolerance):
     sample's size.
     """
     data = Gaussian(process, 0.0, 0.5)
-    network, steps = Gain(process), 400
+    network, steps = JumpGain(process), 400
     student = Denoiser(network, process, Edm())
     parts = method.Nets(student, Exact(process, data))
     (update,) = method.updates(Clock(0, steps, 256))

@@ -3,9 +3,6 @@
 import pytest
 import torch
 from tests.methods.students import (
-    Answer,
-    Gain,
-    answering,
     assert_guides_only_what_knows_no_label,
     assert_reaches_the_exact_map,
     ideal,
@@ -13,7 +10,8 @@ from tests.methods.students import (
     labels,
     samples,
 )
-from tests.oracles import Exact, Gaussian, batch_of
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Answer, Exact, JumpGain, answering
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
@@ -47,7 +45,7 @@ def test_the_tangent_of_align_your_flow_is_minus_the_error_of_mean_flow():
     """
     process = RectifiedFlow()
     data = Gaussian(process, 0.1, 0.4)
-    student = Denoiser(Gain(process), process, Flow())
+    student = Denoiser(JumpGain(process), process, Flow())
     t, s = (
         torch.tensor([0.3, 0.8, 0.999], dtype=torch.float64),
         torch.tensor([0.1, 0.8, 0.002], dtype=torch.float64),
@@ -177,7 +175,7 @@ def test_the_tangent_and_the_gradient_at_every_clock(side, step, warm):
 def test_the_metric_is_that_of_the_normalised_tangent():
     """S/(S + c) with √S = ‖g‖/(‖g‖ + floor)."""
     method = AlignYourFlow(distance=AdaptivePower(1.0, 0.5), floor=0.3)
-    parts = method.Nets(Denoiser(Gain(VE), VE, Edm()), Exact(VE, Gaussian(VE, 0.0, 0.5)))
+    parts = method.Nets(Denoiser(JumpGain(VE), VE, Edm()), Exact(VE, Gaussian(VE, 0.0, 0.5)))
     losses = method.loss(parts, batch_of(samples(64, d=3)), CLOCK)
     size = losses.notes["tangent"].double()
     square = (size / (size + 0.3)).square()
@@ -205,7 +203,7 @@ def test_guidance_needs_a_teacher_that_knows_no_label():
 def test_targets_carry_no_gradient():
     made = torch.nn.Linear(1, 1).double()
     for side in ("eulerian", "lagrangian"):
-        network, method = Gain(VE), AlignYourFlow(side=side)
+        network, method = JumpGain(VE), AlignYourFlow(side=side)
         parts = method.Nets(Denoiser(network, VE, Edm()), Exact(VE, lambda x, t: made(x)))
         loss = method.loss(parts, batch_of(samples(16)), CLOCK).terms["map"]
         # ‖g/(‖g‖ + 0.1)‖²: its value is below 1 and says nothing of the size of g, its gradient is

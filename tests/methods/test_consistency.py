@@ -3,19 +3,19 @@ teacher is linear.
 """
 
 import math
-from typing import ClassVar
 
 import pytest
 import torch
 from tests.diffusion.cases import close
-from tests.oracles import Exact, Gains, Gaussian, batch_of
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Dropping, Exact, ExactFlow, Gains, Kept
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.parameterization import SamplePrediction
 from fewstep.diffusion.process import VarianceExploding
-from fewstep.diffusion.solvers import Euler, Heun, OneStepSolver
+from fewstep.diffusion.solvers import Euler, Heun
 from fewstep.diffusion.times import Karras
 from fewstep.learning.consistency import adjacent
 from fewstep.learning.losses import Absolute, PseudoHuber, Squared
@@ -48,40 +48,6 @@ def composed(solver, grid):
 
 def distillation_nets(method, student):
     return method.Nets(student, student, Exact(VE, DATA))
-
-
-class Kept:
-    """A distance that keeps what it compared."""
-
-    def __call__(self, jump, goal):
-        self.jump, self.goal = jump, goal
-        return Squared()(jump, goal)
-
-
-class Dropping(torch.nn.Module):
-    """Dropout on ones: the masks themselves."""
-
-    inputs = ()
-
-    def __init__(self):
-        super().__init__()
-        self.drop = torch.nn.Dropout(0.5)
-
-    def forward(self, x, t, cond, s=None):
-        return self.drop(torch.ones_like(x))
-
-
-class ExactFlow(OneStepSolver):
-    """The exact solution of the ODE as a step."""
-
-    order: ClassVar[int] = 99
-    calls: ClassVar[int] = 0
-
-    def __call__(self, denoise, process, x_t, t, s, cond, history=None):
-        return DATA.flow(x_t, t, s)
-
-    def correction(self, step, history):
-        return None
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun()])
@@ -156,7 +122,7 @@ def test_training_reaches_the_chain_of_teacher_steps():
 
 def test_the_exact_student_is_stationary_only_for_an_exact_solver():
     exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
-    method = ConsistencyDistillation(solver=ExactFlow())
+    method = ConsistencyDistillation(solver=ExactFlow(DATA))
     nets = method.Nets(exact, exact, Exact(VE, DATA))
     loss = method.loss(nets, batch_of(samples(512)), CLOCK).terms["consistency"]
     assert loss.abs().max() < 1e-24
@@ -308,7 +274,7 @@ def test_the_lower_time_of_easy_consistency(stage, shares):
 
 def test_easy_consistency_with_an_exact_step_leaves_the_exact_student_alone():
     exact = Exact(VE, lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min)))
-    method = EasyConsistency(solver=ExactFlow())
+    method = EasyConsistency(solver=ExactFlow(DATA))
     losses = method.loss(method.Nets(exact, Exact(VE, DATA)), batch_of(samples(512)), CLOCK)
     assert losses.notes["distance"].max() < 1e-12
 

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 from tests.diffusion.cases import PROCESSES, close, every, f64
-from tests.methods.test_consistency import Dropping, Kept, by_place, slopes
-from tests.oracles import Exact, Gains, Gaussian, batch_of
+from tests.methods.test_consistency import by_place, slopes
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Dropping, Exact, Gains, Kept
 from tests.test_contracts import teacher_of
 
 from fewstep.data.digits import Digits

@@ -5,13 +5,14 @@ come to its end.
 import pytest
 import torch
 from tests.diffusion.cases import close, every, rows
-from tests.methods.chains import PROCESSES, Chain, GainTable, descend, net, samples
+from tests.methods.chains import PROCESSES, Chain, descend, samples
 from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import ExactFlow, GainTable, net
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import VarianceExploding
-from fewstep.diffusion.solvers import Euler, Heun, OneStepSolver
+from fewstep.diffusion.solvers import Euler, Heun
 from fewstep.learning.consistency import adjacent, jump_to, one_between, pair
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock
@@ -21,21 +22,6 @@ from fewstep.methods.diffusion import Diffusion
 CLOCK = Clock(0, 100, 64)
 VE = VarianceExploding()
 PLAIN = {"denoising": 0.0}
-
-
-class ExactFlow(OneStepSolver):
-    """The exact flow map as the teacher's step."""
-
-    order, calls = 99, 0
-
-    def __init__(self, data):
-        self.data = data
-
-    def __call__(self, denoise, process, x_t, t, s, cond, history=None):
-        return self.data.flow(x_t, t, s)
-
-    def correction(self, step, history):
-        return None
 
 
 def exact(data):

@@ -8,9 +8,6 @@ import pytest
 import torch
 from tests.methods.students import (
     MEANS,
-    Answer,
-    Gain,
-    answering,
     assert_guides_only_what_knows_no_label,
     descend,
     ideal,
@@ -18,7 +15,8 @@ from tests.methods.students import (
     labels,
     samples,
 )
-from tests.oracles import Exact, Gaussian, batch_of
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Answer, Exact, JumpGain, answering
 from tests.test_contracts import TINY
 from torch import nn
 
@@ -140,7 +138,7 @@ def test_at_the_beginning_the_student_learns_what_the_teacher_says():
     """
     data = Gaussian(VE, 0.0, 0.5)
     method = ContinuousConsistency(adaptive=False, warmup=1.0, density=LogNormal(0.0, 1.0))
-    student = Gain(VE)
+    student = JumpGain(VE)
     made = Denoiser(student, VE, Edm())
     clock = Clock(0, 10**9, 64)
     descend(
@@ -165,7 +163,7 @@ def test_training_reaches_the_exact_consistency_function(velocity):
     """
     data = Gaussian(VE, 0.0, 0.5)
     method = ContinuousConsistency(velocity=velocity, density=LogNormal(-0.5, 1.5))
-    network, uncertainty = Gain(VE), Uncertainty().double()
+    network, uncertainty = JumpGain(VE), Uncertainty().double()
     made = Denoiser(network, VE, Edm())
     parts = method.Nets(made, uncertainty, Exact(VE, data))
     steps = 400
@@ -357,7 +355,7 @@ def test_differences_can_take_the_place_of_forward_mode():
     found = []
     for options in ({}, {"tangent": Difference(1e-5)}):
         method = ContinuousConsistency(adaptive=False, density=LogNormal(0.0, 1.0), **options)
-        student = Denoiser(Gain(VE), VE, Edm())
+        student = Denoiser(JumpGain(VE), VE, Edm())
         losses = method.loss(nets(method, student, Exact(VE, data)), batch_of(samples(64)), LATE)
         found.append(losses.notes["tangent"])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)

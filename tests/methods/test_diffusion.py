@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tests.oracles import Gaussian, Output, batch_of
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Output
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 from tests.diffusion.cases import PROCESSES, close, every, f64
-from tests.oracles import Exact, Gaussian, batch_of, denoising
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Exact, Kept, TimeGain, denoising
 from torch import nn
 
 from fewstep.diffusion.denoiser import Denoiser
@@ -15,7 +16,7 @@ from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.parameterization import Edm
 from fewstep.diffusion.process import VarianceExploding, VariancePreserving
 from fewstep.diffusion.solvers import Euler
-from fewstep.learning.losses import PseudoHuber, Squared
+from fewstep.learning.losses import PseudoHuber
 from fewstep.learning.method import Clock, Method
 from fewstep.methods.easy_consistency import EasyConsistency
 
@@ -136,13 +137,6 @@ def test_the_first_stage_is_diffusion_training(process):
     """
     student = denoising(process, lambda x, t: torch.tanh(x))
     student.parameterization = student.parameterization.boundary()
-    seen = []
-
-    class Kept:
-        def __call__(self, jump, goal):
-            seen.append((jump, goal))
-            return Squared()(jump, goal)
-
     method = EasyConsistency(distance=Kept(), density=LogNormal(-1.0, 0.5))
     x0 = samples(200)
     batch = batch_of(x0)
@@ -153,7 +147,7 @@ def test_the_first_stage_is_diffusion_training(process):
     at_end = method.lower(process, t, 0.5) == r
     assert at_end.double().mean() > 0.9
     x_end = process.add_noise(x0, fresh.noise(), r)
-    assert torch.equal(seen[0][1][at_end], x_end[at_end])
+    assert torch.equal(method.distance.goal[at_end], x_end[at_end])
 
 
 @every("process", PROCESSES)
@@ -230,24 +224,6 @@ def test_options_are_checked(wrong):
 # The optimum
 
 
-class Gain(nn.Module):
-    """f(x, t) = gain(t) x, with gain(t_min) = 1: a small network of ln t."""
-
-    def __init__(self, process, start=None):
-        super().__init__()
-        self.process = process
-        self.net = nn.Sequential(
-            nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1)
-        ).double()
-
-    def gain(self, t):
-        u = torch.log(t / self.process.t_min)[:, None]
-        return torch.exp(-nn.functional.softplus(self.net(u / 5 - 1)) * (1 - torch.exp(-u)))[:, 0]
-
-    def forward(self, x, t, cond=None, s=None):
-        return self.gain(t)[:, None] * x
-
-
 def chain(method, clock, t):
     """The optimum: f(x_t, t) = E[f(x_r, r) | x_t], so the gains multiply from t down to t_min."""
     gain = torch.ones_like(t)
@@ -270,7 +246,7 @@ def test_training_reaches_the_chain_of_the_stage(stage):
         EasyConsistency(density=LogNormal(-0.3, 0.8), distance=PseudoHuber(0.3)),
         STAGES[stage],
     )
-    student = Gain(VE)
+    student = TimeGain(VE)
     nets = method.Nets(student, student)
     optimizer, steps = torch.optim.Adam(student.parameters()), 500
     for step in range(steps):

@@ -5,8 +5,9 @@ Gaussian.
 import pytest
 import torch
 from tests.diffusion.cases import close, every, f64, rows
-from tests.methods.chains import PROCESSES, TABLE, Chain, descend, net
+from tests.methods.chains import PROCESSES, TABLE, Chain, descend
 from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import net
 from tests.test_contracts import TINY
 
 from fewstep.diffusion.conditioning import Cond

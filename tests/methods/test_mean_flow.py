@@ -4,17 +4,14 @@ import math
 
 import pytest
 import torch
-from tests.methods.chains import net
 from tests.methods.students import (
-    Gain,
-    Masked,
-    answering,
     assert_guides_only_what_knows_no_label,
     assert_reaches_the_exact_map,
     labels,
     samples,
 )
-from tests.oracles import Exact, Gaussian, batch_of
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Exact, JumpGain, Masked, answering, net
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
@@ -85,7 +82,7 @@ def test_the_exact_student_has_no_error(process, mean):
 def test_as_s_tends_to_t_it_is_flow_matching():
     """s = t: the squared error of noise - x0 in rectified flow, row by row."""
     process = RectifiedFlow()
-    student = Denoiser(Gain(process), process, Flow())
+    student = Denoiser(JumpGain(process), process, Flow())
     method = MeanFlow(equal=1.0, distance=Squared())
     losses = method.loss(method.Nets(student, None), batch_of(samples(64)), CLOCK)
     batch = batch_of(samples(64))
@@ -252,7 +249,7 @@ def test_the_power_weight():
 
 
 def test_targets_carry_no_gradient():
-    network = Gain(VE)
+    network = JumpGain(VE)
     method = MeanFlow(velocity="teacher", distance=Squared(), density=LogitNormal(0.0, 0.5))
     made = torch.nn.Linear(1, 1).double()
     parts = method.Nets(Denoiser(network, VE, Edm()), Exact(VE, lambda x, t: made(x)))

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from tests.methods.students import Gain, answering, descend, samples
+from tests.methods.students import descend, samples
 from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import JumpGain, answering
 from tests.test_contracts import trainer_of
 
 from fewstep.data.digits import Digits
@@ -40,7 +41,7 @@ def test_the_step_of_an_edm_student_is_the_published_map():
         torch.tensor([0.1, 0.9], dtype=torch.float64),
     )
     x = torch.tensor([[0.4], [-1.2]], dtype=torch.float64)
-    net = Denoiser(Gain(process), process, Edm(d))
+    net = Denoiser(JumpGain(process), process, Edm(d))
     made = process.step(x, net(x, t, Cond(), s), t, s)
     (a_t, a_s), (n_t, n_s) = (1 - t, 1 - s), (t / d, s / d)  # noise in units of sigma_data
     q = torch.hypot(a_t, n_t)[:, None]
@@ -162,7 +163,7 @@ def test_rows_of_different_labels_do_not_meet():
 def test_a_pass_on_whole_groups_is_a_part_of_the_whole():
     """Rows 8 … 15 alone: the same times, noise and losses, label or not."""
     process, method = VE, MomentMatching(samples=4)
-    net = Denoiser(Gain(process), process, Edm())
+    net = Denoiser(JumpGain(process), process, Edm())
     x0, labels = samples(16), torch.arange(16) % 2
 
     def losses(rows):
@@ -228,7 +229,7 @@ def test_the_loss_by_hand(process):
     over a group is the group's.
     """
     method, calls = MomentMatching(samples=4, k=2.0, sigma_data=0.6), []
-    student = Denoiser(Gain(process), process, Edm(0.3))
+    student = Denoiser(JumpGain(process), process, Edm(0.3))
     student.register_forward_pre_hook(lambda module, args: calls.append(args))
     x0 = samples(16, d=2)
     found = method.loss(method.Nets(student), batch_of(x0), CLOCK).terms["matching"].detach()
@@ -308,7 +309,7 @@ def test_training_brings_jumps_to_the_spread_of_the_data():
     """
     process = VarianceExploding(0.02, 20.0)
     data, method = Gaussian(process, 0.0, 0.5), MomentMatching(samples=64, k=4.0)
-    network, steps = Gain(process), 400
+    network, steps = JumpGain(process), 400
     net = Denoiser(network, process, Edm())
     descend(
         network.parameters(),

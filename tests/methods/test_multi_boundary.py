@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 from tests.diffusion.cases import close, every, f64, rows
-from tests.methods.chains import PROCESSES, TABLE, Chain, GainTable, descend, net, samples
+from tests.methods.chains import PROCESSES, TABLE, Chain, descend, samples
 from tests.methods.test_latent_consistency import RANGE, STD, batch, guided_mean, teacher
 from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import GainTable, net
 from torch import nn
 
 from fewstep.diffusion.conditioning import Cond

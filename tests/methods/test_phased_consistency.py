@@ -5,8 +5,9 @@ each phase's end.
 import pytest
 import torch
 from tests.diffusion.cases import close, every, f64, rows
-from tests.methods.chains import PROCESSES, TABLE, Chain, GainTable, descend, net, samples
+from tests.methods.chains import PROCESSES, TABLE, Chain, descend, samples
 from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import GainTable, net
 from tests.test_contracts import teacher_of
 from torch import nn
 

@@ -6,15 +6,9 @@ import math
 
 import pytest
 import torch
-from tests.methods.chains import net
-from tests.methods.students import (
-    Answer,
-    Masked,
-    answering,
-    assert_guides_only_what_knows_no_label,
-    samples,
-)
-from tests.oracles import Exact, Gaussian, batch_of
+from tests.methods.students import assert_guides_only_what_knows_no_label, samples
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Answer, Exact, Masked, answering, net
 from torch import nn
 
 from fewstep.diffusion.conditioning import Cond

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from tests.diffusion.cases import PROCESSES, close, every, f64
-from tests.methods.test_consistency import Dropping, ExactFlow, Kept
-from tests.methods.test_easy_consistency import Gain, samples
-from tests.oracles import Exact, Gaussian, batch_of, denoising
+from tests.methods.test_easy_consistency import samples
+from tests.oracles import Gaussian, batch_of
+from tests.stand_ins import Dropping, Exact, ExactFlow, Kept, TimeGain, denoising
 from tests.test_contracts import teacher_of
 from tests.training.tiny import StopError, stop_at
 
@@ -177,7 +177,7 @@ def test_the_exact_student_with_an_exact_step_is_stationary():
         exact,
         exact,
         batch_of(samples(512)),
-        easy=EasyConsistency(solver=ExactFlow(), distance=Squared()),
+        easy=EasyConsistency(solver=ExactFlow(DATA), distance=Squared()),
     )
     assert look.losses.notes["distance"].max() < 1e-24
 
@@ -303,7 +303,7 @@ def test_training_reaches_the_chain_that_ends_at_first():
         easy=EasyConsistency(distance=PseudoHuber(0.3), limit=0.75), df=3.0, std=0.6
     )
     first = lambda x, t: DATA.flow(x, t, torch.full_like(t, VE.t_min))  # noqa: E731
-    student = Gain(VE)
+    student = TimeGain(VE)
     nets = method.Nets(student, student, Exact(VE, first))
     optimizer, steps = torch.optim.Adam(student.parameters()), 300
     for step in range(steps):

@@ -63,10 +63,6 @@ class MomentMatching(Method):
     def group(self) -> int:
         return self.samples
 
-    def level(self, process: Process, t: Time) -> Time:
-        """sigma/alpha for data of standard deviation 1."""
-        return process.level(t) / self.sigma_data
-
     def at(self, process: Process, level: Time) -> Time:
         """The time of a level."""
         return process.at_level(level * self.sigma_data)
