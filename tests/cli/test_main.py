@@ -1,5 +1,7 @@
 """The console script: version, help, exit codes, and what it imports."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from tests.cli.conftest import TEACHER
 
 import fewstep as package
 from fewstep import load
+from fewstep.cli import verbs
 from fewstep.cli.main import main
 
 HOME = Path(package.__file__).parent
@@ -40,11 +43,13 @@ def test_help_and_version_do_not_wait_for_torch():
     script = (
         "import sys\n"
         "from fewstep.cli.main import main\n"
-        "for words in (['--help'], ['--version'], ['train', '--help'], ['inspect', 'recipes']):\n"
+        "good = ['--help', '--version', 'train --help', 'sample --help', 'inspect recipes']\n"
+        "bad = ['train', 'trian x', 'sample x --stepz 3', 'plan x --processes 0', 'data chek']\n"
+        "for words in good + bad:\n"
         "    try:\n"
-        "        main(words)\n"
+        "        main(words.split())\n"
         "    except SystemExit as end:\n"
-        "        assert end.code == 0, end.code\n"
+        "        assert end.code == (0 if words in good else 2), end.code\n"
         "heavy = {'torch', 'diffusers', 'sklearn', 'matplotlib', 'numpy', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
@@ -53,7 +58,17 @@ def test_help_and_version_do_not_wait_for_torch():
     )
     assert ended.stdout.splitlines()[-1] == "[]"
     assert f"fewstep {package.__version__}" in ended.stdout
-    assert ended.stderr == ""
+    assert len(ended.stderr.splitlines()) == 5
+
+
+@pytest.mark.parametrize("verb", [*VERBS[:-1], "plan"])
+def test_a_verb_s_file_takes_what_the_words_give(verb):
+    """The options are declared in one place and used in another."""
+    told = inspect.signature(getattr(verbs, verb)).parameters
+    used = inspect.signature(getattr(importlib.import_module(f"fewstep.cli.{verb}"), verb))
+    assert list(told) == list(used.parameters)
+    for name, parameter in used.parameters.items():
+        assert parameter.annotation == told[name].annotation, name
 
 
 def test_the_package_s_names_are_there():
@@ -107,7 +122,7 @@ class TestCodes:
         def load(*_, **__):
             raise error
 
-        monkeypatch.setattr("fewstep.models.folder.load", load)
+        monkeypatch.setattr("fewstep.cli.sample.load", load)
 
     @pytest.mark.parametrize(
         "error",

@@ -1,49 +1,37 @@
 """`fewstep demo`: the main job on what the package ships."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-import typer
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from fewstep.data.dataset import Dataset
-    from fewstep.metrics.evaluation import Evaluation
-    from fewstep.metrics.results import Result
-    from fewstep.models.bundle import DiffusionModel
+from fewstep.cli.configure import configured
+from fewstep.cli.evaluate import measures_of
+from fewstep.cli.tables import print_table
+from fewstep.data.dataset import Dataset
+from fewstep.diffusion.samplers import Sampler
+from fewstep.files import write_json
+from fewstep.metrics.authenticity import nearest
+from fewstep.metrics.evaluation import Evaluation
+from fewstep.metrics.protocol import rounded
+from fewstep.metrics.results import Result
+from fewstep.models.bundle import DiffusionModel
+from fewstep.models.folder import load
+from fewstep.report.run_report import (
+    memory_section,
+    progress_section,
+    quality_section,
+    samples_section,
+    write_report,
+)
+from fewstep.report.tables import table
+from fewstep.run import distil
 
 TEACHER, STUDENT = (1, 2, 4, 35), (1, 2, 4)  # evaluations
 
 
-def demo(
-    overrides: list[str] | None = typer.Argument(
-        None, help="As for train: trainer.steps=200, name=…"
-    ),
-    num: int = typer.Option(2000, min=20, help="Samples for each row of the table."),
-    seed: int = typer.Option(0, help="The seed of the samples."),
-    measures: str | None = typer.Option(
-        None, help="Which (fewstep inspect measures); all that digits can serve if not given."
-    ),
-) -> None:
-    """Distils the shipped digits teacher into a student of 1 to 4 evaluations, measures both,
-    writes a report.
-
-    Example: fewstep demo
-    """
-    from fewstep.cli.configure import configured
-    from fewstep.cli.evaluate import measures_of
-    from fewstep.cli.tables import print_table
-    from fewstep.files import write_json
-    from fewstep.metrics.evaluation import Evaluation
-    from fewstep.models.folder import load
-    from fewstep.report.tables import table
-    from fewstep.run import distil
-
+def demo(overrides: list[str] | None, num: int, seed: int, measures: str | None) -> None:
+    """Distils the shipped teacher of digits, measures both, writes a report."""
     run, folder = configured("digits_cd", ["name=demo", *(overrides or [])])
     chosen = measures_of(measures)
     training, held_out = run.data.dataset("train"), run.data.dataset("test")
@@ -87,14 +75,6 @@ def _report(
     held_out: Dataset,
 ) -> Path:
     """The page, with samples of every row and nearest neighbours of those of the headline."""
-    from fewstep.report.run_report import (
-        memory_section,
-        progress_section,
-        quality_section,
-        samples_section,
-        write_report,
-    )
-
     heads = [result for result in results if result.headline]
     seed, num = evaluation.seed, min(evaluation.num, 1000)
     near = _distances(_samples(models, heads, num, seed), training.floats(), held_out.floats())
@@ -111,8 +91,6 @@ def _samples(
     models: Mapping[str, DiffusionModel], results: Sequence[Result], num: int, seed: int
 ) -> list[tuple[str, Tensor]]:
     """Images of the same seeds for each row of a model, named."""
-    from fewstep.diffusion.samplers import Sampler
-
     found = []
     for result in results:
         if result.role in models:
@@ -126,9 +104,6 @@ def _distances(
     samples: Sequence[tuple[str, Tensor]], training: Tensor, fresh: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Of samples and of fresh images to the nearest training image and the nearest fresh one."""
-    from fewstep.metrics.authenticity import nearest
-    from fewstep.metrics.protocol import rounded
-
     found = {}
     for name, images in samples:
         images = rounded(images)

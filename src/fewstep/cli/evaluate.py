@@ -1,64 +1,41 @@
 """`fewstep evaluate`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import typer
-
-if TYPE_CHECKING:
-    from fewstep.diffusion.solvers import Solver
-    from fewstep.metrics.evaluation import Evaluation
-    from fewstep.metrics.features import Features
-    from fewstep.metrics.measure import Measure
-    from fewstep.metrics.results import Result
-
-
-MEASURES = typer.Option(
-    None,
-    help="Which, frechet,diversity (fewstep inspect measures lists them); all that the data can "
-    "serve if not given. The first decides which solver is best.",
-)
-EVALUATIONS = typer.Option(
-    None, min=1, help="Of a teacher: the best of --solvers with so many network evaluations."
-)
+from fewstep.cli.configure import source_of
+from fewstep.cli.tables import print_table
+from fewstep.diffusion.samplers import Ode
+from fewstep.diffusion.solvers import Solver
+from fewstep.files import write_json
+from fewstep.images.files import check_place, read_images
+from fewstep.metrics.evaluation import Evaluation
+from fewstep.metrics.features import Features
+from fewstep.metrics.measure import Measure
+from fewstep.metrics.results import Result, read_result
+from fewstep.models.folder import load
+from fewstep.report.run_report import write_quality
+from fewstep.report.tables import table
+from fewstep.yaml import from_yaml
 
 
 def evaluate(
-    what: str = typer.Argument(help="A run, a model, a .npz file or a folder of images."),
-    reference: str = typer.Option(
-        "digits", help="What to compare with: digits, or a file or folder of data."
-    ),
-    measures: str | None = MEASURES,
-    features: str | None = typer.Option(
-        None, help="A classifier: its run's folder; the shipped one of digits if not given."
-    ),
-    num: int = typer.Option(2000, min=2, help="How many images to sample."),
-    steps: int | None = typer.Option(None, min=1, help="Solver steps; else the model's own."),
-    evaluations: int | None = EVALUATIONS,
-    solvers: str = typer.Option("euler,heun,dpmpp_2m", help="Those that --evaluations tries."),
-    guidance: float | None = typer.Option(None, help="Scale, 1 is none; else the model's own."),
-    teacher: str | None = typer.Option(
-        None, help="A model, for measures that compare with it on the same noise."
-    ),
-    seed: int = typer.Option(0, help="The seed of the samples."),
-    against: Path | None = typer.Option(
-        None, help="An earlier result of --out: both are shown if they can be compared."
-    ),
-    out: Path | None = typer.Option(None, help="Writes the result as JSON."),
-    report: Path | None = typer.Option(None, help="Writes the table and the protocol as HTML."),
+    what: str,
+    reference: str,
+    measures: str | None,
+    features: str | None,
+    num: int,
+    steps: int | None,
+    evaluations: int | None,
+    solvers: str,
+    guidance: float | None,
+    teacher: str | None,
+    seed: int,
+    against: Path | None,
+    out: Path | None,
+    report: Path | None,
 ) -> None:
-    """Measures quality, and says under which protocol.
-
-    Example: fewstep evaluate runs/demo --reference digits --steps 2
-    """
-    from fewstep.cli.configure import source_of
-    from fewstep.images.files import check_place
-    from fewstep.metrics.evaluation import Evaluation
-    from fewstep.metrics.results import read_result
-
+    """Measures quality, and says under which protocol."""
     if steps and evaluations:
         raise ValueError("--steps and --evaluations are two ways to say the same: give one of them")
     for path, suffix in ((out, ".json"), (report, ".html")):
@@ -82,11 +59,6 @@ def evaluate(
 
 def _shown(results: Sequence[Result], out: Path | None, report: Path | None) -> None:
     """Prints results, and writes the first (JSON) and all of them (HTML) where that is wanted."""
-    from fewstep.cli.tables import print_table
-    from fewstep.files import write_json
-    from fewstep.report.run_report import write_quality
-    from fewstep.report.tables import table
-
     found = table(results)
     print_table(found.columns, found.rows, found.texts)
     for name, fact in results[0].protocol.told().items():
@@ -99,32 +71,23 @@ def _shown(results: Sequence[Result], out: Path | None, report: Path | None) -> 
 
 def measures_of(text: str | None) -> list[Measure] | None:
     """The measures that a user named, in this order; None where nobody did."""
-    from fewstep.metrics.measure import Measure
-
     if text is None:
         return None
     return [Measure.parse(one) for one in _listed(text, "--measures")]
 
 
 def _features(text: str | None) -> Features | None:
-    from fewstep.metrics.features import Features
-    from fewstep.yaml import from_yaml
-
     if text is None:
         return None
     return Features.parse(from_yaml(text, "--features") if text.startswith("{") else text)
 
 
 def _solvers(text: str) -> list[Solver]:
-    from fewstep.diffusion.solvers import Solver
-
     return [Solver.parse(one) for one in _listed(text, "--solvers")]
 
 
 def _listed(text: str, option: str) -> list[object]:
     """Names with commas between them, or mappings with options: {kind: x, k: 3}."""
-    from fewstep.yaml import from_yaml
-
     found = from_yaml(f"[{text}]", f"{option} {text!r}")
     if not found:
         raise ValueError(f"{option} names nothing")
@@ -140,10 +103,6 @@ def measured(
     teacher: str | None,
 ) -> Result:
     """The result of what a user named: images that lie there, or a model that is sampled."""
-    from fewstep.diffusion.samplers import Ode
-    from fewstep.images.files import read_images
-    from fewstep.models.folder import load
-
     path = Path(what)
     if _holds_images(path):
         if any(option is not None for option in (steps, evaluations, guidance, teacher)):

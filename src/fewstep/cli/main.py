@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from fewstep import __version__, plugins
-from fewstep.cli import demo, evaluate, plan, sample, train, verbs
+from fewstep.cli import verbs
 from fewstep.errors import (
     DivergedError,
     RefusedError,
@@ -53,11 +53,11 @@ def options(
 
 
 for verb in (
-    demo.demo,
-    train.train,
-    plan.plan,
-    sample.sample,
-    evaluate.evaluate,
+    verbs.demo,
+    verbs.train,
+    verbs.plan,
+    verbs.sample,
+    verbs.evaluate,
     verbs.export,
     verbs.inspect,
 ):

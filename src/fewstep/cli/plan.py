@@ -1,18 +1,24 @@
 """`fewstep plan`."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
+import torch
 
-if TYPE_CHECKING:
-    from fewstep.models.source import ModelSource
-    from fewstep.models.space import Space
-    from fewstep.run import Run
-    from fewstep.training.plan import Plan
+from fewstep.choice import kind_of, replaced
+from fewstep.cli.configure import configured
+from fewstep.cli.tables import print_table
+from fewstep.data.dataset import held_images
+from fewstep.learning.dropout import seeded
+from fewstep.models.folder import shipped
+from fewstep.models.source import ModelSource, Saved
+from fewstep.models.space import Space, image_space
+from fewstep.recipes import listed
+from fewstep.run import Run
+from fewstep.training import health
+from fewstep.training.config import pick_device
+from fewstep.training.plan import Plan, planned, planned_precision
 
 KNOWN = {
     "digits": ((1, 8, 8), 10),
@@ -24,35 +30,15 @@ IMAGES = 64  # that stand for the data
 
 
 def plan(
-    recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
-    overrides: list[str] | None = typer.Argument(
-        None, help="As for train: trainer.batch=64, trainer.precision=bf16 …"
-    ),
-    shape: str | None = typer.Option(
-        None, help="Of an image: channels,height,width. Known for digits, idx (28×28), cifar."
-    ),
-    classes: int | None = typer.Option(
-        None, min=0, help="Of the labels; 0: none. Known for the same."
-    ),
-    processes: int = typer.Option(
-        1, min=1, help="How many share the batch; memory and time are those of each."
-    ),
+    recipe: str, overrides: list[str] | None, shape: str | None, classes: int | None, processes: int
 ) -> None:
-    """Says what memory, time and disk a run will need; neither its data nor its teacher has to be
-    there.
-
-    Example: fewstep plan cifar10_cd_small trainer.batch=64
-    """
-    from fewstep.cli.configure import configured
-
+    """Prints the plan of a run. ValueError where nobody knows the shape of its data."""
     run, _ = configured(recipe, overrides or [])
     show(run, plan_of(run, *outside(run, shape, classes), processes))
 
 
 def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int, ...], int]:
     """Shape and classes of a run's data. ValueError where nobody says them."""
-    from fewstep.choice import kind_of
-
     kind = kind_of(type(run.data))
     if shape is None and kind not in KNOWN:
         raise ValueError(
@@ -74,16 +60,6 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
 
 def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) -> Plan:
     """The plan of a run on data of that shape."""
-    import torch
-
-    from fewstep.choice import replaced
-    from fewstep.data.dataset import held_images
-    from fewstep.learning.dropout import seeded
-    from fewstep.models.source import Saved
-    from fewstep.models.space import image_space
-    from fewstep.training import health
-    from fewstep.training.plan import planned, planned_precision
-
     space = image_space(shape, classes)
     model = _model(run.teacher, space)
     begin = model if run.start is None else _model(run.start, space)
@@ -104,11 +80,6 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
 
 def _model(source: ModelSource, data: Space) -> Any:
     """The model of a source; one that is not there yet as its recipe or run file would begin it."""
-    from fewstep.cli.configure import configured
-    from fewstep.models.folder import shipped
-    from fewstep.models.source import Saved
-    from fewstep.recipes import listed
-
     if isinstance(source, Saved) and source.path not in shipped():
         path = Path(source.path)
         made = any((folder / "model.json").is_file() for folder in (path, path / "student"))
@@ -121,11 +92,6 @@ def _model(source: ModelSource, data: Space) -> Any:
 
 def show(run: Run, plan: Plan) -> None:
     """Prints a plan."""
-    import torch
-
-    from fewstep.cli.tables import print_table
-    from fewstep.training.config import pick_device
-
     roles = [(role, "always", size) for role, size in plan.held.items()]
     roles += [(role, "at times", size) for role, size in plan.passing.items()]
     print_table(

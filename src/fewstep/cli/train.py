@@ -1,31 +1,16 @@
 """`fewstep train`."""
 
-import typer
-
+from fewstep.cli.configure import configured
+from fewstep.cli.tables import print_options
 from fewstep.errors import rank
+from fewstep.models.bundle import DiffusionModel
+from fewstep.options import values
+from fewstep.report.run_report import progress_section, samples_section, write_report
+from fewstep.run import distil
 
 
-def train(
-    recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
-    overrides: list[str] | None = typer.Argument(
-        None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
-    ),
-    restart: bool = typer.Option(False, help="Begin at step 0, whatever the folder holds."),
-    options: bool = typer.Option(
-        False, "--options", help="Show the run's options with their values, and end."
-    ),
-) -> None:
-    """Trains a teacher or distils a student; an unfinished run goes on where it stopped.
-
-    Example: fewstep train mnist_cd data.path=mnist teacher=runs/mnist_teacher
-    """
-    from fewstep.cli.configure import configured
-    from fewstep.cli.tables import print_options
-    from fewstep.models.bundle import DiffusionModel
-    from fewstep.options import values
-    from fewstep.report.run_report import progress_section, samples_section, write_report
-    from fewstep.run import distil
-
+def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool) -> None:
+    """Trains a teacher or distils a student; an unfinished run goes on where it stopped."""
     run, folder = configured(recipe, overrides or [])
     if options:
         print_options(list(values(run)), "value")

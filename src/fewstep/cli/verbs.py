@@ -18,6 +18,137 @@ def carry_out(verb: str, options: dict[str, Any], name: str | None = None) -> No
     getattr(module, name or verb)(**options)
 
 
+def demo(
+    overrides: list[str] | None = typer.Argument(
+        None, help="As for train: trainer.steps=200, name=…"
+    ),
+    num: int = typer.Option(2000, min=20, help="Samples for each row of the table."),
+    seed: int = typer.Option(0, help="The seed of the samples."),
+    measures: str | None = typer.Option(
+        None, help="Which (fewstep inspect measures); all that digits can serve if not given."
+    ),
+) -> None:
+    """Distils the shipped digits teacher into a student of 1 to 4 evaluations, measures both,
+    writes a report.
+
+    Example: fewstep demo
+    """
+    carry_out("demo", locals())
+
+
+def train(
+    recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
+    overrides: list[str] | None = typer.Argument(
+        None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
+    ),
+    restart: bool = typer.Option(False, help="Begin at step 0, whatever the folder holds."),
+    options: bool = typer.Option(
+        False, "--options", help="Show the run's options with their values, and end."
+    ),
+) -> None:
+    """Trains a teacher or distils a student; an unfinished run goes on where it stopped.
+
+    Example: fewstep train mnist_cd data.path=mnist teacher=runs/mnist_teacher
+    """
+    carry_out("train", locals())
+
+
+def plan(
+    recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
+    overrides: list[str] | None = typer.Argument(
+        None, help="As for train: trainer.batch=64, trainer.precision=bf16 …"
+    ),
+    shape: str | None = typer.Option(
+        None, help="Of an image: channels,height,width. Known for digits, idx (28×28), cifar."
+    ),
+    classes: int | None = typer.Option(
+        None, min=0, help="Of the labels; 0: none. Known for the same."
+    ),
+    processes: int = typer.Option(
+        1, min=1, help="How many share the batch; memory and time are those of each."
+    ),
+) -> None:
+    """Says what memory, time and disk a run will need; neither its data nor its teacher has to be
+    there.
+
+    Example: fewstep plan cifar10_cd_small trainer.batch=64
+    """
+    carry_out("plan", locals())
+
+
+def sample(
+    model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
+    out: Path = typer.Option(
+        help="x.npz (arr_0 images, arr_1 labels), x.png (a grid), or a folder of PNG files."
+    ),
+    num: int | None = typer.Option(None, min=1, help="How many images; 16, or one per label."),
+    labels: str | None = typer.Option(
+        None, help="Class labels, 3,3,5; none given: balanced classes."
+    ),
+    prompt: list[str] | None = typer.Option(
+        None, help="What a model of captions is to show; once for all images, or once for each."
+    ),
+    negative: str | None = typer.Option(None, help="What guidance leads away from."),
+    steps: int | None = typer.Option(
+        None, min=1, help="Solver steps; the model's own number if not given."
+    ),
+    times: str | None = typer.Option(
+        None, help="The times to evaluate at, first to last, 80,0.8; instead of --steps."
+    ),
+    sampler: str | None = typer.Option(
+        None, help="euler, heun, midpoint, dpmpp_2m, renoise or flow_map."
+    ),
+    guidance: float | None = typer.Option(None, help="Guidance scale; 1 is none."),
+    seed: int = typer.Option(0, help="Image i depends on the seed and i alone."),
+    batch: int | None = typer.Option(None, min=1, help="Images at a time."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps …"),
+    dtype: str = typer.Option("fp32", help="fp32, bf16 or fp16."),
+    ema: str | None = typer.Option(None, help="One of the run's averages, by its decay."),
+) -> None:
+    """Makes images.
+
+    Example: fewstep sample runs/demo --steps 2 --num 64 --out grid.png
+    """
+    carry_out("sample", locals())
+
+
+def evaluate(
+    what: str = typer.Argument(help="A run, a model, a .npz file or a folder of images."),
+    reference: str = typer.Option(
+        "digits", help="What to compare with: digits, or a file or folder of data."
+    ),
+    measures: str | None = typer.Option(
+        None,
+        help="Which, frechet,diversity (fewstep inspect measures lists them); all that the data "
+        "can serve if not given. The first decides which solver is best.",
+    ),
+    features: str | None = typer.Option(
+        None, help="A classifier: its run's folder; the shipped one of digits if not given."
+    ),
+    num: int = typer.Option(2000, min=2, help="How many images to sample."),
+    steps: int | None = typer.Option(None, min=1, help="Solver steps; else the model's own."),
+    evaluations: int | None = typer.Option(
+        None, min=1, help="Of a teacher: the best of --solvers with so many network evaluations."
+    ),
+    solvers: str = typer.Option("euler,heun,dpmpp_2m", help="Those that --evaluations tries."),
+    guidance: float | None = typer.Option(None, help="Scale, 1 is none; else the model's own."),
+    teacher: str | None = typer.Option(
+        None, help="A model, for measures that compare with it on the same noise."
+    ),
+    seed: int = typer.Option(0, help="The seed of the samples."),
+    against: Path | None = typer.Option(
+        None, help="An earlier result of --out: both are shown if they can be compared."
+    ),
+    out: Path | None = typer.Option(None, help="Writes the result as JSON."),
+    report: Path | None = typer.Option(None, help="Writes the table and the protocol as HTML."),
+) -> None:
+    """Measures quality, and says under which protocol.
+
+    Example: fewstep evaluate runs/demo --reference digits --steps 2
+    """
+    carry_out("evaluate", locals())
+
+
 def export(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
     to: str = typer.Option(help="The format: diffusers."),
