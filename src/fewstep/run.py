@@ -13,18 +13,16 @@ from fewstep.choice import Choice, Share, kind_of
 from fewstep.data.dataset import Dataset, texts
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
-from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import option_errors
 from fewstep.images.grid import write_grid
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
 from fewstep.metrics.classifier import Classification
-from fewstep.models.adapters import Adaptation, FullCopy, merged
+from fewstep.models.adapters import Adaptation, FullCopy
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.classifier import Classifier, load_classifier
 from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
-from fewstep.models.space import described
 from fewstep.training.config import TrainerConfig
 from fewstep.training.gallery import Gallery
 from fewstep.training.health import Health, verdict
@@ -33,6 +31,8 @@ from fewstep.training.processes import World, together
 from fewstep.training.progress import training_progress
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer
+from fewstep.training.start import held_out, lacking, unlike
+from fewstep.training.students import save_students
 from fewstep.training.tensorboard import TensorBoard, check_tensorboard
 from fewstep.training.trainer import Trainer
 
@@ -114,14 +114,6 @@ class Run(Choice):
         return Prepared(model, nets, stream, trainer, test)
 
 
-def lacking(method: Method, dataset: Dataset) -> str | None:
-    """Why the method cannot be trained on these rows; None where it can."""
-    if "x0" in method.needs and not dataset.shape:
-        held = described(dataset.columns)
-        return f"{kind_of(type(method))} needs images or latents, the data has {held}"
-    return None
-
-
 class Prepared(NamedTuple):
     """A run that can begin. held_out: images that it never trains on; None where there are none,
     or nobody asks.
@@ -188,7 +180,7 @@ def distil(
                     measures=_measuring(run, ready),
                     say=say if world.is_leader else _silent,
                 )
-            models = _saved(run, ready)
+            models = save_students(ready.trainer, ready.model, home, _card(run, ready))
             place.write_status("finished", run.trainer.steps, run.trainer.steps)
             return _distilled(home, models, already=False)
 
@@ -227,35 +219,18 @@ def _drawing(run: Run, ready: Prepared) -> list[Observer]:
     return found
 
 
-def _saved(run: Run, ready: Prepared) -> dict[str, Any]:
-    """Writes every exported network with its averages, sampler, guidance and card."""
-    trainer, state = ready.trainer, ready.trainer.state
-    place = trainer.folder
-    assert place is not None
-    # Not where it lies on this machine: models are handed on.
-    data = {key: value for key, value in run.data.dump().items() if key != "path"}
-    card = {
+def _card(run: Run, ready: Prepared) -> dict[str, Any]:
+    """What a saved model tells of the run that made it."""
+    data = run.data.dump()
+    data.pop("path", None)  # not where it lies on this machine: models are handed on
+    data |= {"fingerprint": ready.stream.fingerprint, "images": len(ready.stream.dataset)}
+    return {
         "method": run.method.dump(),
         "trainer": run.trainer.dump(),
-        "data": data
-        | {"fingerprint": ready.stream.fingerprint, "images": len(ready.stream.dataset)},
+        "data": data,
         "ema": run.trainer.ema[0],
-        "batches": trainer.batches,
+        "batches": ready.trainer.batches,
     }
-    models, clock = {}, trainer.clock(run.trainer.steps - 1)
-    for name in state.roles.exports:
-        variants = {}
-        for decay in run.trainer.ema[1:]:
-            network = merged(state.exported(name, decay)).get_submodule("network")
-            variants[f"{decay:g}"] = network.state_dict()
-        sampler, guidance = run.method.sampler(clock, name), run.method.student_guidance()
-        net = merged(state.exported(name))
-        if isinstance(net, Denoiser):
-            net.autocast = None  # as it is when it is loaded
-        made = ready.model.trained(net, sampler, guidance, card, variants)
-        trainer.world.on_leader(lambda: made.save(place.path / name))  # noqa: B023
-        models[name] = made
-    return models
 
 
 def _read(run: Run, folder: Path) -> Distilled:
@@ -270,22 +245,6 @@ def _read(run: Run, folder: Path) -> Distilled:
 def _distilled(folder: Path, models: dict[str, Any], already: bool) -> Distilled:
     lines = read_log(folder / "log.jsonl")
     return Distilled(folder, models, already, lines[-1] if lines else {}, verdict(lines))
-
-
-def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
-    """Why a student of this teacher cannot begin with the weights of `start`; None where it can."""
-    if (start.process, start.own) != (teacher.process, teacher.own):
-        return f"its process is {start.process.dump()}, the teacher's {teacher.process.dump()}"
-    mine, theirs = (getattr(d.parameterization, "of", d.parameterization) for d in (start, teacher))
-    if mine.boundary() != theirs.boundary():
-        return f"its network predicts {mine.dump()}, the teacher's {theirs.dump()}"
-    return None
-
-
-def held_out(source: Source, everything: Dataset) -> Dataset | None:
-    """The test split of a source that trains on the other part; None where nothing is held out."""
-    found = source.choose(everything, "test", empty=True) if source.split == "train" else None
-    return found if found is not None and len(found) else None
 
 
 def _silent(line: str) -> None:

@@ -13,7 +13,7 @@ from fewstep.data.digits import Digits
 from fewstep.data.idx import Idx
 from fewstep.data.source import check_labels
 from fewstep.models.folder import shipped_folder
-from fewstep.run import held_out
+from fewstep.training.start import held_out
 
 SIZE = 1797
 

@@ -9,7 +9,7 @@ from fewstep.data.stream import Stream
 from fewstep.diffusion.draws import Draws
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Labels, Unconditional
-from fewstep.run import held_out
+from fewstep.training.start import held_out
 
 SIZE = 50
 

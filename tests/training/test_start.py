@@ -15,8 +15,9 @@ from fewstep.diffusion.process import (
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.models.source import Fresh
 from fewstep.models.space import image_space
-from fewstep.run import Run, distil, unlike
+from fewstep.run import Run, distil
 from fewstep.training.config import TrainerConfig
+from fewstep.training.start import unlike
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
 
