@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from tools.options import PAGE, page
 
 from fewstep import plugins
 from fewstep.choice import Choice, Count, Decay, NonNegative, Positive, Share
@@ -114,6 +115,10 @@ def test_families_that_a_type_names():
     assert families_in(tuple[Count, ...]) == []
     assert {Method, Schedule, Solver, Times} <= set(families())
     assert all(Choice in one.__bases__ for one in families())
+
+
+def test_the_page_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
 
 
 def test_every_option_of_a_run_with_its_value():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,7 @@ def run(*command, **options):
 def test_the_wheel_runs_the_demo(tmp_path):
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")
+    assert "fewstep/py.typed" in zipfile.ZipFile(wheel).namelist()
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env/bin/python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())

@@ -47,6 +47,15 @@ def test_transparent_and_paletted_pictures_become_colours(tmp_path):
     assert read_images(tmp_path)[0].shape == (2, 3, 4, 4)
 
 
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (9, 8)).save(tmp_path / "large.png")
+    monkeypatch.setattr("fewstep.images.files.MOST_PIXELS", 72)
+    assert read_images(tmp_path)[0].shape == (1, 1, 8, 9)
+    monkeypatch.setattr("fewstep.images.files.MOST_PIXELS", 71)
+    with pytest.raises(ValueError, match=r"large\.png.*more than 71 pixels"):
+        read_images(tmp_path)
+
+
 def test_a_grid_has_a_grey_line_between_images():
     images = images_of(5)
     sheet = np.asarray(grid_image(images, 3))

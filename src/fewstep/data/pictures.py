@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_PIXELS = 64_000_000  # a larger picture is rather an attack on the memory
+from fewstep.images.files import FORMATS, MOST_PIXELS
+
 MOST_BAD = 0.01  # the share of bad pictures above which leaving them out would change the data
 GREY = ("1", "L", "LA", "I", "I;16")  # Pillow's modes
 ORIENTATION, TURNED = 0x0112, 5  # EXIF's tag, and its first value that swaps the sides

@@ -15,6 +15,7 @@ from fewstep.images.grid import grid_image, png, write_grid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 64_000_000  # a larger picture is rather an attack on the memory
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
@@ -110,6 +111,8 @@ def _picture(file: Path) -> Pixels:
     """(height, width, 1 or 3) uint8."""
     try:
         with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"more than {MOST_PIXELS} pixels")
             kept = image if image.mode == "L" else image.convert("RGB")
             return np.atleast_3d(np.asarray(kept))
     except (OSError, SyntaxError, ValueError) as error:
