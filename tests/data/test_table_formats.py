@@ -1,0 +1,143 @@
+"""Every format of tables gives the same rows: pictures, classes, captions, latents."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+from tests.data.picture_files import encoded, made, write_parquet
+
+from fewstep.choice import kind_of
+from fewstep.cli.configure import source_of
+from fewstep.data.table import Table
+
+COUNT = 12
+IMAGES, LABELS = made(COUNT, 4, (3, 8, 8))
+CAPTIONS = [f"picture, number {i}" for i in range(COUNT)]
+
+
+def embedded(folder):
+    """Parquet with pictures inside."""
+    contents = [encoded(image) for image in IMAGES]
+    write_parquet(folder / "rows.parquet", contents, label=LABELS, caption=CAPTIONS)
+
+
+def arrow(folder):
+    pictures = [{"bytes": encoded(image), "path": None} for image in IMAGES]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table(
+        {"image": pyarrow.array(pictures, kind), "label": LABELS, "caption": CAPTIONS}
+    )
+    file = str(folder / "rows.arrow")
+    with pyarrow.OSFile(file, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def files(folder):
+    """The pictures as files, and what stands beside each."""
+    (folder / "pictures").mkdir()
+    rows = []
+    for i, image in enumerate(IMAGES):
+        (folder / "pictures" / f"{i:02}.png").write_bytes(encoded(image))
+        rows.append((f"pictures/{i:02}.png", int(LABELS[i]), CAPTIONS[i]))
+    return rows
+
+
+def csv(folder, name="rows.csv"):
+    lines = [f'{file},{label},"{caption}"' for file, label, caption in files(folder)]
+    (folder / name).write_text("\n".join(["file_name,label,caption", *lines]) + "\n")
+
+
+def json_lines(folder, name="rows.jsonl"):
+    keys = ("file_name", "label", "text")
+    lines = [json.dumps(dict(zip(keys, row))) for row in files(folder)]
+    (folder / name).write_text("\n".join(lines) + "\n")
+
+
+def webdataset(folder):
+    with tarfile.open(folder / "shard-000.tar", "w") as archive:
+        for i, image in enumerate(IMAGES):
+            for suffix, content in (
+                ("png", encoded(image)),
+                ("cls", str(LABELS[i]).encode()),
+                ("txt", CAPTIONS[i].encode()),
+            ):
+                info = tarfile.TarInfo(f"{i:04}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+FORMATS = {
+    "parquet": embedded,
+    "arrow": arrow,
+    "csv": csv,
+    "json lines": json_lines,
+    "metadata.csv": lambda folder: csv(folder, "metadata.csv"),
+    "metadata.jsonl": lambda folder: json_lines(folder, "metadata.jsonl"),
+    "webdataset": webdataset,
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_same_rows(tmp_path, form):
+    FORMATS[form](tmp_path)
+    source = Table(path=str(tmp_path), split="all")
+    dataset = source.dataset()
+    assert np.array_equal(dataset.images.numpy(), IMAGES)
+    assert dataset.labels.tolist() == LABELS.tolist()
+    assert dataset.classes == 4
+    rows = dataset.rows(torch.tensor([3, 0]))
+    assert rows["caption"] == [CAPTIONS[3], CAPTIONS[0]]
+    assert set(rows) == {"image", "label", "caption"}
+    assert Table(path=str(tmp_path), split="all", label="none").dataset().classes == 0
+    without = Table(path=str(tmp_path), split="all", caption="none").dataset()
+    assert set(without.columns) == {"image", "label"}
+
+
+@pytest.mark.parametrize("form", ["metadata.csv", "metadata.jsonl", "webdataset", "parquet"])
+def test_the_kind_is_found(tmp_path, form):
+    FORMATS[form](tmp_path)
+    assert kind_of(type(source_of(str(tmp_path)))) == "table"
+
+
+def test_a_picture_outside_the_folder_is_refused(tmp_path):
+    (tmp_path / "secret.png").write_bytes(encoded(IMAGES[0]))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "rows.csv").write_text("file_name,label\n../secret.png,0\n")
+    with pytest.raises(ValueError, match=r"rows\.csv row 0: \.\./secret\.png lies outside"):
+        Table(path=str(tmp_path / "set"), split="all").dataset()
+
+
+def test_a_picture_that_is_not_there(tmp_path):
+    (tmp_path / "rows.csv").write_text("file_name,label\nnowhere.png,0\n")
+    with pytest.raises((ValueError, OSError), match=r"nowhere\.png"):
+        Table(path=str(tmp_path), split="all").dataset()
+
+
+def test_prompts_only(tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt\na red circle\na blue square\n")
+    dataset = Table(path=str(tmp_path), split="all").dataset()
+    assert (len(dataset), dataset.shape, dataset.labels) == (2, (), None)
+    assert dataset.rows(torch.tensor([1]))["caption"] == ["a blue square"]
+
+
+def test_latents_and_embeddings(tmp_path):
+    latents = np.random.default_rng(0).normal(size=(5, 4, 2, 2)).astype(np.float32)
+    table = pyarrow.table({"latent": latents.tolist(), "embedding": latents[:, 0].tolist()})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    dataset = Table(path=str(tmp_path), split="all").dataset()
+    assert dataset.shape == (4, 2, 2)
+    rows = dataset.rows(torch.tensor([4, 1]))
+    assert torch.equal(rows["latent"], torch.from_numpy(latents[[4, 1]]))
+    assert torch.equal(rows["embedding"], torch.from_numpy(latents[[4, 1], 0]))
+
+
+def test_labels_that_are_rather_ids(tmp_path):
+    contents = [encoded(image) for image in IMAGES]
+    write_parquet(tmp_path / "x.parquet", contents, label=np.arange(COUNT) * 1_000_003)
+    with pytest.raises(ValueError, match=r"x\.parquet: label goes up to 11000033: .*12 distinct"):
+        Table(path=str(tmp_path)).dataset()
