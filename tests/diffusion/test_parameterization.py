@@ -8,6 +8,7 @@ from tests.diffusion.cases import PARAMETERIZATIONS, PROCESSES, close, every, f6
 
 from fewstep.choice import replaced
 from fewstep.diffusion.parameterization import (
+    Boundary,
     CmBoundary,
     ConsistencyBoundary,
     Edm,
@@ -286,3 +287,11 @@ def test_velocity_and_sample_are_defined_in_pure_noise():
     close(answer(Velocity(), process, x, f64(1.0), f), -f)  # v = -x0 there
     close(answer(Flow(), process, x, f64(1.0), f), x - f)  # flow = noise - x0
     close(answer(SamplePrediction(), process, x, f64(1.0), f), f)
+
+
+@every("parameterization", PARAMETERIZATIONS)
+def test_a_boundary_leads_back_to_what_the_network_predicts(parameterization):
+    of = parameterization.prediction
+    assert of.prediction == of
+    assert of.boundary().prediction == of
+    assert not isinstance(of, Boundary)

@@ -39,6 +39,11 @@ class Parameterization(Choice, ABC):
         """The consistency function made of this prediction: identity at t_min."""
         return ConsistencyBoundary(of=self)
 
+    @property
+    def prediction(self) -> Parameterization:
+        """What the network itself predicts, without a boundary around it."""
+        return self
+
 
 class Boundary(Parameterization, ABC):
     """A consistency function already."""
@@ -134,6 +139,10 @@ class ConsistencyBoundary(Boundary):
     of: Parameterization = dataclasses.field(default_factory=Edm)
     """The prediction behind it."""
 
+    @property
+    def prediction(self) -> Parameterization:
+        return self.of
+
     def __call__(self, process: Process, t: Time) -> Coefficients:
         inner = self.of(process, t)
         end = torch.full_like(t, process.t_min)
@@ -155,6 +164,10 @@ class CmBoundary(Boundary):
 
     sigma_data: Positive = 0.5
     """Standard deviation of the data."""
+
+    @property
+    def prediction(self) -> Parameterization:
+        return Edm(self.sigma_data)
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -180,6 +193,10 @@ class LcmBoundary(Boundary):
 
     of: Parameterization = dataclasses.field(default_factory=Epsilon)
     """The prediction behind it."""
+
+    @property
+    def prediction(self) -> Parameterization:
+        return self.of
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         inner = self.of(process, t)

@@ -56,10 +56,10 @@ class PseudoHuber(Distance):
         difference = (a - b).flatten(1)
         if self.scale == 0:
             return torch.linalg.vector_norm(difference, dim=1)
-        c, square = self.scale * difference.shape[1] ** 0.5, difference.square().sum(1)
-        return square / (
-            torch.sqrt(square + c * c) + c
-        )  # = √(square + c²) - c without its cancellation
+        c = self.scale * difference.shape[1] ** 0.5
+        square = difference.square().sum(1)
+        # √(square + c²) - c without its cancellation.
+        return square / (torch.sqrt(square + c * c) + c)
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Huber(Distance):
 
     def __call__(self, a: Sample, b: Sample) -> Time:
         square = (a - b).square().flatten(1)
-        return (square / (torch.sqrt(square + self.c**2) + self.c)).mean(
-            1
-        )  # without the cancellation of √(…) - c
+        # √(square + c²) - c without its cancellation.
+        each = square / (torch.sqrt(square + self.c**2) + self.c)
+        return each.mean(1)
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,8 @@ class DMD2(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         self.guidance.one_scale(model)
-        student = clone(
-            "student", dropout=0.0
-        )  # masks would be noise in the difference of two scores
+        # Dropout masks would be noise in the difference of two scores.
+        student = clone("student", dropout=0.0)
         student.parameterization = student.parameterization.boundary()  # whatever it starts from
         fake = clone("fake", of=model.denoiser, dropout=0.0)
         (channels,) = fake.network.taps.values()  # type: ignore[operator]

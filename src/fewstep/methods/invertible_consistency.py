@@ -71,13 +71,11 @@ class InvertibleConsistency(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         down = self.reverse.build_nets(model, clone)
-        self.reverse.ends(
-            model.denoiser.process, lifted=True
-        )  # ValueError where `encoder` has no segments
+        # ValueError where the encoder has no segments.
+        self.reverse.ends(model.denoiser.process, lifted=True)
         inputs = self.reverse.guidance.inputs(model)
-        return self.Nets(
-            down.student, clone("encoder", of=model.denoiser, inputs=inputs), model.denoiser
-        )
+        encoder = clone("encoder", of=model.denoiser, inputs=inputs)
+        return self.Nets(down.student, encoder, model.denoiser)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         both = [

@@ -78,9 +78,8 @@ class MomentMatching(Method):
         early = low + (late - low) * second
         step = (high / (1 - high) - low / (1 - low)) / 2**self.k
         down = torch.maximum(late / (1 - late) - step, early / (1 - early))
-        return tuple(
-            self.at(process, level) for level in (late / (1 - late), down, early / (1 - early))
-        )  # type: ignore[return-value]
+        top, bottom = late / (1 - late), early / (1 - early)
+        return self.at(process, top), self.at(process, down), self.at(process, bottom)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One triple of times per group, one noise per sample."""

@@ -26,7 +26,7 @@ def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
     """Why a student of this teacher cannot begin with the weights of `start`; None where it can."""
     if (start.process, start.own) != (teacher.process, teacher.own):
         return f"its process is {start.process.dump()}, the teacher's {teacher.process.dump()}"
-    mine, theirs = (getattr(d.parameterization, "of", d.parameterization) for d in (start, teacher))
-    if mine.boundary() != theirs.boundary():
+    mine, theirs = start.parameterization.prediction, teacher.parameterization.prediction
+    if mine != theirs:
         return f"its network predicts {mine.dump()}, the teacher's {theirs.dump()}"
     return None
