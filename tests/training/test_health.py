@@ -2,17 +2,19 @@
 
 import pytest
 import torch
-from tests.training.tiny import data, model
+from tests.training.tiny import Single, config, data, model, trainer
 
+from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.samplers import Ode, Renoise
 from fewstep.learning.method import Clock
 from fewstep.methods.diffusion import Diffusion
-from fewstep.models.adapters import FullCopy
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Pixels
+from fewstep.run import Run
 from fewstep.training.health import IMAGES, SEED, Health
+from fewstep.training.log import read_log
 
 CLOCK = Clock(0, 1, 8)
 TEACHER = Ode(steps=3)
@@ -34,10 +36,9 @@ def numbers(student_seed, sampler):
     bundle = DiffusionModel(teacher.denoiser, Pixels().build(), teacher.conditioner, shape, TEACHER)
     method = Sampled()
     object.__setattr__(method, "wanted", sampler)
-    nets = method.build_nets(bundle, FullCopy().clones(teacher.denoiser))
-    found = Health(method, nets, data(), None, bundle, torch.device("cpu")).measured(
-        CLOCK, {"student": student}
-    )
+    ready = Run(Digits(), method).prepared(data().dataset, model=bundle)
+    health = Health(method, ready.nets, ready.stream, None, bundle, torch.device("cpu"))
+    found = health.measured(CLOCK, {"student": student})
     draws = Draws(SEED, range(IMAGES), stream="health")
 
     def samples(net, by):
@@ -73,3 +74,17 @@ def test_the_samples_that_are_compared(seed, sampler, judged):
         abs=1e-6,
     )
     assert (found["health.distance"] < 1e-6) == (seed == 0 and judged == TEACHER)
+
+
+def test_it_measures_when_it_is_due_and_adds_to_the_numbers(tmp_path):
+    """Of each network the copies that everybody sees at that step."""
+    one = trainer(Single(), tmp_path, config(log_every=1))
+    health = Health(one.method, one.nets, one.data, None, None, torch.device("cpu"), every=5)
+    asked = []
+    health.measured = lambda clock, exported: asked.append((clock.step, exported)) or {"mine": 1.0}
+    copies = []
+    one.fit(lambda seen: copies.append(seen.exported), measures=[health])
+    assert [step for step, _ in asked] == [4, 9, 11]
+    assert all(exported is copies[step] for step, exported in asked)
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [line["step"] for line in lines if "mine" in line] == [5, 10, 12]
