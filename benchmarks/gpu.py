@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py [--minutes 8] [--out docs/results/gpu.json]
     python benchmarks/gpu.py --dry --out /tmp/gpu.json    # the whole script on a CPU, tiny
+    python benchmarks/gpu.py --show docs/results/gpu.json # a report as tables in Markdown
 
 Sections run in the order of their value: checks (gpu_checks.py), figures (gpu_figures.py), quality.
 Each has its share of the minutes; what does not fit is named in the report under "left_out". An
@@ -41,6 +42,7 @@ from gpu_figures import (
     step_figures,
     tf32,
 )
+from gpu_tables import tables
 from step import DEVICE, HOME
 
 from fewstep.choice import replaced
@@ -253,11 +255,12 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sections", default=",".join(ENDS), help="of " + ", ".join(ENDS))
     parser.add_argument("--match", default="", help="only entries whose name contains this")
     parser.add_argument("--commit", help="of the tree that is measured, where git does not know")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print this report's tables only")
     options = parser.parse_args(words)
     options.command, options.sections = list(words), options.sections.split(",")
     if unknown := set(options.sections) - set(ENDS):
         parser.error(f"unknown sections: {', '.join(sorted(unknown))}")
-    if not CUDA and not options.dry:
+    if not CUDA and not options.dry and not options.show:
         parser.error("there is no CUDA device here; --dry tries the script on the CPU")
     return options
 
@@ -265,6 +268,9 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> int:
     """Measures, writes and prints; returns the exit code."""
     options = arguments(words)
+    if options.show:
+        print(tables(json.loads(options.show.read_text(encoding="utf-8"))))
+        return 0
     scale = DRY if options.dry else FULL
     options.out.parent.mkdir(parents=True, exist_ok=True)
     report = Report(options.out, facts_of(options))

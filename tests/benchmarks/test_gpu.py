@@ -14,7 +14,7 @@ import torch
 from fewstep.learning.method import Method
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("gpu", "gpu_checks", "gpu_figures", "step")
+NAMES = ("gpu", "gpu_checks", "gpu_figures", "gpu_tables", "step")
 
 
 @pytest.fixture(scope="module")
