@@ -5,6 +5,8 @@ evaluations.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fewstep import plugins
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from fewstep.models.folder import load
     from fewstep.run import Run, distil
 
-__all__ = ["DiffusionModel", "Run", "__version__", "distil", "load"]
+__all__ = ["DiffusionModel", "Run", "__version__", "distil", "load", "plugins"]
 
 _HOMES = {
     "DiffusionModel": "fewstep.models.bundle",

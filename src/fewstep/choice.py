@@ -69,26 +69,24 @@ class Choice:
     def kinds(cls) -> dict[str, type[Self]]:
         """All concrete alternatives by name, of fewstep and of plug-ins. Imports the folder.
 
-        Raises ValueError where two classes have one name.
+        Where two have one name the first is given, fewstep's own; `parse` refuses that name.
         """
+        return {name: alike[0] for name, alike in cls._by_name().items()}
+
+    @classmethod
+    def _by_name(cls) -> dict[str, list[type[Self]]]:
+        """All concrete alternatives by name, with those that have the same one."""
         plugins.load_installed()
         if cls.folder is not None:
             package = importlib.import_module(cls.folder)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{cls.folder}.{module.name}")
-        found: dict[str, type[Self]] = {}
+        found: dict[str, dict[str, type[Self]]] = {}
         for one in _family(cls):
-            if inspect.isabstract(one) or _unfit(one) is not None:
-                continue
-            name = kind_of(one)
-            other = found.get(name, one)
-            if other.__module__ != one.__module__:
-                raise ValueError(
-                    f"two {kind_of(cls)}s are called {name}: "
-                    f"one in {other.__module__}, one in {one.__module__}"
-                )
-            found[name] = one  # of one module the last: a notebook's cell was run again
-        return dict(sorted(found.items()))
+            if not inspect.isabstract(one) and _unfit(one) is None:
+                # Of one module the last: a notebook's cell was run again.
+                found.setdefault(kind_of(one), {})[one.__module__] = one
+        return {name: list(alike.values()) for name, alike in sorted(found.items())}
 
     @classmethod
     def offered(cls) -> dict[str, type[Self]]:
@@ -151,9 +149,12 @@ class Choice:
                 raise _error(f"needs `kind`, one of: {', '.join(cls.offered())}")
             return cls
         wanted = flat(str(name))
-        for kind, found in cls.kinds().items():
+        for kind, alike in cls._by_name().items():
             if flat(kind) == wanted:
-                return found
+                if len(alike) > 1:
+                    modules = ", ".join(f"one in {one.__module__}" for one in alike)
+                    raise _error(f"two {kind_of(cls)}s are called {kind}: {modules}")
+                return alike[0]
         raise _error(f"unknown {kind_of(cls)} {str(name)!r}{cls._remedy(str(name))}")
 
     @classmethod
