@@ -68,7 +68,7 @@ class Cifar(Source):
             label = "coarse_label" if self.labels == "coarse" else "auto"
             tables = Table(label=label, channels="rgb", workers=self.workers, on_bad=self.on_bad)
             found = tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)")
-            return tables.read_files(found, beside, MOST_BYTES)
+            return tables.read_files(found, memory=None)
         batches = {name: content for file in files for name, content in _contents(file).items()}
         images, labels, classes = zip(
             *(self._batch(name, content) for name, content in batches.items())

@@ -91,7 +91,7 @@ def pictures(
         raise ValueError("no pictures")
     stamp = hashlib.sha256(f"{stamp} {how.size} {how.channels}".encode()).hexdigest()
     if headers is not None and _decoded_bytes(headers, how) <= memory:
-        return _decoded(encoded, held, columns, how, notes, workers)
+        return decoded(encoded, held, columns, how, notes, workers)
     ids = torch.arange(len(encoded))
     if headers is not None:
         unread = (headers[:, 0] == 0).nonzero()[:, 0].tolist()
@@ -113,7 +113,7 @@ def _decoded_bytes(headers: Tensor, how: How) -> int:
     return int(pixels.sum()) * (1 if how.channels == "grey" else 3)
 
 
-def _decoded(
+def decoded(
     encoded: Encoded,
     held: Mapping[str, Tensor],
     columns: Mapping[str, Column],

@@ -19,7 +19,7 @@ from torch import Tensor
 from fewstep.choice import Natural
 from fewstep.data.dataset import Dataset, Rows
 from fewstep.data.index import file_hash, indexed
-from fewstep.data.lazy import MEMORY, Encoded, Stored, pictures
+from fewstep.data.lazy import MEMORY, Encoded, Stored, decoded, pictures
 from fewstep.data.pictures import Channels, How, OnBad, header
 from fewstep.data.source import Source, check_labels, files_below, of_training
 from fewstep.files import load_tensors, save_tensors
@@ -91,10 +91,10 @@ class Table(Source):
         return self.read_files(files, beside)
 
     def read_files(
-        self, files: Sequence[Path], beside: Path | None = None, memory: int = MEMORY
+        self, files: Sequence[Path], beside: Path | None = None, memory: int | None = MEMORY
     ) -> Dataset:
         """Everything in these files, one after the other, in memory where the decoded pictures have
-        so few bytes. ImportError without `datasets`; else as `read`.
+        so few bytes, or however many (None). ImportError without `datasets`; else as `read`.
         """
         where = ", ".join(map(str, files))
         stored = self._rows(files, where)
@@ -107,6 +107,8 @@ class Table(Source):
             columns["label"] = Classes(classes)
         notes = {"files": where, "class names": ", ".join(names[:100]) or "unknown"}
         how = How(self.size, self.channels, self.on_bad)
+        if memory is None:
+            return decoded(stored, held, columns, how, notes, self.workers)
         stamp = self._stamp(files, stored, beside)
         if "image" not in stored.named:
             return Stored(stored, held, columns, how, stamp, torch.arange(len(stored)), notes)
