@@ -2,6 +2,7 @@
 without a line of the package that knows of them.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,28 @@ class TestCommandLine:
         code, out, _ = fewstep("train", "runs/student/run.yaml")
         assert code == 0
         assert "finished" in out
+
+    def test_evaluate_and_report(self, fewstep, home):
+        """Captions are no labels: what needs these is left out, and said."""
+        code, out, err = fewstep(
+            "evaluate",
+            "runs/student",
+            "--reference",
+            "captioned",
+            "--num",
+            "20",
+            "--out",
+            "result.json",
+            "--report",
+            "page.html",
+        )
+        assert (code, err) == (0, "")
+        result = json.loads(Path("result.json").read_text())
+        assert set(result["values"]) == {"frechet"}
+        assert result["values"]["frechet"] > 0
+        assert set(result["protocol"]["left_out"]) == {"confirmed", "diversity"}
+        assert "the samples have no labels" in out
+        assert "Fréchet" in Path("page.html").read_text(encoding="utf-8")
 
     def test_a_stopped_run_goes_on_bit_by_bit(self, fewstep, home):
         """Words, latents and their draws are the same after a resume."""
