@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,7 +173,8 @@ def distil(
             ready = run.prepared(folder=home, world=world)
             exports = ready.trainer.state.roles.exports
             world.on_leader(lambda: place.begin(run.noted(), exports, restart))
-            with training_progress(run.trainer.steps, home.name, progress) as show:
+            bar = training_progress(run.trainer.steps, home.name, progress)
+            with closing(ready.stream), bar as show:
                 ready.trainer.fit(
                     *_drawing(run, ready),
                     show,

@@ -1,10 +1,13 @@
 """Sets that are too large to keep: rows are read when they are needed, and are the same rows."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
 from tests.data.picture_files import encoded, made, write_parquet, write_pictures
 
+from fewstep.choice import replaced
 from fewstep.data import lazy
 from fewstep.data.dataset import Held
 from fewstep.data.folder import Folder
@@ -13,10 +16,17 @@ from fewstep.data.lazy import Stored, looked_at
 from fewstep.data.stream import Stream
 from fewstep.data.table import Table
 from fewstep.diffusion.draws import Draws
+from fewstep.methods.diffusion import Diffusion
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Labels
+from fewstep.models.source import Fresh
+from fewstep.models.unet import UNet
+from fewstep.run import Run, distil
+from fewstep.training.config import TrainerConfig
+from fewstep.training.log import read_log
 
 COUNT, CLASSES = 60, 4
+TINY = UNet(channels=8, multipliers=(1,), blocks=1, attention=(), head_channels=8, groups=4)
 IMAGES, LABELS = made(COUNT, CLASSES, (3, 8, 8))
 
 
@@ -225,3 +235,26 @@ class TestIndex:
         source = Folder(path=str(tmp_path), split="all")
         for _ in range(2):
             assert len(source.read(tmp_path / "index")) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_gives_the_same_bits_with_workers(source, large, tmp_path, workers):
+    """Micro-batches, health on held-out rows, a resume: the log of a run without workers."""
+    logs = []
+    for number in (0, workers):
+        data = replaced(source, split="train", workers=number)
+        run = Run(
+            data,
+            Diffusion(),
+            Fresh(network=TINY),
+            trainer=TrainerConfig(
+                steps=4, batch=8, micro_batch=4, ema=(0.9,), device="cpu", health_every=2
+            ),
+        )
+        distil(run, tmp_path / f"run-{number}", progress=False)
+        logs.append(read_log(tmp_path / f"run-{number}" / "log.jsonl"))
+    assert len(logs[0]) == 4
+    assert logs[0] == logs[1]
+    assert not multiprocessing.active_children()
+    changed = replaced(run, data=replaced(run.data, workers=0))
+    assert distil(changed, tmp_path / f"run-{workers}", progress=False).already
