@@ -20,12 +20,6 @@ from fewstep.training import health
 from fewstep.training.config import pick_device
 from fewstep.training.plan import Plan, planned, planned_precision
 
-KNOWN = {
-    "digits": ((1, 8, 8), 10),
-    "idx": ((1, 28, 28), 10),
-    "cifar": ((3, 32, 32), 10),
-    "imagenet_9": ((3, 64, 64), 9),
-}  # shape, classes
 IMAGES = 64  # that stand for the data
 
 
@@ -39,22 +33,20 @@ def plan(
 
 def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int, ...], int]:
     """Shape and classes of a run's data. ValueError where nobody says them."""
-    kind = kind_of(type(run.data))
-    if shape is None and kind not in KNOWN:
+    known = run.data.foreseen()
+    if shape is None and known is None:
         raise ValueError(
-            f"the shape of {kind} data is not known before it is read: give --shape 3,64,64 and "
-            f"--classes"
+            f"the shape of {kind_of(type(run.data))} data is not known before it is read: give "
+            "--shape 3,64,64 and --classes"
         )
-    sides, labels = KNOWN.get(kind, ((), 0))
-    if size := getattr(run.data, "size", 0):
-        sides = (*sides[:1], size, size)
+    sides, labels = ((), 0) if known is None else (known.shape, known.classes)
     if shape is not None:
         words = shape.split(",")
         if len(words) != 3 or not all(word.strip().isdecimal() and int(word) for word in words):
             raise ValueError(
                 f"--shape {shape!r} must be channels,height,width: for example 3,32,32"
             )
-        return tuple(map(int, words)), labels if classes is None else classes
+        sides = tuple(map(int, words))
     return sides, labels if classes is None else classes
 
 
@@ -124,10 +116,6 @@ def _mib(size: int) -> str:
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     days, hours = divmod(hours, 24)
-    return (
-        f"{days} days {hours} h"
-        if days
-        else f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min"
-    )
+    if days:
+        return f"{days} days {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -20,6 +20,7 @@ from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.pictures import OnBad, Pixels
 from fewstep.data.source import Source, check_labels, files_below, of_training, unpacked
 from fewstep.data.table import Table
+from fewstep.models.space import Space, image_space
 
 BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")
 ARCHIVE = re.compile(r"cifar.*\.(tar|tar\.gz|tgz)")
@@ -61,6 +62,10 @@ class Cifar(Source):
         return max(
             versions.values(), key=lambda files: sum(f.stat().st_size for f in files), default=[]
         )
+
+    def foreseen(self) -> Space:
+        """As CIFAR-10 is."""
+        return image_space(SHAPE, CLASSES["labels"])
 
     def read(self, beside: Path | None = None) -> Dataset:
         files = self.files_at(Path(self.path)) if self.path else []

@@ -9,11 +9,15 @@ import torch
 
 from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.source import Source
+from fewstep.models.space import Space, image_space
 
 
 @dataclass(frozen=True)
 class Digits(Source):
     """The digits; a value of 0 … 16 becomes value/16, rounded to 8 bits."""
+
+    def foreseen(self) -> Space:
+        return image_space((1, 8, 8), 10)
 
     def read(self, beside: Path | None = None) -> Dataset:
         from sklearn.datasets import load_digits

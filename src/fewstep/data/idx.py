@@ -12,6 +12,7 @@ import torch
 from fewstep.choice import Count
 from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.source import Source, check_labels, unpacked
+from fewstep.models.space import Space, image_space
 
 LABELS, IMAGES, COLOURS = 1, 3, 4  # numbers of dimensions, as the magic number has them
 
@@ -40,6 +41,10 @@ class Idx(Source):
                 ]
                 pairs.append((sizes[0], [file, *labels[:1]]))
         return max(pairs, key=lambda pair: pair[0])[1] if pairs else []
+
+    def foreseen(self) -> Space:
+        """As MNIST and its kin are."""
+        return image_space((1, 28, 28), self.classes)
 
     def read(self, beside: Path | None = None) -> Dataset:
         file, *labels = self.found(self.path, "IDX images")

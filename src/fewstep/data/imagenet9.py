@@ -12,6 +12,7 @@ from fewstep.data.folder import SUFFIXES
 from fewstep.data.lazy import of_files
 from fewstep.data.pictures import Channels, How, OnBad
 from fewstep.data.source import Source, files_below
+from fewstep.models.space import Space, image_space
 
 # First and last WordNet id of each group. Sorted by id, ImageNet-1k's classes in between are
 # exactly the group's (their numbers in brackets); the larger ImageNet has others there as well.
@@ -55,6 +56,10 @@ class Imagenet9(Source):
             for f in files
             if f.suffix.lower() in SUFFIXES and group(f.parent.name) and f.parent.parent == top
         ]
+
+    def foreseen(self) -> Space | None:
+        depth = 1 if self.channels == "grey" else 3
+        return image_space((depth, self.size, self.size), len(GROUPS)) if self.size else None
 
     def read(self, beside: Path | None = None) -> Dataset:
         seen, files = Counter[str](), []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewstep.choice import Choice, Natural, Share
 from fewstep.data.dataset import Dataset
+from fewstep.models.space import Space
 
 Split = Literal["all", "train", "test"]
 TESTS = {"test", "val", "valid", "validation"}
@@ -75,6 +76,10 @@ class Source(Choice, ABC):
         if not (files := self.files_at(Path(path))):
             raise ValueError(f"no {what} in {path} (found: {_content(Path(path))})")
         return files
+
+    def foreseen(self) -> Space | None:
+        """What its rows will be, as the options tell it; None where only reading tells."""
+        return None
 
     @abstractmethod
     def read(self, beside: Path | None = None) -> Dataset:
