@@ -12,12 +12,25 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fewstep.models.bundle import DiffusionModel
     from fewstep.models.folder import load
+    from fewstep.models.outside import OutsideNetwork
+    from fewstep.models.wrapped import from_network
     from fewstep.run import Run, distil
 
-__all__ = ["DiffusionModel", "Run", "__version__", "distil", "load", "plugins"]
+__all__ = [
+    "DiffusionModel",
+    "OutsideNetwork",
+    "Run",
+    "__version__",
+    "distil",
+    "from_network",
+    "load",
+    "plugins",
+]
 
 _HOMES = {
     "DiffusionModel": "fewstep.models.bundle",
+    "OutsideNetwork": "fewstep.models.outside",
+    "from_network": "fewstep.models.wrapped",
     "load": "fewstep.models.folder",
     "Run": "fewstep.run",
     "distil": "fewstep.run",

@@ -32,7 +32,7 @@ from fewstep.training.processes import World, together
 from fewstep.training.progress import training_progress
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer
-from fewstep.training.start import held_out, lacking, unlike
+from fewstep.training.start import held_out, lacking, nameless, unlike
 from fewstep.training.students import save_students
 from fewstep.training.tensorboard import TensorBoard, check_tensorboard
 from fewstep.training.trainer import Trainer
@@ -94,6 +94,8 @@ class Run(Choice):
         if isinstance(model, DiffusionModel):
             if reason := unlike(begin.denoiser, model.denoiser):
                 raise ValueError(f"start: {reason}")
+            if reason := nameless(begin.denoiser, folder):
+                raise ValueError(reason)
             if not model.examples:
                 model.examples = texts(dataset, model.conditioner.spec.reads)
         with seeded(seed, torch.device("cpu")):  # new heads

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,11 @@ class Coefficients(NamedTuple):
 
 class Parameterization(Choice, ABC):
     """The coefficients of one prediction type, for any process."""
+
+    @classmethod
+    def spelled(cls, value: Any) -> Any:
+        """As of every choice; "sample" alone is `sample_prediction`."""
+        return super().spelled("sample_prediction" if value == "sample" else value)
 
     @abstractmethod
     def __call__(self, process: Process, t: Time) -> Coefficients:

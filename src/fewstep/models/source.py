@@ -25,8 +25,8 @@ from fewstep.models.unet import UNet
 
 
 class ModelSource(Choice, ABC):
-    """`teacher=` of a run. A bare string that names no kind is the path or name of a saved
-    model.
+    """`teacher=` of a run. A bare string that names a network is a fresh one; one that names no
+    kind is the path or name of a saved model.
     """
 
     @abstractmethod
@@ -41,6 +41,9 @@ class ModelSource(Choice, ABC):
         options = dict(value)
         kind = options.setdefault("kind", "saved" if "path" in options else None)
         known = {flat(name) for name in cls.kinds()}
+        if isinstance(kind, str) and flat(kind) in {flat(name) for name in Network.kinds()} - known:
+            inner = {"kind": kind, **options.get("network", {})}  # teacher.network.width=16
+            return options | {"kind": "fresh", "network": inner}
         if isinstance(kind, str) and flat(kind) not in known and not plugins.remedy(kind):
             options = {"path": kind, **options, "kind": "saved"}  # teacher=runs/x teacher.ema=0.999
         if isinstance(ema := options.get("ema"), float | int):

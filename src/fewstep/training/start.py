@@ -1,10 +1,14 @@
 """What a run begins with must fit together: data, method, teacher and start."""
 
+from pathlib import Path
+
 from fewstep.choice import kind_of
 from fewstep.data.dataset import Dataset
 from fewstep.data.source import Source
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.errors import option_errors
 from fewstep.learning.method import Method
+from fewstep.models.network import Network
 from fewstep.models.space import described
 
 
@@ -19,6 +23,20 @@ def lacking(method: Method, dataset: Dataset) -> str | None:
     if "x0" in method.needs and not dataset.shape:
         held = described(dataset.columns)
         return f"{kind_of(type(method))} needs images or latents, the data has {held}"
+    return None
+
+
+def nameless(start: Denoiser, folder: Path | None) -> str | None:
+    """Why no file can say how to build the student's network again; None where one can, or where
+    nothing will be saved (no folder).
+    """
+    if folder is None:
+        return None
+    spec: Network = start.network.spec  # type: ignore[assignment]
+    try:
+        Network.parse(spec.dump())
+    except ValueError as error:
+        return "; ".join(option_errors(error)) or str(error)
     return None
 
 
