@@ -72,7 +72,7 @@ class Bare(ModelSource):
 @pytest.fixture(autouse=True)
 def _loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        plugins, "_loaded", plugins._loaded | {__name__.partition(".")[0]: "test_outside.py"}
+        plugins, "_loaded", plugins._loaded | {__name__.partition(".")[0]: "test_wrapped.py"}
     )
     monkeypatch.chdir(tmp_path)
 
