@@ -21,6 +21,7 @@ from fewstep.training.log import read_log
 
 FILE = Path(__file__).parents[1] / "toys.py"
 TOYS = plugins.load(FILE)
+NAMED = plugins._loaded.pop("toys")  # other tests list what the package has
 TEACHER = (
     "train",
     "digits_teacher",
@@ -34,6 +35,13 @@ TEACHER = (
     *LOOP,
 )
 STUDENT = ("train", "digits_cd", "data=captioned", "teacher=runs/teacher", *LOOP)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loaded():
+    plugins._loaded["toys"] = NAMED
+    yield
+    plugins._loaded.pop("toys", None)
 
 
 @pytest.fixture(scope="module")
