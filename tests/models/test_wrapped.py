@@ -1,6 +1,7 @@
 """Networks from outside: called in their own way, extended, saved, refused at the door."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def _loaded(monkeypatch, tmp_path):
         plugins, "_loaded", plugins._loaded | {__name__.partition(".")[0]: "test_wrapped.py"}
     )
     monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("my_network", None)  # the file of one test, not of others
 
 
 def noise(rows=3):
