@@ -13,6 +13,8 @@ import tempfile
 import pytest
 import torch
 
+from fewstep import plugins
+
 torch.set_num_threads(1)
 
 # What `datasets` converts it keeps; a test run shall leave nothing in the user's cache.
@@ -23,6 +25,15 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_plugin_stays():
+    """What a test loads is not listed in the next one."""
+    before = dict(plugins._loaded)
+    yield
+    plugins._loaded.clear()
+    plugins._loaded.update(before)
 
 
 @pytest.fixture(autouse=True)
