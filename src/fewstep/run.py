@@ -32,7 +32,7 @@ from fewstep.training.processes import World, together
 from fewstep.training.progress import training_progress
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer
-from fewstep.training.start import held_out, lacking, nameless, unlike
+from fewstep.training.start import check_nameable, held_out, lacking, unlike
 from fewstep.training.students import save_students
 from fewstep.training.tensorboard import TensorBoard, check_tensorboard
 from fewstep.training.trainer import Trainer
@@ -94,8 +94,6 @@ class Run(Choice):
         if isinstance(model, DiffusionModel):
             if reason := unlike(begin.denoiser, model.denoiser):
                 raise ValueError(f"start: {reason}")
-            if reason := nameless(begin.denoiser, folder):
-                raise ValueError(reason)
             if not model.examples:
                 model.examples = texts(dataset, model.conditioner.spec.reads)
         with seeded(seed, torch.device("cpu")):  # new heads
@@ -114,12 +112,12 @@ class Run(Choice):
             share,
         )
         trainer = Trainer(self.method, nets, stream, self.trainer, folder, world)
-        return Prepared(model, nets, stream, trainer, test)
+        return Prepared(model, nets, stream, trainer, test, begin)
 
 
 class Prepared(NamedTuple):
     """A run that can begin. held_out: images that it never trains on; None where there are none,
-    or nobody asks.
+    or nobody asks. begin: the model whose weights the student begins with.
     """
 
     model: Any
@@ -127,6 +125,7 @@ class Prepared(NamedTuple):
     stream: Stream
     trainer: Trainer
     held_out: Dataset | None
+    begin: Any
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,8 @@ def distil(
             if finished:
                 return _read(run, home)
             ready = run.prepared(folder=home, world=world)
+            if isinstance(ready.begin, DiffusionModel):
+                check_nameable(ready.begin.denoiser)
             exports = ready.trainer.state.roles.exports
             world.on_leader(lambda: place.begin(run.noted(), exports, restart))
             bar = training_progress(run.trainer.steps, home.name, progress)

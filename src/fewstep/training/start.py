@@ -1,7 +1,5 @@
 """What a run begins with must fit together: data, method, teacher and start."""
 
-from pathlib import Path
-
 from fewstep.choice import kind_of
 from fewstep.data.dataset import Dataset
 from fewstep.data.source import Source
@@ -26,18 +24,15 @@ def lacking(method: Method, dataset: Dataset) -> str | None:
     return None
 
 
-def nameless(start: Denoiser, folder: Path | None) -> str | None:
-    """Why no file can say how to build the student's network again; None where one can, or where
-    nothing will be saved (no folder).
+def check_nameable(start: Denoiser) -> None:
+    """ValueError where no file can say how to build the student's network again: better now than
+    when it is trained.
     """
-    if folder is None:
-        return None
     spec: Network = start.network.spec  # type: ignore[assignment]
     try:
         Network.parse(spec.dump())
     except ValueError as error:
-        return "; ".join(option_errors(error)) or str(error)
-    return None
+        raise ValueError("; ".join(option_errors(error)) or str(error)) from None
 
 
 def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
