@@ -100,6 +100,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(0o644)
 
 
+def replace_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replaces a safetensors file in one step; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        save_tensors(beside, tensors)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError with its name where it is damaged or of another
     format.

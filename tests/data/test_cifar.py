@@ -425,3 +425,9 @@ class TestDamaged:
         for path in (tmp_path, tmp_path / "notes.txt"):
             with pytest.raises(ValueError, match=r"no CIFAR .* in .*found: notes\.txt"):
                 read(path)
+
+
+def test_a_table_without_pictures_is_no_cifar(tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt,label\na cat,0\n")
+    with pytest.raises(ValueError, match=r"prompts\.csv has no pictures, only label, caption"):
+        Cifar(path=str(tmp_path)).read()

@@ -131,7 +131,7 @@ class TestBadPictures:
         wanted = [made(1, seed=i)[0][0] for i in (6, 8, 8, 0)]
         assert np.array_equal(images.numpy(), np.stack(wanted))
         assert list(dataset.bad) == [7, 299]
-        assert str(tmp_path / "007.png") in dataset.bad[7]
+        assert str(tmp_path / "007.png") in dataset.bad[7][1]
 
     def test_its_label_goes_with_it(self, tmp_path, large):
         names = {f"{i % 3}__{i:03}": made(1, seed=i)[0][0] for i in range(150)}

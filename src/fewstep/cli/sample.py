@@ -52,7 +52,6 @@ def sample(
 
 
 def _labels(text: str) -> Tensor:
-
     try:
         return torch.tensor([int(word) for word in text.split(",")])
     except ValueError:

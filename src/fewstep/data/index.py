@@ -8,7 +8,6 @@ seen, as in any such index.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.files import load_tensors, save_tensors
+from fewstep.files import load_tensors, replace_tensors, sha256
 
 DIGEST = 16  # bytes of a hash that are kept
 THREADS = 4
@@ -48,9 +47,9 @@ class Index:
 def indexed(files: Sequence[Path], names: Sequence[str], look: Look, beside: Path | None) -> Index:
     """The index of these files, from `beside` where it knows them, else by looking at them.
 
-    names: how each file is known in the index. look: reads a file, and gives
-    the hash of its contents and what its header says. beside: the file that keeps the index; what
-    was looked at is written there.
+    names: how each file is known in the index. look: reads a file, and gives the hash of its
+    contents and what its header says. beside: the file that keeps the index; what was looked at is
+    written there.
     """
     sizes = torch.empty(len(files), dtype=torch.int64)
     times = torch.empty(len(files), dtype=torch.int64)
@@ -117,10 +116,8 @@ def _read(beside: Path) -> Index | None:
 
 def _write(beside: Path, index: Index) -> None:
     names = "\0".join(index.names).encode(errors=NOT_UTF8)
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside.with_name(f".tmp-{os.getpid()}-{beside.name}")
-    save_tensors(
-        partial,
+    replace_tensors(
+        beside,
         {
             "names": torch.frombuffer(bytearray(names), dtype=torch.uint8),
             "sizes": index.sizes,
@@ -129,7 +126,6 @@ def _write(beside: Path, index: Index) -> None:
             "headers": index.headers,
         },
     )
-    partial.replace(beside)
 
 
 def contents_hash(content: bytes) -> bytes:
@@ -139,5 +135,4 @@ def contents_hash(content: bytes) -> bytes:
 
 def file_hash(file: Path) -> bytes:
     """The same of a file of any size, read in pieces."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()[:DIGEST]
+    return bytes.fromhex(sha256(file))[:DIGEST]

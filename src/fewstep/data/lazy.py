@@ -170,7 +170,7 @@ class Stored(Dataset):
     """Rows that are read, and whose picture is decoded, when they are needed.
 
     Where on_bad is skip, a picture that turns out damaged is replaced by the next one that is not;
-    `bad` names those that this process met, and more than 1 % of all are an error.
+    `bad` holds name and reason of those that this process met; more than 1 % of all are an error.
     """
 
     in_memory = False
@@ -189,7 +189,7 @@ class Stored(Dataset):
         self.encoded, self.held, self.columns, self.how = encoded, held, dict(columns), how
         self.columns |= encoded.columns
         self.stamp, self.ids, self.notes, self.flip = stamp, ids, dict(notes), flip
-        self.bad: dict[int, str] = {}
+        self.bad: dict[int, tuple[str, str]] = {}
 
     def rows(self, index: Tensor, columns: Sequence[str] | None = None) -> Rows:
         wanted = list(self.columns if columns is None else columns)
@@ -225,9 +225,7 @@ class Stored(Dataset):
     def verify(self) -> None:
         for first in range(0, len(self), CHUNK):
             self.rows(torch.arange(first, min(len(self), first + CHUNK)))
-        if self.bad:
-            found = [(self.encoded.name(place), reason) for place, reason in self.bad.items()]
-            self.notes |= left_out(found, len(self), self.how.on_bad)
+        self.notes |= left_out(list(self.bad.values()), len(self), self.how.on_bad)
 
     def _images(self, places: list[int], index: Tensor) -> tuple[list[int], Tensor]:
         """The pictures at these places, or at the next ones that can be read, with their places."""
@@ -253,8 +251,8 @@ class Stored(Dataset):
                 raise
             except Exception as error:  # damaged content makes Pillow raise any type there is
                 name = self.encoded.name(place)
-                self.bad[place] = f"{name}: {error}"
-                left_out([(name, self.bad[place])] * len(self.bad), len(self), self.how.on_bad)
+                self.bad[place] = name, f"{name}: {error}"
+                left_out(list(self.bad.values()), len(self), self.how.on_bad)
             row = (row + 1) % len(self)
             place = int(self.ids[row])
             content = self.encoded.contents([place])[0]

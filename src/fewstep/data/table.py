@@ -22,7 +22,7 @@ from fewstep.data.index import file_hash, indexed
 from fewstep.data.lazy import MEMORY, Encoded, Stored, decoded, pictures
 from fewstep.data.pictures import Channels, How, OnBad, header
 from fewstep.data.source import Source, check_labels, files_below, of_training
-from fewstep.files import load_tensors, save_tensors
+from fewstep.files import load_tensors, replace_tensors
 from fewstep.models.space import Classes, Column, Text, Vectors
 
 # By the end of a file's name, the reader of `datasets`.
@@ -108,6 +108,8 @@ class Table(Source):
         notes = {"files": where, "class names": ", ".join(names[:100]) or "unknown"}
         how = How(self.size, self.channels, self.on_bad)
         if memory is None:
+            if "image" not in stored.named:
+                raise ValueError(f"{where} has no pictures, only {', '.join(stored.named)}")
             return decoded(stored, held, columns, how, notes, self.workers)
         stamp = self._stamp(files, stored, beside)
         if "image" not in stored.named:
@@ -237,6 +239,7 @@ class TableRows(Encoded):
         self, rows: Any, named: Mapping[str, str], files: Sequence[Path], counts: Sequence[int]
     ):
         import datasets
+        import pyarrow
 
         self.named, self.files = dict(named), [str(file) for file in files]
         self.ends = list(itertools.accumulate(counts))
@@ -244,11 +247,7 @@ class TableRows(Encoded):
         if "image" in named:
             try:
                 rows = rows.cast_column(named["image"], datasets.Image(decode=False))
-            except (
-                ValueError,
-                TypeError,
-                NotImplementedError,
-            ) as error:
+            except (pyarrow.ArrowException, TypeError, ValueError) as error:
                 reason = f"column {named['image']} holds no pictures"
                 raise ValueError(f"{files[0]} row 0: {reason} ({error})") from None
         self.rows = rows.select_columns(list(dict.fromkeys(named.values())))
@@ -337,8 +336,5 @@ class TableRows(Encoded):
             for place, content in zip(places, self.contents(places)):
                 looked[place] = torch.tensor(header(content), dtype=torch.int32)
         if beside is not None:
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            partial = beside.with_name(f".tmp-{os.getpid()}-{beside.name}")
-            save_tensors(partial, {"headers": looked})
-            partial.replace(beside)
+            replace_tensors(beside, {"headers": looked})
         return looked

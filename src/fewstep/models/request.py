@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.choice import did_you_mean
+from fewstep.choice import did_you_mean, flat
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
@@ -92,7 +92,8 @@ class Answer:
         pixels = model.shape[-1] * model.shape[-2] if len(model.shape) > 1 else 1
         self.batch = request.batch or max(16, min(256, 32768 // pixels))
         model.conditioner.check(self.asked)  # all of it, before the first image
-        model.conditioner.check(self.negative or self.asked)
+        if self.negative:
+            model.conditioner.check(self.negative)
         self.seconds = math.nan
 
     def images(self) -> Tensor:
@@ -213,12 +214,11 @@ class Answer:
 
 def named_sampler(name: str, steps: int) -> Sampler:
     """A sampler by its name, or the ODE sampler by its solver's. ValueError for others."""
-    solvers = {key.replace("_", ""): kind for key, kind in Solver.kinds().items()}
     samplers = {key: kind for key, kind in Sampler.kinds().items() if kind is not Ode}
-    plain = name.replace("_", "").replace("-", "").lower()
-    if plain in solvers:
-        return Ode(steps=steps, solver=solvers[plain]())
-    for key, kind in samplers.items():
-        if key.replace("_", "") == plain:
-            return kind().with_steps(steps)
+    for key, solver in Solver.kinds().items():
+        if flat(key) == flat(name):
+            return Ode(steps=steps, solver=solver())
+    for key, sampler in samplers.items():
+        if flat(key) == flat(name):
+            return sampler().with_steps(steps)
     raise ValueError(f"no sampler {name!r}{did_you_mean(name, [*Solver.kinds(), *samplers])}")
