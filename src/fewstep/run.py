@@ -15,7 +15,6 @@ from fewstep.data.dataset import Dataset, texts
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.errors import option_errors
-from fewstep.images.grid import write_grid
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
 from fewstep.metrics.classifier import Classification
@@ -218,7 +217,7 @@ def _drawing(run: Run, ready: Prepared) -> list[Observer]:
     if config.sample_every:
         samples, steps = place.path / "samples", config.sample_steps
         every = config.sample_every
-        found.append(Gallery(run.method, ready.model, samples, every, steps, world, write_grid))
+        found.append(Gallery(run.method, ready.model, samples, every, steps, world))
     if config.tensorboard and world.is_leader:
         found.append(TensorBoard(place.path / "tensorboard"))
     return found

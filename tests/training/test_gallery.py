@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fewstep.learning.method import Clock
 from fewstep.methods.dmd2 import DMD2
@@ -21,10 +22,13 @@ from fewstep.training.gallery import Gallery
     ],
 )
 def test_grids_are_of_steps_that_the_student_serves(tmp_path, method, asked, drawn):
-    made, written = [], []
-    model = SimpleNamespace(
-        trained=lambda *_: SimpleNamespace(generate=lambda num, steps: made.append(steps))
-    )
+    made = []
+
+    def generate(num, steps):
+        made.append(steps)
+        return torch.zeros(num, 1, 4, 4)
+
+    model = SimpleNamespace(trained=lambda *_: SimpleNamespace(generate=generate))
     gallery = Gallery(
         method,
         model,
@@ -32,11 +36,11 @@ def test_grids_are_of_steps_that_the_student_serves(tmp_path, method, asked, dra
         1,
         asked,
         SimpleNamespace(is_leader=True),
-        lambda path, images: written.append(path.name),
     )
     seen = SimpleNamespace(
         due=lambda every: True, exported={"student": None}, clock=Clock(5, 10, 8), done=6
     )
     gallery(seen)
     assert made == drawn
+    written = sorted(path.name for path in tmp_path.iterdir())
     assert written == [f"step-00000006-{n}.png" for n in drawn]

@@ -1,11 +1,10 @@
 """Pictures of what a run has learned so far."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from fewstep.images.grid import write_grid
 from fewstep.learning.method import Method
 from fewstep.training.processes import World
 from fewstep.training.seen import Seen
@@ -18,7 +17,7 @@ class Gallery:
     2 steps.
 
     model: whose codec, conditions and shape they have. steps: one grid for each that the student
-    serves, or, if it serves none of them, one in its own number. write: makes a file of images.
+    serves, or, if it serves none of them, one in its own number.
     """
 
     def __init__(
@@ -29,10 +28,9 @@ class Gallery:
         every: int,
         steps: Sequence[int],
         world: World,
-        write: Callable[[Path, Tensor], None],
     ):
         self.method, self.model, self.folder, self.every = method, model, folder, every
-        self.steps, self.world, self.write = steps, world, write
+        self.steps, self.world = steps, world
 
     def __call__(self, seen: Seen) -> None:
         """Draws and writes, in the leading process; the others help to gather the networks."""
@@ -47,4 +45,4 @@ class Gallery:
             served = filter(self.method.serves, self.steps)
             for steps in list(served) or [sampler.steps]:
                 path = self.folder / f"{prefix}step-{seen.done:08d}-{steps}.png"
-                self.write(path, made.generate(num=IMAGES, steps=steps))
+                write_grid(path, made.generate(num=IMAGES, steps=steps))
