@@ -54,8 +54,8 @@ class LossScale:
     patience = 2000
 
     def __init__(self, device: torch.device):
-        self.scale = torch.tensor(65536.0, device=device)
-        self.good = torch.tensor(0.0, device=device)
+        self.scale = torch.full((), 65536.0, device=device)
+        self.good = torch.zeros((), device=device)
 
     def note(self, bad: Tensor) -> None:
         """One update more, with or without an overflow."""
