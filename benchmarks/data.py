@@ -6,8 +6,9 @@ On made data, in a folder of its own that is removed: JPEG pictures of 64 × 64 
 one Parquet table of small PNG pictures. Every measurement is a process of its own. start: seconds
 from the start of Python to the first batch of 128 rows, the first time and with the index of the
 first time beside the run. grown: MiB of memory that is the process's own (not files mapped into it)
-beyond what it has once everything is imported. rate: pictures per second that one and two workers
-decode, as medians of interleaved repeats.
+beyond what it has once everything is imported. Pictures per second with one and with two workers,
+as medians of interleaved repeats; read: decoded and handed over; encoded: also moved and encoded by
+the main process, which on a machine of two cores shares them with the workers.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import median
 
 BATCH = 128
+BATCHES = {"folder": 50, "table": 50, "rate": 300}
 
 
 def main() -> None:
@@ -58,15 +60,17 @@ def figures(home: Path, pictures: int, rows: int, repeats: int) -> dict[str, obj
             "grown": round(second["grown"], 1),
             "grown, behind 50 batches": round(second["grown at the end"], 1),
         }
-    rates: dict[int, list[float]] = {1: [], 2: []}
+    seen: dict[int, list[dict[str, float]]] = {1: [], 2: []}
     for _ in range(repeats):
-        for workers, seen in rates.items():
-            seen.append(child("rate", home / "folder", workers)["rate"])
-    found["rate"] = {
-        "1 worker": round(median(rates[1])),
-        "2 workers": round(median(rates[2])),
-        "ratio": round(median(rates[2]) / median(rates[1]), 2),
-    }
+        for workers, measured_so_far in seen.items():
+            measured_so_far.append(child("rate", home / "folder", workers))
+    for what in ("read", "encoded"):
+        one, two = (median([m[what] for m in seen[workers]]) for workers in (1, 2))
+        found[f"pictures per second, {what}"] = {
+            "1 worker": round(one),
+            "2 workers": round(two),
+            "ratio": round(two / one, 2),
+        }
     return found
 
 
@@ -83,6 +87,7 @@ def measured(kind: str, folder: Path, workers: int) -> dict[str, float]:
     import torch
 
     from fewstep.data.folder import Folder
+    from fewstep.data.reader import Reader
     from fewstep.data.stream import Stream
     from fewstep.data.table import Table
     from fewstep.diffusion.draws import Draws
@@ -103,13 +108,20 @@ def measured(kind: str, folder: Path, workers: int) -> dict[str, float]:
     rows = range(BATCH)
     stream(0, rows, Draws(0, rows))
     figures = {"start": time.perf_counter() - began, "grown": own_memory() - base}
-    count = 100 if kind == "rate" else 50
     started = time.perf_counter()
-    for number in range(1, count + 1):
+    for number in range(1, BATCHES[kind] + 1):
         stream(number, rows, Draws(0, rows))
-    figures["rate"] = count * BATCH / (time.perf_counter() - started)
+    figures["encoded"] = BATCHES[kind] * BATCH / (time.perf_counter() - started)
     figures["grown at the end"] = own_memory() - base
     stream.close()
+    if kind == "rate":
+        reader = Reader(dataset, stream.ids, rows, workers)
+        reader(0, rows, pinned=False)
+        started = time.perf_counter()
+        for number in range(1, BATCHES[kind] + 1):
+            reader(number, rows, pinned=False)
+        figures["read"] = BATCHES[kind] * BATCH / (time.perf_counter() - started)
+        reader.close()
     return figures
 
 

@@ -156,7 +156,9 @@ def decode(content: bytes, size: int = 0, channels: Channels = "auto") -> Pixels
         )
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("L" if grey else "RGB")
+    mode = "L" if grey else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     if size:
         wide, high = (round(side * size / min(image.size)) for side in image.size)
         left, top = (wide - size) // 2, (high - size) // 2
