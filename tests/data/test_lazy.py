@@ -189,7 +189,7 @@ class TestIndex:
             return looked_at(file)
 
         monkeypatch.setattr(lazy, "looked_at", looked)
-        monkeypatch.setattr("fewstep.data.table.file_hash", looked)
+        monkeypatch.setattr("fewstep.data.table_files.file_hash", looked)
         monkeypatch.setattr("fewstep.data.table.header", looked)
         again = source.choose(source.read(beside))
         assert seen == []

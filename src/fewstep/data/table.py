@@ -7,7 +7,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,30 +17,21 @@ from torch import Tensor
 
 from fewstep.choice import Natural
 from fewstep.data.dataset import Dataset, Rows
-from fewstep.data.index import file_hash, indexed
+from fewstep.data.index import indexed
 from fewstep.data.lazy import MEMORY, Encoded, Stored, decoded, pictures
 from fewstep.data.pictures import Channels, How, OnBad, header
 from fewstep.data.source import Source, check_labels, files_below, of_training
+from fewstep.data.table_files import READERS, opened, same_columns, table_looked_at
 from fewstep.files import load_tensors, replace_tensors
 from fewstep.models.space import Classes, Column, Text, Vectors
 
-# By the end of a file's name, the reader of `datasets`.
-READERS = {
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".tar": "webdataset",
-}
 IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp", "file_name", "image_path", "path")
 LABELS = ("label", "fine_label", "labels", "cls", "class")
 CAPTIONS = ("caption", "text", "prompt", "txt")
 OTHERS = ("latent", "embedding")
 MOST_CLASSES = 100_000
 LOOKED_AT_ANYWAY = 100_000  # rows whose pictures take seconds to look at
-CHUNK = 4096  # rows whose pictures are looked at together
+CHUNK = 256  # rows whose pictures are looked at together
 
 
 @dataclass(frozen=True)
@@ -97,6 +87,7 @@ class Table(Source):
         so few bytes, or however many (None). ImportError without `datasets`; else as `read`.
         """
         where = ", ".join(map(str, files))
+        contents = self._contents(files, beside)
         stored = self._rows(files, where)
         held: dict[str, Tensor] = {}
         columns: dict[str, Column] = {}
@@ -111,7 +102,7 @@ class Table(Source):
             if "image" not in stored.named:
                 raise ValueError(f"{where} has no pictures, only {', '.join(stored.named)}")
             return decoded(stored, held, columns, how, notes, self.workers)
-        stamp = self._stamp(files, stored, beside)
+        stamp = hashlib.sha256(f"{contents} {stored.named}".encode()).hexdigest()
         if "image" not in stored.named:
             return Stored(stored, held, columns, how, stamp, torch.arange(len(stored)), notes)
         looked = None
@@ -136,12 +127,11 @@ class Table(Source):
             raise ValueError(f"no rows: {where}")
         return TableRows(rows, self._named(rows.column_names, where), files, counts)
 
-    def _stamp(self, files: Sequence[Path], rows: TableRows, beside: Path | None) -> str:
-        """A hash of the files and of which columns are used."""
+    def _contents(self, files: Sequence[Path], beside: Path | None) -> str:
+        """A hash of the files, of which each was found to hold no more than it may."""
         kept = None if beside is None else beside / "files.safetensors"
         names = [str(file) for file in files]
-        index = indexed(files, names, lambda file: (file_hash(file), (0, 0, 0)), kept)
-        return hashlib.sha256(f"{index.stamp()} {rows.named}".encode()).hexdigest()
+        return indexed(files, names, table_looked_at, kept).stamp()
 
     def _looks(self, rows: int) -> bool:
         """Whether every picture's header is looked at before the first is used: where something has
@@ -175,59 +165,6 @@ class Table(Source):
             listed = " or ".join(IMAGES[:2])
             raise ValueError(f"{where} has no column {listed}, only {', '.join(there)}")
         return named
-
-
-def same_columns(files: Sequence[Path]) -> list[int]:
-    """How many rows each Parquet file has. ValueError where their columns differ."""
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    counts, first = [], None
-    for file in files:
-        try:
-            with ParquetFile(file) as table:
-                names, count = set(table.schema_arrow.names), table.metadata.num_rows
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
-        first = names if first is None else first
-        if names != first:
-            some = ", ".join(sorted(names ^ first))
-            told = ", ".join(map(str, files))
-            raise ValueError(f"columns in some files only, {some}: {told}")
-        counts.append(count)
-    return counts
-
-
-def opened(files: Sequence[Path]) -> Any:
-    """The rows of files of one format, as a memory-mapped `datasets.Dataset`."""
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    import datasets
-
-    reader = READERS[files[0].suffix.lower()]
-    options: dict[str, Any] = {}
-    if reader == "parquet":
-        from pyarrow.dataset import ParquetFragmentScanOptions
-
-        options["fragment_scan_options"] = ParquetFragmentScanOptions(
-            page_checksum_verification=True
-        )
-    if files[0].suffix.lower() == ".tsv":
-        options["sep"] = "\t"
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        return datasets.load_dataset(
-            reader, data_files={"train": [str(file) for file in files]}, split="train", **options
-        )
-    except Exception as error:  # what is damaged makes it raise types of several libraries
-        raise unusable(files, error.__cause__ or error) from None
-
-
-def unusable(files: Sequence[Path], error: BaseException) -> ValueError:
-    """The error of tables that a library refuses."""
-    told = ", ".join(map(str, files))
-    reason = " ".join(str(error).split())
-    return ValueError(f"{told} is damaged or cannot be used: {reason}")
 
 
 class TableRows(Encoded):

@@ -1,0 +1,89 @@
+"""Files of tables: how much they hold, whether they fit together, and their rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep.data.bounds import check_archive, check_bytes
+from fewstep.data.index import file_hash
+
+# By the end of a file's name, the reader of `datasets`.
+READERS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".tar": "webdataset",
+}
+
+
+def table_looked_at(file: Path) -> tuple[bytes, tuple[int, int, int]]:
+    """The hash of a table's file, for an index. ValueError where it may not be opened."""
+    if READERS[file.suffix.lower()] == "webdataset":
+        check_archive(file)
+    return file_hash(file), (0, 0, 0)
+
+
+def same_columns(files: Sequence[Path]) -> list[int]:
+    """How many rows each Parquet file has. ValueError where their columns differ."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    counts, first = [], None
+    for file in files:
+        try:
+            with ParquetFile(file) as table:
+                names, count = set(table.schema_arrow.names), table.metadata.num_rows
+                held = unpacked_bytes(table.metadata)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
+        check_bytes(file, held)
+        first = names if first is None else first
+        if names != first:
+            some = ", ".join(sorted(names ^ first))
+            told = ", ".join(map(str, files))
+            raise ValueError(f"columns in some files only, {some}: {told}")
+        counts.append(count)
+    return counts
+
+
+def unpacked_bytes(metadata: Any) -> int:
+    """Of all pages of a Parquet file, as its metadata say."""
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+
+
+def opened(files: Sequence[Path]) -> Any:
+    """The rows of files of one format, as a memory-mapped `datasets.Dataset`."""
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    import datasets
+
+    reader = READERS[files[0].suffix.lower()]
+    options: dict[str, Any] = {}
+    if reader == "parquet":
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        options["fragment_scan_options"] = ParquetFragmentScanOptions(
+            page_checksum_verification=True
+        )
+    if files[0].suffix.lower() == ".tsv":
+        options["sep"] = "\t"
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        return datasets.load_dataset(
+            reader, data_files={"train": [str(file) for file in files]}, split="train", **options
+        )
+    except Exception as error:  # what is damaged makes it raise types of several libraries
+        raise unusable(files, error.__cause__ or error) from None
+
+
+def unusable(files: Sequence[Path], error: BaseException) -> ValueError:
+    """The error of tables that a library refuses."""
+    told = ", ".join(map(str, files))
+    reason = " ".join(str(error).split())
+    return ValueError(f"{told} is damaged or cannot be used: {reason}")

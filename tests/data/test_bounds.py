@@ -1,0 +1,120 @@
+"""What a file says of its own size costs a message, and no memory."""
+
+import gzip
+import struct
+import tarfile
+import tracemalloc
+
+import datasets  # noqa: F401  (its import takes memory of its own)
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+from tests.data.idx_files import write_idx, write_pair
+from tests.data.picture_files import encoded, made, tar_bytes
+
+from fewstep.data import bounds
+from fewstep.data.bounds import MOST_BYTES, MOST_TIMES, check_bytes
+from fewstep.data.idx import Idx
+from fewstep.data.table import Table
+
+PICTURE = encoded(made(1)[0][0])
+
+
+@pytest.fixture
+def refusal():
+    """What is said of a source, where reading it takes less than 8 MB."""
+
+    def call(source, match):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=match) as error:
+            source.read()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 << 20
+        return str(error.value)
+
+    return call
+
+
+def test_512_mb_or_20_times_the_file(tmp_path):
+    file = tmp_path / "x"
+    file.write_bytes(bytes(100))
+    check_bytes(file, MOST_BYTES)
+    with pytest.raises(ValueError, match=r"x says that it holds 536,870,913 bytes in its 100: ref"):
+        check_bytes(file, MOST_BYTES + 1)
+    with file.open("r+b") as sparse:
+        sparse.truncate(1 << 30)
+    check_bytes(file, MOST_TIMES << 30)
+    with pytest.raises(ValueError, match="more than 512 MB or 20 times its size"):
+        check_bytes(file, (MOST_TIMES << 30) + 1)
+
+
+class TestIdx:
+    @pytest.mark.parametrize("sizes", [(3000, 1024, 1024), (2**32 - 1, 2**32 - 1, 2**32 - 1)])
+    def test_a_packed_file_that_unpacks_to_too_much(self, tmp_path, refusal, sizes):
+        write_pair(tmp_path, 20)
+        content = b"\0\0\x08\x03" + struct.pack(">3I", *sizes) + bytes(4 << 20)
+        file = tmp_path / "train-images-idx3-ubyte"
+        file.write_bytes(gzip.compress(content))
+        refusal(Idx(path=str(file)), r"train-images-idx3-ubyte says that it holds .* 512 MB")
+
+    @pytest.mark.parametrize("shape", [(20, 0, 0), (20, 8, 0), (0, 8, 8)])
+    def test_images_of_no_size(self, tmp_path, shape):
+        file = write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros(shape))
+        told = "×".join(map(str, shape))
+        with pytest.raises(ValueError, match=f"{file} holds nothing: its header announces {told}"):
+            Idx(path=str(file)).read()
+
+    def test_many_images_in_a_large_file_are_right(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(bounds, "MOST_BYTES", 10)
+        images, _ = write_pair(tmp_path, 200, packed=True)
+        assert np.array_equal(Idx(path=str(tmp_path)).read().images[:, 0].numpy(), images)
+
+
+def sparse_member(size):
+    """An archive of 1.5 kB whose one member says that it is so large, most of it holes."""
+
+    def octal(number):
+        return b"%011o\0" % number
+
+    info = tarfile.TarInfo("0.png")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = octal(0) + octal(512)
+    header[483:495] = octal(size)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(512) + bytes(1024)
+
+
+class TestTables:
+    def test_pages_that_unpack_to_too_much(self, tmp_path, monkeypatch, refusal):
+        monkeypatch.setattr(bounds, "MOST_BYTES", 8 << 20)
+        rows = pyarrow.table({"image": pyarrow.array([bytes(1 << 20)] * 12)})
+        file = tmp_path / "x.parquet"
+        parquet.write_table(rows, file, compression="zstd", use_dictionary=False)
+        refusal(Table(path=str(file)), r"x\.parquet says that it holds 12,58.* more than 8 MB")
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_members_that_unpack_to_too_much(self, tmp_path, monkeypatch, refusal, packed):
+        monkeypatch.setattr(bounds, "MOST_BYTES", 8 << 20)
+        members = {f"{i}.png": bytes(1 << 20) for i in range(12)}
+        content = tar_bytes(members) if packed else sparse_member(1 << 32)
+        (tmp_path / "x.tar").write_bytes(content)
+        told = "9,437,184" if packed else "4,294,967,296"
+        refusal(Table(path=str(tmp_path)), rf"x\.tar says that it holds {told} bytes")
+
+    def test_an_archive_of_nothing_but_long_names(self, tmp_path):
+        info = tarfile.TarInfo("././@LongLink")
+        info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10
+        header = info.tobuf(tarfile.GNU_FORMAT) + bytes(512)
+        (tmp_path / "x.tar").write_bytes(header * 3000 + bytes(1024))
+        with pytest.raises(ValueError, match=r"x\.tar is damaged or cannot be used"):
+            Table(path=str(tmp_path)).read()
+
+
+def test_whole_files_stay_readable(tmp_path):
+    members = {f"{i}.png": PICTURE for i in range(6)}
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members, packed=False))
+    assert len(Table(path=str(tmp_path)).read()) == 6
