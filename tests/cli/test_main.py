@@ -22,7 +22,7 @@ def test_the_version(done):
     assert done("--version") == f"fewstep {package.__version__}\n"
 
 
-VERBS = ("demo", "train", "sample", "evaluate", "export", "inspect", "data")
+VERBS = ("demo", "train", "sample", "evaluate", "export", "inspect", "check", "data")
 
 
 @pytest.mark.parametrize("verb", [*((v,) for v in VERBS), ("data", "check")], ids=" ".join)
@@ -43,7 +43,7 @@ def test_help_and_version_do_not_wait_for_torch():
     script = (
         "import sys\n"
         "from fewstep.cli.main import main\n"
-        "good = ['--help', '--version', 'train --help', 'sample --help', 'inspect recipes']\n"
+        "good = ['--help', '--version', 'train --help', 'sample --help', 'inspect recipes', 'check --help']\n"
         "bad = ['train', 'trian x', 'sample x --stepz 3', 'plan x --processes 0', 'data chek']\n"
         "for words in good + bad:\n"
         "    try:\n"

@@ -60,11 +60,12 @@ for verb in (
     verbs.evaluate,
     verbs.export,
     verbs.inspect,
+    verbs.check,
 ):
     app.command()(verb)
 data = typer.Typer(help="Looks at data.", no_args_is_help=True, rich_markup_mode=None)
 data.callback()(lambda: None)  # so that `check` stays a word
-data.command()(verbs.check)
+data.command("check")(verbs.data_check)
 app.add_typer(data, name="data")
 
 

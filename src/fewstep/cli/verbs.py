@@ -181,6 +181,19 @@ def inspect(
 
 
 def check(
+    what: str = typer.Argument(help="Your file (my_method.py), a module, or a method by its name."),
+    method: str | None = typer.Option(None, help="One of several methods in the file."),
+    law: list[str] = typer.Option([], help="Only this law; several times for several."),
+) -> None:
+    """Tries a training method of your own against the laws that every method keeps, and says in
+    words what it breaks.
+
+    Example: fewstep check my_method.py
+    """
+    carry_out("check", locals())
+
+
+def data_check(
     source: str = typer.Argument(help="digits, or a file or folder of data."),
     overrides: list[str] | None = typer.Argument(
         None, help="limit=1000, fraction=0.1, split=test, size=64, kind=folder …"
