@@ -176,9 +176,9 @@ class TestGuidance:
 
     def test_a_student_without_a_null_class_has_no_guidance(self):
         model = made(null=False)
-        student = model.trained(model.denoiser, Ode(), DOUBLED, {}, {})
+        student = model.with_student(model.denoiser, Ode(), DOUBLED, {}, {})
         assert student.guidance == Guidance()
-        assert made().trained(made().denoiser, Ode(), DOUBLED, {}, {}).guidance == DOUBLED
+        assert made().with_student(made().denoiser, Ode(), DOUBLED, {}, {}).guidance == DOUBLED
 
 
 class TestTo:

@@ -28,7 +28,7 @@ def test_grids_are_of_steps_that_the_student_serves(tmp_path, method, asked, dra
         made.append(steps)
         return torch.zeros(num, 1, 4, 4)
 
-    model = SimpleNamespace(trained=lambda *_: SimpleNamespace(generate=generate))
+    model = SimpleNamespace(with_student=lambda *_: SimpleNamespace(generate=generate))
     gallery = Gallery(
         method,
         model,

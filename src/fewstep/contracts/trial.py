@@ -115,7 +115,7 @@ def students(tried: Tried) -> Iterator[tuple[Sampler, DiffusionModel]]:
         sampler = trainer.method.sampler(trainer.clock(STEPS - 1), name)
         if sampler is not None:
             net: Any = trainer.state.exported(name)
-            yield sampler, tried.model.trained(net, sampler, guidance, {}, {})
+            yield sampler, tried.model.with_student(net, sampler, guidance, {}, {})
 
 
 def updates(trainer: Trainer) -> Iterator[tuple[Clock, int, Update]]:

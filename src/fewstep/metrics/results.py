@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from fewstep.errors import option_errors
 from fewstep.files import read_json
 from fewstep.metrics.measure import Scale
 from fewstep.metrics.protocol import Protocol
@@ -68,11 +69,7 @@ def read_result(path: Path) -> Result:
     try:
         return Result.of_plain(plain)
     except ValueError as error:
-        details = getattr(error, "errors", None)  # pydantic's, without importing pydantic for it
-        reason = str(error)
-        if callable(details):
-            first = details()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        reason = "; ".join(option_errors(error)) or str(error)
         raise ValueError(f"{path} is no result of fewstep evaluate --out: {reason}") from None
 
 

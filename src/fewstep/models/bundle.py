@@ -73,7 +73,7 @@ class DiffusionModel:
         self.denoiser.autocast = None if dtype in (None, torch.float32) else dtype
         return self
 
-    def trained(
+    def with_student(
         self,
         denoiser: Denoiser,
         sampler: Sampler,

@@ -40,7 +40,7 @@ class Gallery:
             sampler = self.method.sampler(seen.clock, name)
             if sampler is None or not self.world.is_leader:
                 continue
-            made = self.model.trained(net, sampler, self.method.student_guidance(), {}, {})
+            made = self.model.with_student(net, sampler, self.method.student_guidance(), {}, {})
             prefix = "" if name == "student" else f"{name}-"
             served = filter(self.method.serves, self.steps)
             for steps in list(served) or [sampler.steps]:

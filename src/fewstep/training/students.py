@@ -28,7 +28,7 @@ def save_students(
         net = merged(state.exported(name))
         if isinstance(net, Denoiser):
             net.autocast = None  # as it is when it is loaded
-        made = model.trained(net, sampler, guidance, card, variants)
+        made = model.with_student(net, sampler, guidance, card, variants)
         trainer.world.on_leader(lambda: made.save(folder / name))  # noqa: B023
         models[name] = made
     return models
