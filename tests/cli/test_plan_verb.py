@@ -42,6 +42,17 @@ def test_numbers_follow_the_options(fewstep):
     assert peak() > plain  # health looks at 256 images at once
 
 
+def test_what_is_left_of_the_first_weights(fewstep):
+    options = ("trainer.steps=300", "trainer.ema=[0.999,0.5]", "trainer.schedule.warmup=400")
+    plain = fewstep("plan", "digits_teacher", *SMALL, *options, "trainer.ema_warmup=false").out
+    assert "averages: 0.999 with 74.1%, 0.5 with 0.0% first weights at the end" in plain
+    assert "warning: 74% of the average 0.999 will be weights from before the run" in plain
+    assert "warning: the learning rate ends at 75% of itself" in plain
+    warmed = fewstep("plan", "digits_teacher", *SMALL, *options[:2]).out
+    assert "averages: 0.999 with 0.0%, 0.5 with 0.0% first weights at the end" in warmed
+    assert "warning" not in warmed
+
+
 def test_a_finished_run_is_the_teacher(fewstep, runs):
     """Of 8 channels, where the recipe of that name does not exist."""
     ended = fewstep("plan", "digits_cd", "teacher=runs/tiny", *LOOP)

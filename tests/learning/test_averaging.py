@@ -8,7 +8,7 @@ from tests.training.tiny import SHAPE, Phased, Single, config, part, state, trai
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fewstep.learning.averaging import ema_update, lerp
+from fewstep.learning.averaging import decay_of, ema_update, lerp, share_of_start
 from fewstep.training.optimizers import Sgd
 
 
@@ -88,18 +88,55 @@ def recorded(method, **changes):
     return one, states
 
 
-@pytest.mark.parametrize("decay", [0.9, 0.5, 0.0])
-def test_the_trainers_average_has_the_closed_form(decay):
-    # average_n = decay^n w_0 + sum over k = 1 … n of (1 - decay) decay^(n-k) w_k
-    _, states = recorded(Single(), ema=(decay, 0.99))
-    steps = len(states) - 1
+def closed_form(weights, decay, warmup):
+    """The average behind weights w_0, w_1, … w_n: of w_k it holds (1 - d_k) d_(k+1) … d_n."""
+    found = weights[0]
+    for k, now in enumerate(weights[1:]):
+        kept = min(decay, k / (k + 9)) if warmup else decay
+        found = kept * found + (1 - kept) * now
+    return found
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("decay", [0.9, 0.5, 0.2, 0.0])
+def test_the_trainers_average_has_the_closed_form(decay, warmup):
+    _, states = recorded(Single(), ema=(decay, 0.99), ema_warmup=warmup)
     for key, found in part(states[-1], f"ema/student/{decay}/").items():
         weights = [s[key.replace(f"ema/student/{decay}", "net/student")].double() for s in states]
-        expected = decay**steps * weights[0]
-        for k in range(1, steps + 1):
-            expected += (1 - decay) * decay ** (steps - k) * weights[k]
+        expected = closed_form(weights, decay, warmup)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
         assert (weights[-1] - weights[0]).abs().max() > 1e-2  # so the tolerance means something
+
+
+@pytest.mark.parametrize("method", [Single(), Phased()])
+@pytest.mark.parametrize("decay", [0.5, 0.999, 0.999999])
+def test_nothing_of_the_first_weights_of_a_phase_is_in_an_average(method, decay):
+    """Whatever they were: the first update takes the weights behind the step as they are."""
+    one = trainer(method, None, config(ema=(decay,)))
+    for seen in one.steps():
+        if seen.clock.phase_step == 0:
+            for key, value in one.state.averages["student"][decay].items():
+                assert torch.equal(value, one.state.leaves["student"][key])
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.98, 0.999, 0.9999])
+@pytest.mark.parametrize("updates", [1, 2, 5, 100, 3000])
+def test_what_an_average_holds_of_the_steps_of_a_run(decay, updates):
+    """Nothing from before it; in a long run what the plain average holds, up to what that still
+    holds of the beginning; in a short one the last tenth.
+    """
+    held = torch.zeros(updates + 1, dtype=torch.float64)  # by the update that brought it
+    held[0] = 1
+    for k in range(updates):
+        held[: k + 1] *= decay_of(decay, k)
+        held[k + 1] = 1 - decay_of(decay, k)
+    assert held.sum() == pytest.approx(1)
+    assert held[0] == 0 == share_of_start(decay, updates)
+    assert share_of_start(decay, updates, warmup=False) == decay**updates
+    age = (held * torch.arange(updates, -1, -1)).sum().item()
+    assert age <= min(decay / (1 - decay), updates / 10) + 1e-6
+    if updates > 30 / (1 - decay):
+        assert age == pytest.approx(decay / (1 - decay), rel=1e-3)
 
 
 def test_every_decay_has_its_own_average():
@@ -112,15 +149,13 @@ def test_every_decay_has_its_own_average():
         assert 0 < (middle - weight).norm() < (slow - weight).norm()
 
 
-def test_a_phase_begins_its_average_with_the_weights_of_its_border():
-    _, states = recorded(Phased(), ema=(0.9,))
-    border = states[8]  # the last of three phases begins at step 8 of 12
+@pytest.mark.parametrize("warmup", [True, False])
+def test_a_phase_begins_its_average_anew_at_its_border(warmup):
+    _, states = recorded(Phased(), ema=(0.9,), ema_warmup=warmup)
     for key, found in part(states[-1], "ema/student/0.9/").items():
+        # The last of three phases begins at step 8 of 12.
         weights = [s[key.replace("ema/student/0.9", "net/student")].double() for s in states[8:]]
-        assert torch.equal(
-            weights[0], border[key.replace("ema/student/0.9", "net/student")].double()
-        )
-        expected = 0.9**4 * weights[0] + sum(0.1 * 0.9 ** (4 - k) * weights[k] for k in range(1, 5))
+        expected = closed_form(weights, 0.9, warmup)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 

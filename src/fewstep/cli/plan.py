@@ -10,6 +10,7 @@ from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
 from fewstep.cli.tables import print_table
 from fewstep.data.dataset import held_images
+from fewstep.learning.averaging import share_of_start
 from fewstep.learning.dropout import seeded
 from fewstep.models.folder import shipped
 from fewstep.models.source import ModelSource, Saved
@@ -17,7 +18,8 @@ from fewstep.models.space import Space, image_space
 from fewstep.recipes import listed
 from fewstep.run import Run
 from fewstep.training import health
-from fewstep.training.config import pick_device
+from fewstep.training.config import TrainerConfig, pick_device
+from fewstep.training.doubts import doubts, shortest
 from fewstep.training.plan import Plan, planned, planned_precision
 
 IMAGES = 64  # that stand for the data
@@ -107,6 +109,18 @@ def show(run: Run, plan: Plan) -> None:
         f"written), "
         f"student {_mib(plan.student)} MiB"
     )
+    phases = (*run.method.phases(trainer.steps), trainer.steps)
+    print(f"averages: {', '.join(_shares(trainer, shortest(phases)))} first weights at the end")
+    for doubt in doubts(trainer, phases):
+        print(f"warning: {doubt}")
+
+
+def _shares(config: TrainerConfig, updates: int) -> list[str]:
+    """What is left of the first weights in each average behind that many updates."""
+    found = []
+    for decay in config.ema:
+        found.append(f"{decay:g} with {share_of_start(decay, updates, config.ema_warmup):.1%}")
+    return found
 
 
 def _mib(size: int) -> str:

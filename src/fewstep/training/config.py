@@ -33,6 +33,9 @@ class TrainerConfig(Choice):
     """The largest norm of the gradients of one update; 0: no limit."""
     ema: tuple[Decay, ...] = (0.999,)
     """Decays of the averages of the weights that are saved; the first is the student."""
+    ema_warmup: bool = True
+    """Averages begin short: behind k steps of a phase they keep at most k/(k + 9) of themselves, so
+    nothing of its first weights stays in them. false: all of the decay from the first step."""
     precision: Precision = "fp32"
     """Arithmetic of the networks. bf16, fp16: autocast, frozen networks in such weights.
     fp16_teacher: fp32, frozen networks in fp16. With fp16 a loss scale."""

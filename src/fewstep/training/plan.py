@@ -127,7 +127,7 @@ def _seconds_behind_updates(trainer: Trainer) -> float:
     """Of what moves slow copies and averages, once a step."""
     begun = _now(trainer)
     trainer.method.after_step(trainer.nets, trainer.clock(0))
-    trainer.state.average()
+    trainer.state.average(0)
     return _now(trainer) - begun
 
 

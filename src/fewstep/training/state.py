@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.learning.averaging import lerp
+from fewstep.learning.averaging import decay_of, lerp
 from fewstep.learning.method import Method
 from fewstep.learning.roles import networks, roles_of
 from fewstep.models.adapters import borrowed, copied, own_parameters, own_state
@@ -100,12 +100,13 @@ class State:
             for parameter in self.parameters[name].values():
                 parameter.requires_grad_(name in names)
 
-    def average(self) -> None:
-        """Moves the averages of the exported networks."""
+    def average(self, updates: int) -> None:
+        """Moves the averages of the exported networks. updates: those before, in this phase."""
         for name in self.roles.exports:
             now = [p.detach() for p in self.leaves[name].values()]
             for decay, average in self.averages[name].items():
-                lerp(list(average.values()), now, 1 - decay)
+                kept = decay_of(decay, updates, self.config.ema_warmup)
+                lerp(list(average.values()), now, 1 - kept)
 
     def exported(self, name: str, decay: float | None = None) -> nn.Module:
         """A frozen copy of an exported network with its average (default: of the first decay); what

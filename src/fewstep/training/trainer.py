@@ -13,6 +13,7 @@ from fewstep.learning.method import Clock, Method
 from fewstep.learning.roles import roles_of
 from fewstep.training.checkpoint import CheckpointContent, Checkpoints
 from fewstep.training.config import TrainerConfig, difference, pick_device
+from fewstep.training.doubts import doubts
 from fewstep.training.log import Log
 from fewstep.training.observers import Reading, RunLog, SaveEvery, SkipGuard, Status
 from fewstep.training.processes import World
@@ -84,6 +85,8 @@ class Trainer:
             writes = self.world.is_leader
             checkpoints = Checkpoints(self.folder.checkpoints, self.config.keep, say, writes)
         start = 0 if checkpoints is None else self.resume(checkpoints, say)
+        for doubt in doubts(self.config, self.phases):
+            say(f"warning: {doubt}")
         looking = (*measures, *self._records(start, checkpoints), *observers)
         with closing(self.steps(start)) as steps:
             for seen in steps:
@@ -122,7 +125,7 @@ class Trainer:
             numbers |= done.numbers
         numbers["skipped"] = self.skips.of(clock.step)
         self.method.after_step(self.nets, clock)
-        self.state.average()
+        self.state.average(clock.phase_step)
         return numbers
 
     def _exported(self) -> dict[str, nn.Module]:
