@@ -17,11 +17,13 @@ from fewstep.contracts.laws import LAWS
 from fewstep.contracts.sampled import OTHERS, trains_from
 from fewstep.contracts.trained import bf16_follows_fp32
 from fewstep.contracts.trial import TINY, Trial, digits, students, teacher, weights
+from fewstep.data.digits import Digits
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.process import VarianceExploding
+from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.slow_target import SlowTarget
 from fewstep.run import Run
+from fewstep.training.config import TrainerConfig
 from fewstep.yaml import from_yaml, to_yaml
 from tests.data.wnids import write_wnids
 
@@ -108,20 +110,31 @@ class TestMethod:
         )
 
     def test_a_consistency_student_is_the_identity_at_t_min(self, cls, trial):
-        """Where a method changes the parameterization it is to a boundary: f(x, t_min) = x bit by
-        bit.
-        """
         model, trainer, _ = trial.trained()
-        student = trainer.state.modules["student"]
-        assert isinstance(student, Denoiser)
-        if student.parameterization == model.denoiser.parameterization:
-            return  # trained with the teacher's own prediction: a denoiser, without a boundary
-        x = torch.randn(4, *digits().shape)
-        t = torch.full((4,), student.process.t_min, dtype=torch.float64)
-        with torch.no_grad():
-            assert torch.equal(
-                student.eval()(x, t, model.conditioner({"label": torch.arange(4)})), x
-            )
+        assert_identity_at_t_min(model, trainer)
+
+    @pytest.mark.parametrize("process", [VarianceExploding(0.1, 20.0), RectifiedFlow()])
+    def test_so_is_one_whose_network_speaks_another_process(self, cls, process):
+        model = teacher(VarianceExploding())
+        model.denoiser = model.denoiser.under(process.within(model.denoiser.own))
+        config = TrainerConfig(steps=3, batch=ROWS, device="cpu")
+        assert_identity_at_t_min(
+            model, Run(Digits(), cls(), trainer=config).prepared(digits(), model=model).trainer
+        )
+
+
+def assert_identity_at_t_min(model, trainer):
+    """Where a method changes the parameterization it is to a boundary: f(x, t_min) = x bit by
+    bit.
+    """
+    student = trainer.state.modules["student"]
+    assert isinstance(student, Denoiser)
+    if student.parameterization == model.denoiser.parameterization:
+        return  # trained with the teacher's own prediction: a denoiser, without a boundary
+    x = torch.randn(4, *digits().shape)
+    t = torch.full((4,), student.process.t_min, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(student.eval()(x, t, model.conditioner({"label": torch.arange(4)})), x)
 
 
 def write_cifar(folder, count=64):

@@ -211,12 +211,10 @@ def test_trigflow_is_edm_with_the_opposite_sign():
 # Boundaries
 
 
-# LCM's boundary stands at t = 0, the first index of a table.
 BOUNDARIES = {
     f"{kind}-{name}": (p.boundary(), process)
     for name, process in PROCESSES.items()
     for kind, p in PARAMETERIZATIONS.items()
-    if process.t_min == 0 or not isinstance(p, LcmBoundary)
 }
 
 

@@ -155,11 +155,8 @@ class Denoiser(nn.Module):
             return self.parameterization(self.process, t), t, s
         own_t = self.own.time_of(self.process.angle(t))
         own_s = None if s is None else self.own.time_of(self.process.angle(s.to(t.dtype)))
-        c = self.parameterization(self.own, own_t)
-        scale = torch.hypot(self.own.alpha(own_t), self.own.sigma(own_t)) / torch.hypot(
-            self.process.alpha(t), self.process.sigma(t)
-        )
-        return Coefficients(c.skip * scale, c.out, c.inp * scale), own_t, own_s
+        c = self.parameterization.seen_from(self.process, t, self.own, own_t)
+        return c, own_t, own_s
 
     def _affine(
         self,

@@ -40,6 +40,14 @@ class Parameterization(Choice, ABC):
     def __call__(self, process: Process, t: Time) -> Coefficients:
         """Coefficients at times t of the process, in the dtype of t."""
 
+    def seen_from(self, process: Process, t: Time, own: Process, own_t: Time) -> Coefficients:
+        """Those on x_t of `process` for a network that speaks `own`, where own_t is the same noise
+        level.
+        """
+        c = self(own, own_t)
+        scale = _carried(process, t, own, own_t)
+        return Coefficients(c.skip * scale, c.out, c.inp * scale)
+
     def boundary(self) -> Parameterization:
         """The consistency function made of this prediction: identity at t_min."""
         return ConsistencyBoundary(of=self)
@@ -51,10 +59,23 @@ class Parameterization(Choice, ABC):
 
 
 class Boundary(Parameterization, ABC):
-    """A consistency function already."""
+    """A consistency function already: the identity at t_min of the process that x_t belongs to,
+    whichever the network speaks.
+
+    What the network predicts is read in its own process; the boundary is made around that x0.
+    """
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:
+        return self.seen_from(process, t, process, t)
 
     def boundary(self) -> Parameterization:
         return self
+
+
+def _carried(process: Process, t: Time, own: Process, own_t: Time) -> Time:
+    """By what x_t of `process` is multiplied to be one of `own`."""
+    there = torch.hypot(own.alpha(own_t), own.sigma(own_t))
+    return there / torch.hypot(process.alpha(t), process.sigma(t))
 
 
 def _identity_at_end(process: Process, t: Time, c: Coefficients) -> Coefficients:
@@ -146,10 +167,10 @@ class ConsistencyBoundary(Boundary):
 
     @property
     def prediction(self) -> Parameterization:
-        return self.of
+        return self.of.prediction
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:
-        inner = self.of(process, t)
+    def seen_from(self, process: Process, t: Time, own: Process, own_t: Time) -> Coefficients:
+        inner = self.of.seen_from(process, t, own, own_t)
         end = torch.full_like(t, process.t_min)
         c = process.sigma(end) / process.sigma(t)
         o = process.alpha(end) - process.alpha(t) * c
@@ -164,7 +185,8 @@ class CmBoundary(Boundary):
     C).
 
     In VE units u = sigma/alpha: skip = sigma_data²/((u - u_min)² + sigma_data²),
-    out = (u - u_min) sigma_data/√(u² + sigma_data²): the root keeps the unshifted u.
+    out = (u - u_min) sigma_data/√(u² + sigma_data²): the root keeps the unshifted u. F depends on u
+    alone, so the process that the network speaks does not matter.
     """
 
     sigma_data: Positive = 0.5
@@ -174,7 +196,7 @@ class CmBoundary(Boundary):
     def prediction(self) -> Parameterization:
         return Edm(self.sigma_data)
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:
+    def seen_from(self, process: Process, t: Time, own: Process, own_t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         end = torch.full_like(t, process.t_min)
         # The jump ends at t_min, where a sample is alpha times that of VE units.
@@ -190,10 +212,11 @@ class CmBoundary(Boundary):
 @dataclass(frozen=True)
 class LcmBoundary(Boundary):
     """The boundary of released latent consistency models and of diffusers' LCMScheduler
-    (arXiv:2310.04378).
+    (arXiv:2310.04378), whose t_min is index 0.
 
-    With tau = 10 t in table units: skip = c + o·skip_of, out = o·out_of, where c = 0.25/(tau² +
-    0.25) and o = tau/√(tau² + 0.25).
+    With tau = 10 (t - t_min) in table units: skip = c + o·skip_of, out = o·out_of, where c =
+    0.25/(tau² + 0.25) and o = tau/√(tau² + 0.25). All of it on x_t of the network's own process;
+    the end is carried over to the process that asks.
     """
 
     of: Parameterization = dataclasses.field(default_factory=Epsilon)
@@ -201,10 +224,16 @@ class LcmBoundary(Boundary):
 
     @property
     def prediction(self) -> Parameterization:
-        return self.of
+        return self.of.prediction
 
-    def __call__(self, process: Process, t: Time) -> Coefficients:
-        inner = self.of(process, t)
-        tau = 10 * t
+    def seen_from(self, process: Process, t: Time, own: Process, own_t: Time) -> Coefficients:
+        inner = self.of.seen_from(process, t, own, own_t)
+        end = torch.full_like(t, process.t_min)
+        own_end = own.time_of(process.angle(end)) if own != process else end
+        tau = 10 * (own_t - own_end)
         c, o = 0.25 / (tau**2 + 0.25), tau / torch.sqrt(tau**2 + 0.25)
-        return Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
+        at_end = _carried(process, end, own, own_end)
+        c, o = c * _carried(process, t, own, own_t) / at_end, o / at_end
+        return _identity_at_end(
+            process, t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
+        )

@@ -94,7 +94,7 @@ def boundary_of(teacher: Denoiser) -> Parameterization:
     """The teacher's prediction as a consistency function: the released one for a network that
     speaks a table's own.
 
-    That one is the identity at index 0 alone, whatever t_min is.
+    That one was released for index 0 as t_min.
     """
     of, process = teacher.parameterization, teacher.process
     if (
