@@ -25,6 +25,7 @@ from fewstep.methods.dmd2 import DMD2
 from fewstep.models.source import Saved
 from fewstep.options import (
     about,
+    docstring,
     families,
     families_called,
     families_in,
@@ -152,6 +153,16 @@ def test_what_a_kind_is_in_a_sentence():
     assert first_sentence("Song et al. 2023 said so. And more.") == "Song et al. 2023 said so."
     assert first_sentence("On\ntwo lines.\n\nMore.") == "On two lines."
     assert first_sentence("") == ""
+
+
+def test_a_signature_is_no_docstring():
+    @dataclass(frozen=True)
+    class Wordless(AdamW):
+        more: int = 3
+
+    assert Wordless.__doc__.startswith("Wordless(")
+    assert docstring(Wordless) == ""
+    assert docstring(AdamW) == "AdamW in one fused kernel."
 
 
 def test_options_of_a_plugin(tmp_path, monkeypatch):

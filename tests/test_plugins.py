@@ -199,6 +199,9 @@ class TestRefusals:
 
     def test_no_module(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        (tmp_path / "notes.md").touch()
+        with pytest.raises(ImportError, match=r"notes\.md cannot be .* a Python file"):
+            plugins.load(tmp_path / "notes.md")
         with pytest.raises(ImportError, match="plug-in no_such_thing cannot be imported"):
             plugins.load("no_such_thing")
         written(tmp_path, "no_such_thing.py", cls="NoSuchThing")

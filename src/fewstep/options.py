@@ -183,7 +183,13 @@ def about(cls: type[Choice]) -> str:
     """What a kind is, in a sentence: its file's, where the file has its name, else its own."""
     module = sys.modules[cls.__module__]
     own_file = module.__name__ == f"{cls.folder}.{kind_of(cls)}"
-    return first_sentence((module.__doc__ if own_file else cls.__doc__) or "")
+    return first_sentence((module.__doc__ or "") if own_file else docstring(cls))
+
+
+def docstring(cls: type) -> str:
+    """What was written below a class; nothing where dataclasses put the signature instead."""
+    text = inspect.getdoc(cls) or ""
+    return "" if text.startswith(f"{cls.__name__}(") else text
 
 
 def first_sentence(text: str) -> str:

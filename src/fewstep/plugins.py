@@ -75,6 +75,8 @@ def _from_name(name: str) -> ModuleType:
     except Exception as error:
         beside = Path(f"{name}.py")
         meant = f"; the file beside you is --plugin {beside}" if beside.is_file() else ""
+        if Path(name).is_file():
+            meant = "; a plug-in is a Python file (.py) or the name of a module"
         raise ImportError(_broken(name, error) + meant) from error
 
 

@@ -55,6 +55,12 @@ BROKEN = {
         ["'answer' has the shape () for 16 rows", "the trainer takes the mean"],
         ["rows_do_not_mix", "micro_batches_equal_the_batch"],
     ),
+    "nothing_to_learn": (
+        [(ERROR, "error = (answer - answer.detach()).square().mean()")],
+        "trains_at_all",
+        ["student is trained()", "did not change it"],
+        ["losses_are_one_number_per_row", "rows_do_not_mix"],
+    ),
     "random_numbers_of_its_own": (
         [("share = batch.draws.uniform()", "share = torch.rand(len(batch.data)).double()")],
         "draws_from_the_batch",

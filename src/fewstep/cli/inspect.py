@@ -1,7 +1,6 @@
 """`fewstep inspect`."""
 
 import difflib
-import inspect as python
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,14 @@ from fewstep.choice import Choice, kind_of, origins
 from fewstep.cli.tables import print_list, print_options
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.folder import load, shipped
-from fewstep.options import about, families, families_called, kinds_called, options_of
+from fewstep.options import (
+    about,
+    docstring,
+    families,
+    families_called,
+    kinds_called,
+    options_of,
+)
 
 
 def inspect(what: str) -> None:
@@ -56,7 +62,7 @@ def print_kind(family: type[Choice], cls: type[Choice]) -> None:
     """What a kind is, and its options."""
     name = kind_of(cls)
     print(name if family is cls else f"{name} ({kind_of(family)})")
-    text = python.getdoc(cls) or ""
+    text = docstring(cls)
     sentence = about(cls)
     print(text if " ".join(text.split()).startswith(sentence) else f"{sentence}\n\n{text}")
     print()
