@@ -15,6 +15,10 @@ class DivergedError(RuntimeError):
     """Too many steps with a non-finite loss or gradient: exit code 4."""
 
 
+class DataMemoryError(MemoryError):
+    """Memory ran out while data was read: its text names the file, and is what a user is told."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """PyTorch's own type on a GPU, a RuntimeError with a known text on a CPU."""
     texts = "out of memory", "can't allocate memory", "bad_alloc"

@@ -158,3 +158,15 @@ class TestPictures:
         lines = fewstep("data", "check", "data").out.splitlines()
         assert lines[:2] == ["kind: cifar", "files: data/test_batch.bin"]
         assert "classes: 10, images in each: 2 2 2 2 2 2 2 2 2 2" in lines
+
+
+def test_a_picture_for_which_there_is_no_memory_is_named(refused, tmp_path, monkeypatch):
+    """No option of a training would help."""
+
+    def full(*_):
+        raise MemoryError
+
+    write_pictures(tmp_path, a=made(1)[0][0], b=made(1)[0][0])
+    monkeypatch.setattr("fewstep.data.pictures._loaded", full)
+    line = refused(5, "data", "check", tmp_path, says=["a.png", "memory"])
+    assert "micro_batch" not in line

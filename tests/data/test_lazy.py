@@ -1,6 +1,8 @@
 """Sets that are too large to keep: rows are read when they are needed, and are the same rows."""
 
 import multiprocessing
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -125,27 +127,41 @@ class TestBadPictures:
             file.write_bytes(file.read_bytes()[:-400])
         return Folder(path=str(tmp_path), split="all", on_bad="skip")
 
-    def test_the_next_one_stands_for_it(self, tmp_path, large):
-        dataset = self.folder(tmp_path, 300, (7, 299)).dataset()
-        images = dataset.rows(torch.tensor([6, 7, 8, 299]))["image"]
-        wanted = [made(1, seed=i)[0][0] for i in (6, 8, 8, 0)]
+    def test_they_are_left_out_counted_and_named(self, tmp_path, large, monkeypatch):
+        """As of a set in memory: the same rows, the same note, before the first row is read."""
+        source = self.folder(tmp_path / "set", 300, (7, 299))
+        stored = source.read(tmp_path / "index")
+        assert stored.notes["bad"] == f"2 of 300: {tmp_path}/set/007.png, {tmp_path}/set/299.png"
+        images = stored.rows(torch.tensor([6, 7, 297]))["image"]
+        wanted = [made(1, seed=i)[0][0] for i in (6, 8, 298)]
         assert np.array_equal(images.numpy(), np.stack(wanted))
-        assert list(dataset.bad) == [7, 299]
-        assert str(tmp_path / "007.png") in dataset.bad[7][1]
+        again = source.read(tmp_path / "index")
+        assert (again.notes, again.fingerprint()) == (stored.notes, stored.fingerprint())
+        monkeypatch.undo()
+        held = source.read()
+        assert torch.equal(held.ids, stored.ids)
+        assert held.notes == stored.notes
 
-    def test_its_label_goes_with_it(self, tmp_path, large):
-        names = {f"{i % 3}__{i:03}": made(1, seed=i)[0][0] for i in range(150)}
-        write_pictures(tmp_path, **names)
-        file = tmp_path / "0" / "147.png"
-        file.write_bytes(file.read_bytes()[:-400])
-        dataset = Folder(path=str(tmp_path), split="all", on_bad="skip").dataset()
-        place = 49  # the last of class 0; the next one is the first of class 1
-        assert dataset.rows(torch.tensor([place]))["label"].tolist() == [1]
+    def test_of_tables_too(self, tmp_path, large):
+        contents = [encoded(made(1, seed=i)[0][0]) for i in range(120)]
+        contents[40] = contents[40][:-400]
+        file = write_parquet(tmp_path / "x.parquet", contents, label=[i % 3 for i in range(120)])
+        stored = Table(path=str(file), split="all", on_bad="skip").read(tmp_path / "index")
+        assert stored.notes["bad"] == f"1 of 120: {file} row 40"
+        assert stored.rows(torch.tensor([39, 40]))["label"].tolist() == [0, 2]
+        with pytest.raises(ValueError, match=r"1 of 120 .*x\.parquet row 40"):
+            Table(path=str(file), split="all").read(tmp_path / "index").verify()
+
+    def test_what_breaks_later_is_an_error(self, tmp_path, large):
+        """No other picture takes its place without a word."""
+        dataset = self.folder(tmp_path, 150, ()).read()
+        (tmp_path / "003.png").write_bytes(encoded(IMAGES[0])[:-400])
+        with pytest.raises(ValueError, match=r"003\.png"):
+            dataset.rows(torch.arange(10))
 
     def test_more_than_one_in_a_hundred_is_an_error(self, tmp_path, large):
-        dataset = self.folder(tmp_path, 150, (3, 4)).dataset()
         with pytest.raises(ValueError, match="2 of 150 pictures cannot be read"):
-            dataset.rows(torch.arange(10))
+            self.folder(tmp_path, 150, (3, 4)).dataset()
 
     def test_one_is_an_error_where_none_may_be(self, tmp_path, large):
         self.folder(tmp_path, 150, (3,))
@@ -161,6 +177,21 @@ class TestBadPictures:
         assert dataset.notes["bad"] == f"1 of 200: {tmp_path / '050.png'}"
         with pytest.raises(ValueError, match=r"1 of 200 .*050\.png: it is no PNG"):
             Folder(path=str(tmp_path), split="all").dataset()
+
+
+def test_metadata_that_cannot_be_read_is_counted(tmp_path, large):
+    """Seen in the header, or where the whole is decoded; the pixels are the same."""
+    files = write_pictures(tmp_path, **{f"{i:02}": IMAGES[i] for i in range(20)})
+    for name, place in (("03", 33), ("11", -12)):
+        content = (files / f"{name}.png").read_bytes()
+        short = struct.pack(">I4sI", 0, b"pHYs", zlib.crc32(b"pHYs"))
+        (files / f"{name}.png").write_bytes(content[:place] + short + content[place:])
+    dataset = Folder(path=str(tmp_path), split="all").read()
+    assert dataset.notes["metadata"] == f"passed over in 1 of 20 pictures: {tmp_path}/03.png"
+    dataset.verify()
+    told = f"passed over in 2 of 20 pictures: {tmp_path}/03.png, {tmp_path}/11.png"
+    assert dataset.notes["metadata"] == told
+    assert np.array_equal(dataset.images.numpy(), IMAGES[:20])
 
 
 def test_sizes_are_seen_before_the_first_picture_is_decoded(tmp_path, large):

@@ -16,6 +16,7 @@ from tests.data.picture_files import encoded, made
 
 from fewstep.data import pictures
 from fewstep.data.pictures import How, decode, decode_all
+from fewstep.errors import DataMemoryError
 
 COLOUR = made(1, shape=(3, 20, 30))[0][0]
 GREY = made(1, shape=(1, 20, 30))[0][0]
@@ -86,6 +87,19 @@ class TestKinds:
             [0, 0, 1, 1, 254, 255, 255, 77]
         ]
 
+    def test_every_value_of_sixteen_bits(self):
+        deep = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+        rounded = ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        assert np.array_equal(decode(saved(Image.fromarray(deep)))[..., 0], rounded)
+
+    def test_strips_on_white_change_nothing(self, monkeypatch):
+        rgba = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+        content = saved(Image.fromarray(rgba))
+        whole = decode(content), decode(content, 0, "grey")
+        monkeypatch.setattr(pictures, "STRIP", 70)
+        assert np.array_equal(decode(content), whole[0])
+        assert np.array_equal(decode(content, 0, "grey"), whole[1])
+
     def test_one_bit(self):
         image = Image.fromarray(GREY[0] > 100)
         assert np.array_equal(pixels(saved(image))[0], np.where(GREY[0] > 100, 255, 0))
@@ -100,6 +114,11 @@ class TestKinds:
         exif[0x0112] = orientation
         content = saved(Image.fromarray(COLOUR.transpose(1, 2, 0)), exif=exif)
         assert np.array_equal(decode(content), np.rot90(COLOUR.transpose(1, 2, 0), turned))
+
+
+def long_middle(side):
+    """What is around the middle of a long side, all of a short one."""
+    return slice(side // 2 - 40, side // 2 + 40) if side > 80 else slice(None)
 
 
 def lanczos(line, size):
@@ -138,6 +157,30 @@ class TestSize:
     @pytest.mark.parametrize("shape", [(3, 1, 50), (3, 999, 1000), (3, 7, 5)])
     def test_any_shape_becomes_a_square_and_one_colour_stays(self, shape):
         assert (pixels(encoded(np.full(shape, 93, np.uint8)), 16) == np.full((3, 16, 16), 93)).all()
+
+    @pytest.mark.parametrize("shape", [(1, 1, 2_000_000), (1, 2_000_000, 1), (4, 1, 500_000)])
+    def test_of_a_long_one_the_middle_is_cut_out_first(self, shape):
+        """All of it, as high as `size`, would take gigabytes."""
+        line = np.full(shape, 255, np.uint8)
+        line[(slice(None), *map(long_middle, shape[1:]))] = 93
+        line[3:] = 255
+        content = encoded(line)
+        tracemalloc.start()
+        found = pixels(content, 64)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (found == 93).all()
+        assert found.shape[1:] == (64, 64)
+        assert peak < 16e6
+
+    def test_both_ways_to_cut_out_the_middle_agree(self, monkeypatch):
+        smooth = np.add.outer(np.arange(60), np.arange(90)).astype(np.uint8)[None]
+        for shape in ((60, 90), (60, 31), (7, 90)):
+            content = encoded(smooth[:, : shape[0], : shape[1]])
+            before = pixels(content, 20).astype(int)
+            monkeypatch.setattr(pictures, "MOST_RESIZED", 0)
+            assert np.abs(pixels(content, 20) - before).max() <= 1
+            monkeypatch.undo()
 
     def test_pictures_of_different_sizes_need_one(self):
         contents = [encoded(made(1, shape=(3, *s))[0][0]) for s in ((8, 8), (8, 8), (9, 8))]
@@ -238,8 +281,8 @@ class TestDamage:
         def full(*_):
             raise MemoryError
 
-        monkeypatch.setattr(pictures, "decode", full)
-        with pytest.raises(MemoryError):
+        monkeypatch.setattr(pictures, "read", full)
+        with pytest.raises(DataMemoryError, match="picture 0: there is not memory enough"):
             everything([b"x"] * 200, on_bad="skip")
 
 

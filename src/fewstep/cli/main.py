@@ -11,6 +11,7 @@ import typer
 from fewstep import __version__, plugins
 from fewstep.cli import verbs
 from fewstep.errors import (
+    DataMemoryError,
     DivergedError,
     RefusedError,
     connection_lost,
@@ -154,6 +155,8 @@ def lines_of(error: BaseException) -> list[str]:
             "another process ended, or was silent for trainer.timeout seconds; --debug shows what "
             "was waited for"
         ]
+    if isinstance(error, DataMemoryError):
+        return [str(error)]
     if out_of_memory(error):
         return ["out of memory; a smaller trainer.micro_batch (or --batch) needs less"]
     if lines := option_errors(error):

@@ -1,8 +1,12 @@
 """How much a file may hold once it is unpacked; asked before the memory is taken."""
 
+import contextlib
 import tarfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+
+from fewstep.errors import DataMemoryError, out_of_memory
 
 MOST_BYTES = 1 << 29  # that any packed file may hold
 MOST_TIMES = 20  # a packed file may hold more where it is large itself: images pack to a fifth
@@ -34,3 +38,16 @@ def check_archive(file: Path) -> None:
                 check_bytes(file, held)
     except damaged as error:
         raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
+
+
+@contextlib.contextmanager
+def memory_for(name: object) -> Iterator[None]:
+    """Where memory runs out inside, the error names what was read: no option of a run helps."""
+    try:
+        yield
+    except DataMemoryError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise DataMemoryError(f"{name}: there is not memory enough to read it") from None

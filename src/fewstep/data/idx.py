@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fewstep.choice import Count
-from fewstep.data.bounds import check_bytes
+from fewstep.data.bounds import check_bytes, memory_for
 from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.source import Source, check_labels, unpacked
 from fewstep.models.space import Space, image_space
@@ -98,11 +98,11 @@ def _read(file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     sizes = _header(file)
     assert sizes is not None
     wanted, content = math.prod(sizes), bytearray()
-    if not wanted:
-        raise ValueError(f"{file} holds nothing: its header announces {'×'.join(map(str, sizes))}")
+    if 0 in sizes[1:]:
+        raise ValueError(f"{file}: its header announces images of {'×'.join(map(str, sizes[1:]))}")
     check_bytes(file, wanted)
     try:
-        with unpacked(file) as stream:
+        with memory_for(file), unpacked(file) as stream:
             stream.read(4 + 4 * len(sizes))
             # In pieces: a forged header must not reserve more memory than the file has bytes.
             while len(content) <= wanted and (

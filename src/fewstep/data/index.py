@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.data.metadata import unwarned
 from fewstep.files import load_tensors, replace_tensors, sha256
 
 DIGEST = 16  # bytes of a hash that are kept
@@ -29,8 +30,8 @@ class Index:
     """One entry per file, in the order of `names`.
 
     sizes: in bytes. times: of the last change, in nanoseconds. digests: (n, 16) of the contents.
-    headers: (n, 3) of a picture: width, height (as it is shown), whether it is grey; 0 0 0 where it
-    cannot be read.
+    headers: (n, 3) of a picture, as `pictures.header`: width, height (as it is shown), what is
+    known of it; 0 0 0 where it cannot be read.
     """
 
     names: list[str]
@@ -65,7 +66,7 @@ def indexed(files: Sequence[Path], names: Sequence[str], look: Look, beside: Pat
     )
     unknown = _recalled(found, None if beside is None else _read(beside))
     if len(unknown):
-        with ThreadPoolExecutor(THREADS) as pool:
+        with unwarned(), ThreadPoolExecutor(THREADS) as pool:
             looks = pool.map(look, [files[place] for place in unknown])
             for place, (digest, header) in zip(unknown, looks):
                 found.digests[place] = torch.frombuffer(

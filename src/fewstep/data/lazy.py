@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image as Pillow
 from torch import Tensor
 
+from fewstep.data.bounds import memory_for
 from fewstep.data.dataset import Dataset, Held, Rows
 from fewstep.data.index import contents_hash, indexed
+from fewstep.data.metadata import unwarned
 from fewstep.data.pictures import (
+    GREY,
+    ODD,
     Channels,
     How,
-    Pixels,
+    Picture,
+    checked_header,
     decode,
     decode_all,
     header,
     left_out,
+    read,
     stacked,
+    unread_metadata,
 )
 from fewstep.models.space import Classes, Column, Image
 
@@ -96,7 +101,9 @@ def pictures(
     if headers is not None:
         unread = (headers[:, 0] == 0).nonzero()[:, 0].tolist()
         bad = [(encoded.name(place), _reason(encoded, place)) for place in unread]
-        notes = {**notes, **left_out(bad, len(encoded), how.on_bad)}
+        odd = (headers[:, 2] & ODD).nonzero()[:, 0].tolist()
+        told = unread_metadata([encoded.name(place) for place in odd], len(encoded))
+        notes = {**notes, **left_out(bad, len(encoded), how.on_bad), **told}
         ids = (headers[:, 0] > 0).nonzero()[:, 0]
         how = how._replace(channels=_channels(how.channels, headers[ids]))
     assert how.channels != "auto", "channels of pictures that nobody looked at"
@@ -148,8 +155,9 @@ def of_files(
     beside: the folder that keeps an index of them. ValueError as `pictures`.
     """
     names = [str(file.relative_to(root)) if file != root else file.name for file in files]
-    kept = None if beside is None else beside / "files.safetensors"
-    index = indexed(files, names, looked_at, kept)
+    checks = how.on_bad == "skip"
+    kept = None if beside is None else beside / f"{'checked' if checks else 'files'}.safetensors"
+    index = indexed(files, names, looked_through if checks else looked_at, kept)
     stamp = hashlib.sha256(index.stamp().encode())
     held: dict[str, Tensor] = {}
     columns: dict[str, Column] = {}
@@ -162,15 +170,23 @@ def of_files(
 
 def looked_at(file: Path) -> tuple[bytes, tuple[int, int, int]]:
     """The hash of a picture's file, and its header."""
-    content = file.read_bytes()
-    return contents_hash(content), header(content)
+    with memory_for(file):
+        content = file.read_bytes()
+        return contents_hash(content), header(content)
+
+
+def looked_through(file: Path) -> tuple[bytes, tuple[int, int, int]]:
+    """The same of one that is decoded once, as damage that is left out has to be known before the
+    first row is read.
+    """
+    with memory_for(file):
+        content = file.read_bytes()
+        return contents_hash(content), checked_header(content)
 
 
 class Stored(Dataset):
-    """Rows that are read, and whose picture is decoded, when they are needed.
-
-    Where on_bad is skip, a picture that turns out damaged is replaced by the next one that is not;
-    `bad` holds name and reason of those that this process met; more than 1 % of all are an error.
+    """Rows that are read, and whose picture is decoded, when they are needed. None of them is
+    another than it was when the set was opened: a picture that turns out damaged is an error.
     """
 
     in_memory = False
@@ -189,15 +205,13 @@ class Stored(Dataset):
         self.encoded, self.held, self.columns, self.how = encoded, held, dict(columns), how
         self.columns |= encoded.columns
         self.stamp, self.ids, self.notes, self.flip = stamp, ids, dict(notes), flip
-        self.bad: dict[int, tuple[str, str]] = {}
 
     def rows(self, index: Tensor, columns: Sequence[str] | None = None) -> Rows:
         wanted = list(self.columns if columns is None else columns)
         places = self.ids[index].tolist()
         found: Rows = {}
         if "image" in wanted:
-            places, images = self._images(places, index)
-            found["image"] = images
+            found["image"] = self._images(places)
         for name in wanted:
             if name in self.held:
                 found[name] = self.held[name][torch.tensor(places, dtype=torch.int64)]
@@ -223,45 +237,43 @@ class Stored(Dataset):
         return digest.hexdigest()[:16]
 
     def verify(self) -> None:
+        odd = []
         for first in range(0, len(self), CHUNK):
-            self.rows(torch.arange(first, min(len(self), first + CHUNK)))
-        self.notes |= left_out(list(self.bad.values()), len(self), self.how.on_bad)
+            places = self.ids[first : first + CHUNK].tolist()
+            odd += [name for name, picture in self._decoded(places) if picture.odd]
+        self.notes |= unread_metadata(odd, len(self))
 
-    def _images(self, places: list[int], index: Tensor) -> tuple[list[int], Tensor]:
-        """The pictures at these places, or at the next ones that can be read, with their places."""
-        found, names = [], []
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-            for row, content in enumerate(self.encoded.contents(places)):
-                place, picture = self._decoded(places[row], content, int(index[row]))
-                places[row] = place
-                found.append(picture)
-                names.append(self.encoded.name(place))
-        images = stacked(found, names)
-        shape = self.shape
-        if tuple(images.shape[1:]) != shape:
-            raise ValueError(f"{names[0]} is of {tuple(images.shape[1:])}, not of {shape}")
-        return places, images
+    def _images(self, places: list[int]) -> Tensor:
+        """The pictures at these places."""
+        decoded = self._decoded(places)
+        images = stacked([one.pixels for _, one in decoded], [name for name, _ in decoded])
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"{decoded[0][0]} is of {tuple(images.shape[1:])}, not of {self.shape}"
+            )
+        return images
 
-    def _decoded(self, place: int, content: bytes, row: int) -> tuple[int, Pixels]:
-        while True:
-            try:
-                return place, decode(content, self.how.size, self.how.channels)
-            except MemoryError:
-                raise
-            except Exception as error:  # damaged content makes Pillow raise any type there is
+    def _decoded(self, places: list[int]) -> list[tuple[str, Picture]]:
+        """The pictures at these places, with their names."""
+        found = []
+        with unwarned():
+            for place, content in zip(places, self.encoded.contents(places)):
                 name = self.encoded.name(place)
-                self.bad[place] = name, f"{name}: {error}"
-                left_out(list(self.bad.values()), len(self), self.how.on_bad)
-            row = (row + 1) % len(self)
-            place = int(self.ids[row])
-            content = self.encoded.contents([place])[0]
+                try:
+                    with memory_for(name):
+                        picture = read(content, self.how.size, self.how.channels)
+                except MemoryError:
+                    raise
+                except Exception as error:  # damaged content makes Pillow raise any type there is
+                    left_out([(name, f"{name}: {error}")], len(self), "error")
+                found.append((name, picture))
+        return found
 
 
 def _channels(asked: Channels, headers: Tensor) -> Channels:
     if asked != "auto":
         return asked
-    return "grey" if len(headers) and bool((headers[:, 2] == 1).all()) else "rgb"
+    return "grey" if len(headers) and bool((headers[:, 2] & GREY).all()) else "rgb"
 
 
 def _shape(encoded: Encoded, headers: Tensor | None, ids: Tensor, how: How) -> tuple[int, int, int]:
@@ -284,8 +296,7 @@ def _reason(encoded: Encoded, place: int) -> str:
     """Why a picture cannot be read, as decoding says it."""
     name = encoded.name(place)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+        with unwarned():
             decode(encoded.contents([place])[0])
     except MemoryError:
         raise

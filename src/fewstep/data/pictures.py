@@ -3,22 +3,26 @@ channels.
 """
 
 import io
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fewstep.data.bounds import memory_for
+from fewstep.data.metadata import SWAPS_SIDES, TURNS, orientation, unwarned, without_metadata
 from fewstep.images.files import FORMATS, MOST_PIXELS
 
 MOST_BAD = 0.01  # the share of bad pictures above which leaving them out would change the data
-GREY = ("1", "L", "LA", "I", "I;16")  # Pillow's modes
-ORIENTATION, TURNED = 0x0112, 5  # EXIF's tag, and its first value that swaps the sides
+MOST_RESIZED = 1 << 24  # pixels of a resized picture above which its middle is cut out before
+STRIP = 1 << 20  # pixels that are laid on white together
+GREY_MODES = ("1", "L", "LA", "I", "I;16")  # Pillow's
+GREY, ODD = 1, 2  # of a header: whether the picture is grey, and its metadata cannot be read
+TELLING = b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"  # where PNG says how it is turned
 
 Channels = Literal["auto", "grey", "rgb"]
 OnBad = Literal["error", "skip"]
@@ -38,6 +42,13 @@ class How(NamedTuple):
     on_bad: OnBad = "error"
 
 
+class Picture(NamedTuple):
+    """pixels: (height, width, 1 or 3). odd: whether its metadata could not be read."""
+
+    pixels: Pixels
+    odd: bool
+
+
 def decode_all(
     pictures: Sequence[tuple[str, Path | bytes]], how: How, workers: int
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
@@ -48,27 +59,28 @@ def decode_all(
     the result. ValueError names the picture.
     """
 
-    def attempt(picture: tuple[str, Path | bytes]) -> Pixels | str:
+    def attempt(picture: tuple[str, Path | bytes]) -> Picture | str:
         name, content = picture
         try:
-            read = content.read_bytes() if isinstance(content, Path) else content
-            return decode(read, how.size, how.channels)
+            with memory_for(name):
+                there = content.read_bytes() if isinstance(content, Path) else content
+                return read(there, how.size, how.channels)
         except MemoryError:
             raise
         except Exception as error:  # damaged content makes Pillow raise nearly every type there is
             return f"{name}: {error}"
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(max(workers, 1)) as pool:
-        # Not in a thread: filters are the process's.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with unwarned(), ThreadPoolExecutor(max(workers, 1)) as pool:
         outcomes = list((pool.map if workers else map)(attempt, pictures))
-    bad, found = [], {}
-    for place, outcome in enumerate(outcomes):
+    bad, odd, found = [], [], {}
+    for (name, _), place, outcome in zip(pictures, range(len(pictures)), outcomes):
         if isinstance(outcome, str):
-            bad.append((pictures[place][0], outcome))
-        else:
-            found[place] = outcome
-    notes = left_out(bad, len(pictures), how.on_bad)
+            bad.append((name, outcome))
+            continue
+        found[place] = outcome.pixels
+        if outcome.odd:
+            odd.append(name)
+    notes = left_out(bad, len(pictures), how.on_bad) | unread_metadata(odd, len(pictures))
     images = stacked(list(found.values()), [pictures[place][0] for place in found])
     return images, torch.tensor(list(found)), notes
 
@@ -83,8 +95,19 @@ def left_out(bad: Sequence[tuple[str, str]], total: int, on_bad: OnBad) -> dict[
     if on_bad == "error" or len(bad) > MOST_BAD * total:
         remedy = f"on_bad=skip leaves out up to {MOST_BAD:.0%}"
         raise ValueError(f"{count} pictures cannot be read ({remedy}), the first is {bad[0][1]}")
-    more = ", …" if len(bad) > 5 else ""
-    return {"bad": f"{count}: {', '.join(name for name, _ in bad[:5])}{more}"}
+    return {"bad": f"{count}: {some([name for name, _ in bad])}"}
+
+
+def unread_metadata(names: Sequence[str], total: int) -> dict[str, str]:
+    """Notes on pictures whose pixels are whole and whose metadata cannot be read."""
+    if not names:
+        return {}
+    return {"metadata": f"passed over in {len(names)} of {total} pictures: {some(names)}"}
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five names."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def stacked(pictures: Sequence[Pixels], names: Sequence[str]) -> Tensor:
@@ -100,32 +123,39 @@ def stacked(pictures: Sequence[Pixels], names: Sequence[str]) -> Tensor:
             )
             raise ValueError(f"pictures of different sizes, {what}: size=N makes all of them N×N")
     depth = max(one.shape[2] for one in pictures)
-    images = np.empty((len(pictures), depth, *first.shape[:2]), np.uint8)
+    with memory_for(f"{len(pictures)} pictures, {names[0]} …"):
+        images = np.empty((len(pictures), depth, *first.shape[:2]), np.uint8)
     for image, one in zip(images, pictures):
         image[:] = one.transpose(2, 0, 1)
     return torch.from_numpy(images)
 
 
 def header(content: bytes) -> tuple[int, int, int]:
-    """Width and height as the picture is shown, and whether it is grey; 0, 0, 0 where it cannot be
-    read. Nothing is decoded.
+    """Width and height as the picture is shown, and what is known of it: `GREY`, `ODD`; 0, 0, 0
+    where it cannot be read. Nothing is decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Any = Image.open(io.BytesIO(content), formats=FORMATS)
-        wide, high = image.size
-        if wide * high > MOST_PIXELS:
-            return 0, 0, 0
-        # Of a PNG file without such a chunk, Pillow would decode everything to look for one.
-        may_turn = image.format != "PNG" or b"eXIf" in content
-        if may_turn and image.getexif().get(ORIENTATION, 1) >= TURNED:
-            wide, high = high, wide
-        return wide, high, int(image.mode in GREY)
+        image, odd = _with_or_without_metadata(content, _opened)
+        turn, whole = (1, True) if _untold(image, content) else orientation(image)
     except MemoryError:
         raise
     except Exception:  # damaged content makes Pillow raise nearly every type there is
         return 0, 0, 0
+    wide, high = image.size
+    if turn >= SWAPS_SIDES:
+        wide, high = high, wide
+    return wide, high, GREY * (image.mode in GREY_MODES) + ODD * (odd or not whole)
+
+
+def checked_header(content: bytes) -> tuple[int, int, int]:
+    """The same where the picture can be decoded, else 0, 0, 0."""
+    try:
+        read(content)
+    except MemoryError:
+        raise
+    except Exception:  # damaged content makes Pillow raise nearly every type there is
+        return 0, 0, 0
+    return header(content)
 
 
 def decode(content: bytes, size: int = 0, channels: Channels = "auto") -> Pixels:
@@ -135,6 +165,44 @@ def decode(content: bytes, size: int = 0, channels: Channels = "auto") -> Pixels
     It is turned as its EXIF says. What is transparent lies on white; 16 bits become 8; all but grey
     becomes RGB.
     """
+    return read(content, size, channels).pixels
+
+
+def read(content: bytes, size: int = 0, channels: Channels = "auto") -> Picture:
+    """What `decode` says, and whether the picture's metadata had to be passed over."""
+    image, odd = _with_or_without_metadata(content, _loaded)
+    turn, whole = orientation(image)
+    if turn in TURNS:
+        image = image.transpose(TURNS[turn])
+    grey = channels == "grey" or (channels == "auto" and image.mode in GREY_MODES)
+    mode = "L" if grey else "RGB"
+    if image.mode.startswith("I"):
+        deep = np.asarray(image)
+        image = Image.fromarray((deep // 257 + (deep % 257 >= 129)).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = _on_white(image, mode)
+    if image.mode != mode:
+        image = image.convert(mode)
+    if size:
+        image = _middle(image, size)
+    return Picture(np.atleast_3d(np.asarray(image)), odd or not whole)
+
+
+def _with_or_without_metadata(content: bytes, open_: Callable[[bytes], Any]) -> tuple[Any, bool]:
+    """The image, and whether it can be had only without what stands beside the pixels."""
+    try:
+        return open_(content), False
+    except MemoryError:
+        raise
+    except Exception:  # damaged content makes Pillow raise nearly every type there is
+        alone = without_metadata(content)
+        if alone == content:
+            raise
+        return open_(alone), True
+
+
+def _opened(content: bytes) -> Any:
+    """Its header is read."""
     if not content:
         raise ValueError("it is empty")
     try:
@@ -145,24 +213,45 @@ def decode(content: bytes, size: int = 0, channels: Channels = "auto") -> Pixels
         ) from None  # Pillow's text holds an address in memory
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"{image.width}×{image.height} pixels are more than {MOST_PIXELS}")
+    return image
+
+
+def _loaded(content: bytes) -> Any:
+    """Its pixels are read."""
+    image = _opened(content)
     if image.format == "PNG":
         image.verify()  # the checksums, which loading does not look at
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    ImageOps.exif_transpose(image, in_place=True)
-    grey = channels == "grey" or (channels == "auto" and image.mode in GREY)
-    if image.mode.startswith("I"):
-        image = Image.fromarray(
-            ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
-        )
-    elif image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    mode = "L" if grey else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    if size:
-        wide, high = (round(side * size / min(image.size)) for side in image.size)
-        left, top = (wide - size) // 2, (high - size) // 2
-        image = image.resize((wide, high), Image.Resampling.LANCZOS).crop(
-            (left, top, left + size, top + size)
-        )
-    return np.atleast_3d(np.asarray(image))
+    image.load()
+    return image
+
+
+def _untold(image: Any, content: bytes) -> bool:
+    """Whether a PNG file says nothing of how it is turned: Pillow would decode everything to look
+    for it behind the pixels.
+    """
+    return image.format == "PNG" and not any(name in content for name in TELLING)
+
+
+def _on_white(image: Any, mode: str) -> Any:
+    """What is transparent on white; in strips, as a large picture takes its memory many times."""
+    flat = Image.new(mode, image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        part = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", part.size, "white")
+        flat.paste(Image.alpha_composite(white, part).convert(mode), box)
+    return flat
+
+
+def _middle(image: Any, size: int) -> Any:
+    """The middle square of an image whose short side becomes `size`."""
+    wide, high = (round(side * size / min(image.size)) for side in image.size)
+    left, top = (wide - size) // 2, (high - size) // 2
+    if wide * high <= MOST_RESIZED:
+        whole = image.resize((wide, high), Image.Resampling.LANCZOS)
+        return whole.crop((left, top, left + size, top + size))
+    across, down = image.width / wide, image.height / high
+    square = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=square)

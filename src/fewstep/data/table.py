@@ -7,7 +7,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from fewstep.choice import Natural
 from fewstep.data.dataset import Dataset, Rows
 from fewstep.data.index import indexed
 from fewstep.data.lazy import MEMORY, Encoded, Stored, decoded, pictures
-from fewstep.data.pictures import Channels, How, OnBad, header
+from fewstep.data.metadata import unwarned
+from fewstep.data.pictures import Channels, How, OnBad, checked_header, header
 from fewstep.data.source import Source, check_labels, files_below, of_training
 from fewstep.data.table_files import READERS, opened, same_columns, table_looked_at
 from fewstep.files import load_tensors, replace_tensors
@@ -32,6 +33,7 @@ OTHERS = ("latent", "embedding")
 MOST_CLASSES = 100_000
 LOOKED_AT_ANYWAY = 100_000  # rows whose pictures take seconds to look at
 CHUNK = 256  # rows whose pictures are looked at together
+Look = Callable[[bytes], tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,10 @@ class Table(Source):
             return Stored(stored, held, columns, how, stamp, torch.arange(len(stored)), notes)
         looked = None
         if self._looks(len(stored)):
-            kept = None if beside is None else beside / f"rows-{stamp[:16]}.safetensors"
-            looked = stored.headers(kept)
+            checks = self.on_bad == "skip"
+            name = f"{'checked' if checks else 'rows'}-{stamp[:16]}.safetensors"
+            kept = None if beside is None else beside / name
+            looked = stored.headers(kept, checked_header if checks else header)
         return pictures(stored, looked, held, columns, how, stamp, notes, self.workers, memory)
 
     def _rows(self, files: Sequence[Path], where: str) -> TableRows:
@@ -263,15 +267,16 @@ class TableRows(Encoded):
             )
         return found, names, classes
 
-    def headers(self, beside: Path | None) -> Tensor:
-        """(n, 3) as `pictures.header`, of all rows; from the file `beside` where it is there."""
+    def headers(self, beside: Path | None, look: Look = header) -> Tensor:
+        """(n, 3) as `look` gives them, of all rows; from the file `beside` where it is there."""
         if beside is not None and beside.is_file():
             return load_tensors(beside)["headers"]
         looked = torch.zeros(len(self), 3, dtype=torch.int32)
         for first in range(0, len(self), CHUNK):
             places = range(first, min(len(self), first + CHUNK))
-            for place, content in zip(places, self.contents(places)):
-                looked[place] = torch.tensor(header(content), dtype=torch.int32)
+            with unwarned():
+                looks = [look(content) for content in self.contents(places)]
+            looked[places.start : places.stop] = torch.tensor(looks, dtype=torch.int32)
         if beside is not None:
             replace_tensors(beside, {"headers": looked})
         return looked
