@@ -63,7 +63,7 @@ def test_other_numbers_are_names(tmp_path, words):
         ("a_1", "b_1", "c_1"),  # every picture its own class
         ("img_1", "img_2", "img_3"),
         ("all__1", "all__2", "all__3"),
-        ("cat__1", "dog__2", "loose"),
+        ("cat__1", "loose", "more"),
         ("cat_1", "dog_1", "loose"),
     ],
 )
@@ -74,15 +74,15 @@ def test_names_that_tell_of_no_class(tmp_path, names):
 
 
 def test_the_training_set_goes_before_the_test_set(tmp_path):
-    write_pictures(tmp_path, test__cat__1=A, test__dog__1=B, val__cat__1=A)
+    write_pictures(tmp_path, test__cat__1=A, test__dog__1=B)
     only = read(tmp_path)
     assert (order(only), only.labels.tolist()) == ("AB", [0, 1])
     assert only.notes["files"] == f"2 below {tmp_path / 'test'}"
-    write_pictures(tmp_path, train__cat__1=C, train__dog__1=D)
+    write_pictures(tmp_path, train__cat__1=C, train__dog__1=D, val__cat__1=A)
     both = read(tmp_path)
     assert (order(both), both.labels.tolist()) == ("CD", [0, 1])
-    write_pictures(tmp_path, bird__1=A)  # now they are classes
-    assert read(tmp_path).notes["class names"] == "bird, test, train, val"
+    passed = "beside train: 3 (test/cat/1.png, test/dog/1.png, val/cat/1.png)"
+    assert both.notes["passed over"] == passed
 
 
 def test_a_class_may_be_called_like_a_test(tmp_path):
@@ -93,14 +93,21 @@ def test_a_class_may_be_called_like_a_test(tmp_path):
 def test_pictures_by_their_suffix_and_nothing_hidden(tmp_path):
     for name, form in (("a.PNG", "PNG"), ("b.jpeg", "JPEG"), ("c.jpg", "JPEG"), ("d.webp", "WEBP")):
         (tmp_path / name).write_bytes(encoded(A, form))
-    for name in ("._a.png", ".DS_Store", "readme.txt", "data.json", "e.gif"):
+    (tmp_path / "f.jfif").write_bytes(encoded(A, "JPEG"))
+    (tmp_path / "g.jpe").write_bytes(encoded(A, "JPEG"))
+    for name in ("._a.png", ".DS_Store", "readme.txt", "data.json", "e.gif", "no_suffix"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / ".thumbnails").mkdir()
     (tmp_path / ".thumbnails" / "a.png").write_bytes(b"x")
     (tmp_path / "empty.png").mkdir()
     dataset = read(tmp_path)
-    assert len(dataset) == 4
+    assert len(dataset) == 6
     assert torch.equal(dataset.images[0], dataset.images[3])
+    assert torch.equal(dataset.images[1], dataset.images[5])
+    assert dataset.notes["passed over"] == (
+        "hidden: 3 (.DS_Store, ._a.png, .thumbnails); .json: 1 (data.json); .gif: 1 (e.gif); "
+        "no suffix: 1 (no_suffix); .txt: 1 (readme.txt); empty folder: 1 (empty.png)"
+    )
 
 
 def test_one_picture(tmp_path):
@@ -138,7 +145,8 @@ def test_a_link_to_nothing_and_an_empty_folder(tmp_path):
     write_pictures(tmp_path, a=A, b=A)
     (tmp_path / "b.png").unlink()
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
-    assert len(read(tmp_path)) == 1
+    dataset = read(tmp_path)
+    assert (len(dataset), dataset.notes["passed over"]) == (1, "link to nothing: 1 (b.png)")
     (tmp_path / "c").mkdir()
     with pytest.raises(ValueError, match=r"no pictures .*nothing"):
         read(tmp_path / "c")

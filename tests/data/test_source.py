@@ -11,7 +11,7 @@ from tests.data.idx_files import write_pair
 from fewstep.data.dataset import held_images
 from fewstep.data.digits import Digits
 from fewstep.data.idx import Idx
-from fewstep.data.source import check_labels
+from fewstep.data.labels import check_labels
 from fewstep.models.folder import shipped_folder
 from fewstep.training.start import held_out
 

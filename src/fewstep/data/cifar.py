@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from fewstep.data.dataset import Dataset, held_images
+from fewstep.data.labels import check_labels
 from fewstep.data.pictures import OnBad, Pixels
-from fewstep.data.source import Source, check_labels, files_below, of_training, unpacked
+from fewstep.data.source import Source, unpacked
+from fewstep.data.splits import of_training
 from fewstep.data.table import Table
+from fewstep.data.tree import files_below
 from fewstep.models.space import Space, image_space
 
 BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")

@@ -1,32 +1,43 @@
 """Folders of pictures: PNG, JPEG or WebP."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from fewstep.choice import Natural
 from fewstep.data.dataset import Dataset
+from fewstep.data.labels import listed, numbered
+from fewstep.data.layout import (
+    SUFFIXES,
+    by_folder,
+    by_name,
+    check_classes,
+    class_level,
+    without_pictures,
+)
 from fewstep.data.lazy import of_files
 from fewstep.data.pictures import Channels, How, OnBad
-from fewstep.data.source import TESTS, Source, files_below
+from fewstep.data.source import Source, content, located
+from fewstep.data.tree import Passed, Tree, passed_over, walk
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-DEPTH = 10
-MOST_CLASSES = 10_000
+WHAT = "pictures (PNG, JPEG or WebP)"
 
 
 @dataclass(frozen=True)
 class Folder(Source):
     """A folder of pictures, or one picture. A class is a sub-folder, or what stands before the
     first `_` of all names; there are none where only one would be found. Whole numbers are classes
-    themselves, other names count in order. Where the sub-folders are train, test or val, the
-    training set is used.
+    themselves, other names count in order. Sub-folders, or names, that speak of sets (train, Test,
+    val2017, dev) are never classes: the training set is used. What else lies there is counted.
     """
 
     path: str = ""
     """The folder or file."""
+    label: Literal["auto", "folder", "none"] = "auto"
+    """auto finds classes and sets by their names, and is an error in doubt; folder makes every
+    sub-folder a class, whatever its name; none reads without classes."""
     size: Natural = 0
     """Short side of a picture in pixels, its middle square is kept; 0 keeps sizes, which must be
     equal."""
@@ -37,41 +48,44 @@ class Folder(Source):
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
-        files = [file for file in files_below(path, DEPTH) if file.suffix.lower() in SUFFIXES]
-        root = _root(path, files)
-        return [file for file in files if root in (file, *file.parents)]
+        return walk(path, SUFFIXES).files()
 
     def read(self, beside: Path | None = None) -> Dataset:
-        files = self.found(self.path, "pictures (PNG, JPEG or WebP)")
-        root = _root(Path(self.path), files)
-        words = _words([file.relative_to(root) for file in files])
-        numbers = {word: int(word) for word in words if word.isdecimal() and str(int(word)) == word}
-        if len(numbers) < len(set(words)) or max(numbers.values(), default=0) >= MOST_CLASSES:
-            numbers = {word: place for place, word in enumerate(sorted(set(words)))}
-        labels = torch.tensor([numbers[word] for word in words]) if words else None
-        names = ", ".join(sorted(numbers, key=lambda word: numbers[word])) or "none"
-        notes = {"files": f"{len(files)} below {root}", "class names": names}
-        classes = max(numbers.values(), default=-1) + 1
+        path = located(self.path, WHAT)
+        passed: list[Passed] = []
+        root, words = self._classes(walk(path, SUFFIXES), passed)
+        files = list(words)
+        if not files:
+            raise ValueError(f"no {WHAT} in {root.path} (found: {content(root.path)})")
+        numbers, classes = numbered([word for word in words.values() if word])
+        labels = torch.tensor([numbers[word] for word in words.values()]) if numbers else None
+        notes = {
+            "files": f"{len(files)} below {root.path}",
+            "class names": listed(list(numbers)) or "none",
+            **passed_over([*passed, *root.passed()], path),
+        }
         how = How(self.size, self.channels, self.on_bad)
-        return of_files(files, root, labels, classes, how, notes, self.workers, beside)
+        found = of_files(files, root.path, labels, classes, how, notes, self.workers, beside)
+        if found.labels is not None:
+            there = set(found.labels.unique().tolist())
+            if gone := [name for name, number in numbers.items() if number not in there]:
+                raise without_pictures(root.path, gone)
+        return found
 
-
-def _root(path: Path, files: Sequence[Path]) -> Path:
-    """The folder of the classes: that of a split, where there is nothing beside such."""
-    tops = {file.relative_to(path).parts[0] for file in files if file != path}
-    return (
-        path / ("train" if "train" in tops else min(tops))
-        if tops and tops <= {"train", *TESTS}
-        else path
-    )
-
-
-def _words(names: Sequence[Path]) -> list[str]:
-    """The class of each file; none at all where the names tell of none."""
-    if all(len(name.parts) > 1 for name in names):
-        words = [name.parts[0] for name in names]
-        return words if len(set(words)) > 1 else []
-    words = [
-        name.stem.partition("_")[0] for name in names if len(name.parts) == 1 and "_" in name.stem
-    ]
-    return words if len(words) == len(names) and 1 < len(set(words)) < len(words) else []
+    def _classes(self, tree: Tree, passed: list[Passed]) -> tuple[Tree, dict[Path, str]]:
+        """The folder of the classes, and its pictures with their classes; "" for none."""
+        if self.label == "folder":
+            passed.extend((file, "beside the class folders") for file in tree.loose)
+            tree = Tree(tree.path, dict(tree.folders), tree.others)
+            check_classes(tree)
+            return tree, by_folder(tree)
+        tree = class_level(tree, passed, self.label != "none")
+        if self.label == "auto":
+            check_classes(tree)
+        files = tree.files()
+        words = by_folder(tree) if not tree.loose else dict.fromkeys(files, "")
+        if len(tree.loose) == len(files):
+            words = by_name(files, passed)
+        if self.label == "none" or len(set(words.values())) < 2:
+            return tree, dict.fromkeys(words, "")
+        return tree, words

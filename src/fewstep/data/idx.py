@@ -12,7 +12,8 @@ import torch
 from fewstep.choice import Count
 from fewstep.data.bounds import check_bytes, memory_for
 from fewstep.data.dataset import Dataset, held_images
-from fewstep.data.source import Source, check_labels, unpacked
+from fewstep.data.labels import check_labels
+from fewstep.data.source import Source, unpacked
 from fewstep.models.space import Space, image_space
 
 LABELS, IMAGES, COLOURS = 1, 3, 4  # numbers of dimensions, as the magic number has them

@@ -1,6 +1,5 @@
 """Nine groups of animals out of an ImageNet-1k folder."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import torch
 
 from fewstep.choice import Natural
 from fewstep.data.dataset import Dataset
-from fewstep.data.folder import SUFFIXES
+from fewstep.data.layout import SUFFIXES, left, step_down, without_pictures
 from fewstep.data.lazy import of_files
 from fewstep.data.pictures import Channels, How, OnBad
-from fewstep.data.source import Source, files_below
+from fewstep.data.source import Source, content, located
+from fewstep.data.tree import Passed, Tree, passed_over, walk
 from fewstep.models.space import Space, image_space
 
 # First and last WordNet id of each group. Sorted by id, ImageNet-1k's classes in between are
@@ -29,10 +29,13 @@ GROUPS = {
 }
 
 
+WHAT = "pictures in folders like n02085620 of the nine groups"
+
+
 @dataclass(frozen=True)
 class Imagenet9(Source):
-    """A folder whose sub-folders, or those of its `train`, have WordNet ids as names (n02085620).
-    Others are left out.
+    """A folder whose sub-folders, or those of its training set, have WordNet ids as names
+    (n02085620). Others are left out, and counted.
     """
 
     path: str = ""
@@ -49,33 +52,38 @@ class Imagenet9(Source):
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
-        top = path / "train" if (path / "train").is_dir() else path
-        files = files_below(top, 2) if top.is_dir() else []
-        return [
-            f
-            for f in files
-            if f.suffix.lower() in SUFFIXES and group(f.parent.name) and f.parent.parent == top
-        ]
+        return [file for file in walk(path, SUFFIXES).files() if group(file.parent.name)]
 
     def foreseen(self) -> Space | None:
         depth = 1 if self.channels == "grey" else 3
         return image_space((depth, self.size, self.size), len(GROUPS)) if self.size else None
 
     def read(self, beside: Path | None = None) -> Dataset:
-        seen, files = Counter[str](), []
-        for file in self.found(self.path, "pictures in folders like n02085620 of the nine groups"):
-            seen[file.parent.name] += 1
-            if not self.per_folder or seen[file.parent.name] <= self.per_folder:
-                files.append(file)
+        path = located(self.path, WHAT)
+        tree, passed = walk(path, SUFFIXES), list[Passed]()
+        while not any(map(group, tree.folders)) and (inner := step_down(tree, passed)):
+            tree = inner
+        files: dict[Path, str] = {}
+        for name, one in tree.inner.items():
+            found = one.loose if isinstance(one, Tree) and group(name) else []
+            kept = found[: self.per_folder or None]
+            files |= dict.fromkeys(kept, group(name))
+            if group(name) and not found:
+                raise without_pictures(tree.path, [name])
+            reason = "beyond per_folder" if found else "outside the nine groups"
+            passed.extend(one for one in left(one, reason) if one[0] not in files)
+        if not files:
+            raise ValueError(f"no {WHAT} in {path} (found: {content(path)})")
         names = list(GROUPS)
-        labels = torch.tensor([names.index(group(file.parent.name)) for file in files])
+        labels = torch.tensor([names.index(group) for group in files.values()])
+        folders = len({file.parent for file in files})
         notes = {
-            "files": f"{len(files)} in {len(seen)} folders",
+            "files": f"{len(files)} in {folders} folders",
             "class names": ", ".join(GROUPS),
+            **passed_over([*passed, *tree.others], path),
         }
         how = How(self.size, self.channels, self.on_bad)
-        root = Path(self.path)
-        return of_files(files, root, labels, len(GROUPS), how, notes, self.workers, beside)
+        return of_files(list(files), path, labels, len(GROUPS), how, notes, self.workers, beside)
 
 
 def group(wnid: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from fewstep.choice import Choice, Natural, Share
 from fewstep.data.dataset import Dataset
+from fewstep.data.splits import check_sets
+from fewstep.data.tree import files_below
 from fewstep.models.space import Space
 
 Split = Literal["all", "train", "test"]
-TESTS = {"test", "val", "valid", "validation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +62,17 @@ class Source(Choice, ABC):
         for name, kind in cls.kinds().items():
             sizes[name] = sum(file.stat().st_size for file in kind.files_at(path))
         if not any(sizes.values()):
-            raise ValueError(f"no data in {path} (found: {_content(path)}) for {', '.join(sizes)}")
+            raise ValueError(f"no data in {path} (found: {content(path)}) for {', '.join(sizes)}")
         return max(sizes, key=lambda name: sizes[name])
 
     def found(self, path: str, what: str) -> list[Path]:
         """`files_at` of the path that the user gave. FileNotFoundError or ValueError where there
         are none.
         """
-        if not path:
-            raise ValueError(f"no data: give data.path=DIR, a folder with {what}")
-        if not Path(path).exists():
-            raise FileNotFoundError(f"no data at {path}: expected a folder or a file with {what}")
-        if not (files := self.files_at(Path(path))):
-            raise ValueError(f"no {what} in {path} (found: {_content(Path(path))})")
+        place = located(path, what)
+        if not (files := self.files_at(place)):
+            raise ValueError(f"no {what} in {path} (found: {content(place)})")
+        check_sets(files, files_below(place), place)
         return files
 
     def foreseen(self) -> Space | None:
@@ -134,22 +132,13 @@ class Source(Choice, ABC):
         return torch.from_numpy((z ^ (z >> np.uint64(31))).astype(np.float64) / 2.0**64)
 
 
-def files_below(path: Path, depth: int) -> list[Path]:
-    """The files in a folder and its sub-folders, `depth` levels in all, by name, without hidden
-    ones; a file itself.
-    """
-    if not path.is_dir():
-        return [path] if path.is_file() else []
-    inner = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")] if depth else []
-    return [file for one in inner for file in files_below(one, depth - 1)]
-
-
-def of_training(files: list[Path], root: Path) -> list[Path]:
-    """All but those that are for tests by their name or that of their folder; all, where there are
-    only such.
-    """
-    words = {file: re.split(r"[^a-z0-9]+", str(file.relative_to(root)).lower()) for file in files}
-    return [file for file in files if not TESTS & set(words[file])] or files
+def located(path: str, what: str) -> Path:
+    """The path that the user gave. FileNotFoundError or ValueError where nothing is there."""
+    if not path:
+        raise ValueError(f"no data: give data.path=DIR, a folder with {what}")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no data at {path}: expected a folder or a file with {what}")
+    return Path(path)
 
 
 def unpacked(file: Path) -> IO[bytes]:
@@ -159,18 +148,7 @@ def unpacked(file: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(file, "rb")) if packed else file.open("rb")
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
+    """The first names of what lies there, for messages."""
     names = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else [path.name]
     return ", ".join(names) or "nothing"
-
-
-def check_labels(labels: Tensor, classes: int, where: str) -> None:
-    """ValueError where a label is not in 0 … classes - 1, with the first such image."""
-    bad = ((labels < 0) | (labels >= classes)).nonzero()
-    if len(bad):
-        first = int(bad[0])
-        raise ValueError(
-            f"{where}: {len(bad)} labels out of range 0 … {classes - 1}, the first is "
-            f"{int(labels[first])} "
-            f"of image {first}"
-        )

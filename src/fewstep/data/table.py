@@ -18,11 +18,14 @@ from torch import Tensor
 from fewstep.choice import Natural
 from fewstep.data.dataset import Dataset, Rows
 from fewstep.data.index import indexed
+from fewstep.data.labels import check_labels
 from fewstep.data.lazy import MEMORY, Encoded, Stored, decoded, pictures
 from fewstep.data.metadata import unwarned
 from fewstep.data.pictures import Channels, How, OnBad, checked_header, header
-from fewstep.data.source import Source, check_labels, files_below, of_training
+from fewstep.data.source import Source
+from fewstep.data.splits import of_training
 from fewstep.data.table_files import READERS, opened, same_columns, table_looked_at
+from fewstep.data.tree import files_below
 from fewstep.files import load_tensors, replace_tensors
 from fewstep.models.space import Classes, Column, Text, Vectors
 

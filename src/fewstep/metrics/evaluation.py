@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.choice import kind_of
 from fewstep.data.dataset import Dataset
-from fewstep.data.source import check_labels
+from fewstep.data.labels import check_labels
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
 from fewstep.metrics.features import ClassifierFeatures, Features

@@ -1,0 +1,53 @@
+"""Class labels: words as numbers, and what is said of them."""
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+SHOWN = 100  # classes that are counted one by one, and names that are listed
+MOST_CLASSES = 100_000
+SPARSE = 1000  # from this number on, labels must fill a tenth of what they span
+
+
+def rather_ids(largest: int, distinct: int) -> bool:
+    """Whether whole numbers up to `largest` are rather ids than classes."""
+    return largest >= MOST_CLASSES or (largest >= SPARSE and largest >= 10 * distinct)
+
+
+def numbered(words: Collection[str]) -> tuple[dict[str, int], int]:
+    """The number of each word, in the order of the numbers, and how many classes that makes. Whole
+    numbers are classes themselves, unless they are rather ids; other words count in their order.
+    """
+    distinct = sorted(set(words))
+    numbers = {}
+    for word in distinct:
+        if word.isdecimal() and str(int(word)) == word:
+            numbers[word] = int(word)
+    largest = max(numbers.values(), default=-1)
+    if len(numbers) < len(distinct) or rather_ids(largest, len(distinct)):
+        return {word: place for place, word in enumerate(distinct)}, len(distinct)
+    return dict(sorted(numbers.items(), key=lambda pair: pair[1])), largest + 1
+
+
+def listed(names: Sequence[object]) -> str:
+    """Names with commas between them, the first hundred."""
+    more = f", … ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
+
+
+def counted(labels: Tensor, classes: int) -> tuple[list[int], list[int]]:
+    """The classes that labels (n,) in 0 … classes - 1 hold, and how often each."""
+    values, counts = labels.unique(return_counts=True)
+    return values.tolist(), counts.tolist()
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """ValueError where a label is not in 0 … classes - 1, with the first such image."""
+    bad = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        raise ValueError(
+            f"{where}: {len(bad)} labels out of range 0 … {classes - 1}, the first is "
+            f"{int(labels[first])} "
+            f"of image {first}"
+        )
