@@ -25,6 +25,7 @@ from typing import Annotated, Any, ClassVar, Self, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 
 from fewstep import plugins
+from fewstep.yaml import typed
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
@@ -119,7 +120,9 @@ class Choice:
 
     @classmethod
     def spelled(cls, value: Any) -> Any:
-        """The mapping that a shorter spelling stands for: a string alone is a kind."""
+        """The mapping that a shorter spelling stands for: a string alone is a kind. Of a value that
+        was typed, `fewstep.yaml.settled(value)` is the number that it may stand for.
+        """
         return {"kind": value} if isinstance(value, str) else value
 
     def dump(self) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class Choice:
         from pydantic_core import InitErrorDetails, PydanticCustomError
 
         try:
-            return cls(**_checker(cls).validate_python(fields))  # type: ignore[arg-type]
+            return cls(**_checker(cls).validate_python(_typed(cls, fields)))  # type: ignore[arg-type]
         except ValidationError as error:
             rewritten = []
             for e in error.errors(include_url=False):
@@ -202,6 +205,27 @@ class Choice:
 
 
 @functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+def _typed(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, what was typed as what its option takes; ValidationError where it is no YAML."""
+    from pydantic import ValidationError
+    from pydantic_core import InitErrorDetails
+
+    hints, found, wrong = _hints(cls), {}, []
+    for name, value in fields.items():
+        try:
+            found[name] = typed(value, hints[name]) if name in hints else value
+        except ValueError as error:
+            wrong.append(InitErrorDetails(type=_error(str(error)), loc=(name,), input=value))  # type: ignore[arg-type]
+    if wrong:
+        raise ValidationError.from_exception_data(cls.__name__, wrong)
+    return found
+
+
+@functools.cache
 def _checker(cls: Any) -> Any:
     """Checks the given fields of one class; what is not given keeps the dataclass's default."""
     from typing import NotRequired
@@ -209,13 +233,13 @@ def _checker(cls: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
     from typing_extensions import TypedDict
 
-    typed: Any = TypedDict
-    hints = get_type_hints(cls, include_extras=True)
+    made: Any = TypedDict
+    hints = _hints(cls)
     fields = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         fields[field.name] = hint if needed(field) else NotRequired[hint]
-    checked = typed(cls.__name__, fields)
+    checked = made(cls.__name__, fields)
     checked.__pydantic_config__ = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     return TypeAdapter(checked)
 

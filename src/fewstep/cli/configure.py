@@ -8,9 +8,10 @@ from fewstep import recipes
 from fewstep.data.source import Source
 from fewstep.plugins import told
 from fewstep.run import Run
-from fewstep.yaml import from_yaml, read_yaml
+from fewstep.yaml import NOTHING, Word, opened, read_words, unquoted
 
 RUNS = Path("runs")
+DEEPEST = 20  # names in one option, method.solver.steps has three
 
 
 def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
@@ -24,9 +25,9 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
     for override in overrides:
         key, value = _split(override)
         if key == "name":
-            name = value
+            name = unquoted(value)
         else:
-            _set(plain, key.split("."), from_yaml(value, override))
+            _set(plain, key, value)
     if not name or Path(name).name != name or name == "..":
         raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {RUNS}/")
     with told(plain.pop("plugins", None)):
@@ -36,28 +37,31 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
 def _run_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no run file {path}")
-    plain = read_yaml(path)
+    plain = read_words(path)
     if not isinstance(plain, dict):
         raise ValueError(f"{path} is no run file: it does not hold named values")
     return plain
 
 
-def _split(override: str) -> tuple[str, str]:
+def _split(override: str) -> tuple[str, Word]:
     key, equals, value = override.partition("=")
     if not equals:
         raise ValueError(f"expected option=value, got {override!r}")
-    return key, value
+    return key, Word(value)
 
 
-def _set(plain: dict[str, Any], keys: list[str], value: Any) -> None:
+def _set(plain: dict[str, Any], path: str, value: Word) -> None:
     """Sets a dotted path; a name on the way ("method=x" before "method.y=1") becomes a mapping of
     that kind.
     """
-    *way, last = keys
+    *way, last = path.split(".")
+    if len(way) >= DEEPEST:
+        raise ValueError(f"no option has so many names: {path[:60]}…")
     for key in way:
-        inner = plain.get(key)
+        inner = opened(plain.get(key), "{")
         if not isinstance(inner, dict):
-            inner = {} if inner is None else {"kind": inner}
+            nothing = inner is None or (isinstance(inner, Word) and inner.lower() in NOTHING)
+            inner = {} if nothing else {"kind": inner}
         plain[key] = inner
         plain = inner
     plain[last] = value
@@ -78,5 +82,5 @@ def source_of(text: str, overrides: Sequence[str] = ()) -> Source:
         )
     for override in overrides:
         key, value = _split(override)
-        _set(plain, key.split("."), from_yaml(value, override))
+        _set(plain, key, value)
     return Source.parse(plain if "kind" in plain else {"kind": Source.kind_at(Path(text))} | plain)

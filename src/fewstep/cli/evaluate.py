@@ -16,7 +16,7 @@ from fewstep.metrics.results import Result, read_result
 from fewstep.models.folder import load
 from fewstep.report.run_report import write_quality
 from fewstep.report.tables import table
-from fewstep.yaml import from_yaml
+from fewstep.yaml import words_of
 
 
 def evaluate(
@@ -79,7 +79,7 @@ def measures_of(text: str | None) -> list[Measure] | None:
 def _features(text: str | None) -> Features | None:
     if text is None:
         return None
-    return Features.parse(from_yaml(text, "--features") if text.startswith("{") else text)
+    return Features.parse(words_of(text, "--features") if text.startswith("{") else text)
 
 
 def _solvers(text: str) -> list[Solver]:
@@ -88,7 +88,7 @@ def _solvers(text: str) -> list[Solver]:
 
 def _listed(text: str, option: str) -> list[object]:
     """Names with commas between them, or mappings with options: {kind: x, k: 3}."""
-    found = from_yaml(f"[{text}]", f"{option} {text!r}")
+    found = words_of(f"[{text}]", f"{option} {text!r}")
     if not found:
         raise ValueError(f"{option} names nothing")
     return list(found)

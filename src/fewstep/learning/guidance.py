@@ -11,6 +11,7 @@ from fewstep.diffusion.denoiser import Denoise, Denoiser
 from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
+from fewstep.yaml import settled
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class GuidanceRange(Choice):
 
     @classmethod
     def spelled(cls, value: Any) -> Any:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return {"low": value, "high": value}
+        number = settled(value)
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            return {"low": number, "high": number}
         return super().spelled(value)
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from fewstep.models.folder import load
 from fewstep.models.network import Network
 from fewstep.models.space import Space, described
 from fewstep.models.unet import UNet
+from fewstep.yaml import opened, settled
 
 
 class ModelSource(Choice, ABC):
@@ -42,11 +43,15 @@ class ModelSource(Choice, ABC):
         kind = options.setdefault("kind", "saved" if "path" in options else None)
         known = {flat(name) for name in cls.kinds()}
         if isinstance(kind, str) and flat(kind) in {flat(name) for name in Network.kinds()} - known:
-            inner = {"kind": kind, **options.get("network", {})}  # teacher.network.width=16
+            inner = opened(options.get("network", {}))
+            if not isinstance(inner, Mapping):
+                raise ValueError(f"{kind} is a network, beside it stands network={inner}")
+            inner = {"kind": kind, **inner}  # teacher.network.width=16
             return options | {"kind": "fresh", "network": inner}
         if isinstance(kind, str) and flat(kind) not in known and not plugins.remedy(kind):
             options = {"path": kind, **options, "kind": "saved"}  # teacher=runs/x teacher.ema=0.999
-        if isinstance(ema := options.get("ema"), float | int):
+        ema = settled(options.get("ema"))
+        if isinstance(ema, float | int):
             options["ema"] = f"{ema:g}"
         return options
 
