@@ -17,11 +17,12 @@ FILES = sorted(HOME.rglob("*.py"))
 ROOMS = [
     *(
         "errors",
+        "text",
         "plugins",
+        "yaml",
         "choice",
         "options",
         "files",
-        "yaml",
         "images",
         "diffusion",
         "models",

@@ -63,7 +63,7 @@ def test_quotes_are_optional(text):
 
 
 def test_quotes_inside_stay():
-    for text in ("'a' and 'b'", "\"a\" b", "'", '"', "'a", 'a"'):
+    for text in ("'a' and 'b'", '"a" b', "'", '"', "'a", 'a"'):
         assert typed(Word(text), str) == text
 
 

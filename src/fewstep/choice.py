@@ -20,12 +20,15 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from fewstep import plugins
 from fewstep.yaml import typed
+
+if TYPE_CHECKING:
+    from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
@@ -173,7 +176,7 @@ class Choice:
     @classmethod
     def _validated(cls, fields: dict[str, Any]) -> Self:
         from pydantic import ValidationError
-        from pydantic_core import InitErrorDetails, PydanticCustomError
+        from pydantic_core import InitErrorDetails
 
         try:
             return cls(**_checker(cls).validate_python(_typed(cls, fields)))  # type: ignore[arg-type]
@@ -186,11 +189,7 @@ class Choice:
                     own = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
                     message = f"{kind_of(cls)} has no option {name!r}{did_you_mean(name, own)}"
                 rewritten.append(
-                    InitErrorDetails(
-                        type=PydanticCustomError("choice", "{message}", {"message": message}),
-                        loc=e["loc"],
-                        input=e["input"],
-                    )
+                    InitErrorDetails(type=_error(message), loc=e["loc"], input=e["input"])
                 )
             raise ValidationError.from_exception_data(cls.__name__, rewritten) from None
 
@@ -219,7 +218,7 @@ def _typed(cls: type, fields: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found[name] = typed(value, hints[name]) if name in hints else value
         except ValueError as error:
-            wrong.append(InitErrorDetails(type=_error(str(error)), loc=(name,), input=value))  # type: ignore[arg-type]
+            wrong.append(InitErrorDetails(type=_error(str(error)), loc=(name,), input=value))
     if wrong:
         raise ValidationError.from_exception_data(cls.__name__, wrong)
     return found
@@ -304,7 +303,7 @@ def _values(choice: Choice) -> dict[str, Any]:
     return {f.name: getattr(choice, f.name) for f in dataclasses.fields(choice)}  # type: ignore[arg-type]
 
 
-def _error(message: str) -> Exception:
+def _error(message: str) -> "PydanticCustomError":
     from pydantic_core import PydanticCustomError
 
     return PydanticCustomError("choice", "{message}", {"message": message})

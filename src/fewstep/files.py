@@ -41,7 +41,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces a JSON file in one step."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # A name that is no UTF-8 has halves of characters in it, which JSON writes as backslashreplace.
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def check_utf8(path: Path) -> None:
+    """ValueError where the name is no UTF-8: safetensors opens no such file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{path} is no UTF-8: weights cannot be in a file of such a name; rename it"
+        ) from None
 
 
 def read_json(path: Path) -> Any:
@@ -120,6 +132,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    check_utf8(path)
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -26,6 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+from fewstep.text import place
+
 GROUP = "fewstep"
 _loaded: dict[str, str] = {}  # top-level name of a module: what was loaded
 _made_with: ContextVar[Mapping[str, str]] = ContextVar("made_with", default={})  # noqa: B039
@@ -37,7 +39,7 @@ def load(name: str | Path) -> ModuleType:
     Raises FileNotFoundError or ImportError, each naming the plug-in.
     """
     text = str(name)
-    module = _from_file(Path(text)) if text.endswith(".py") else _from_name(text)
+    module = _from_file(place(text)) if text.endswith(".py") else _from_name(text)
     top = module.__name__.partition(".")[0]
     _loaded.setdefault(top, _described(module))
     return module

@@ -15,6 +15,7 @@ from fewstep.data.dataset import Dataset, texts
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.errors import option_errors
+from fewstep.files import check_utf8
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
 from fewstep.metrics.classifier import Classification
@@ -23,6 +24,7 @@ from fewstep.models.bundle import DiffusionModel
 from fewstep.models.classifier import Classifier, load_classifier
 from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
+from fewstep.text import place as placed
 from fewstep.training.config import TrainerConfig
 from fewstep.training.gallery import Gallery
 from fewstep.training.health import Health, verdict
@@ -161,7 +163,8 @@ def distil(
     holds a run with another configuration, or is in use; ValueError and OSError for options, data
     or models that are wrong or cannot be read; DivergedError.
     """
-    run, home = checked(run), Path(folder)
+    run, home = checked(run), placed(folder)
+    check_utf8(home)
     with together(run.trainer.timeout) as world:
         place = RunFolder(home, world)
         with place.locked():

@@ -19,8 +19,9 @@ LONGEST_NUMBER = 300  # characters
 NOTHING = ("", "~", "null", "none")
 WHOLE = re.compile(r"[-+]?(0[xX][0-9a-fA-F_]+|0o[0-7_]+|[0-9][0-9_]*)")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
-SPECIAL |= {"true": True, "false": False, "~": None, "null": None, "": None}
+INFINITE = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
+NAMED = {"true": True, "false": False, "~": None, "null": None, "": None}
+SPECIAL: dict[str, Any] = INFINITE | NAMED
 
 
 class Word(str):
@@ -40,16 +41,23 @@ def typed(value: Any, hint: Any) -> Any:
         return _typed_as_one_of(value, get_args(hint))
     if hint is str or hint is Path or _is_of_names(hint):
         return unquoted(value) if isinstance(value, Word) else value
-    named = callable(getattr(hint, "parse", None))  # a choice
-    value = opened(value, "{" if named else "{[")
+    if callable(getattr(hint, "parse", None)):  # a choice, which looks at its options itself
+        return opened(value, "{")
+    value = opened(value)
     if isinstance(value, list) and get_origin(hint) in (tuple, list):
-        inner = get_args(hint)
-        hints = inner[:1] * len(value) if inner[-1] is Ellipsis or len(inner) == 1 else inner
-        if len(hints) == len(value):
-            return [typed(one, wanted) for one, wanted in zip(value, hints, strict=True)]
+        return _typed_list(value, get_args(hint))
     if isinstance(value, dict) and get_origin(hint) in (dict, Mapping):
         return {str(key): typed(one, get_args(hint)[1]) for key, one in value.items()}
-    return value if named else settled(value)
+    return settled(value)
+
+
+def _typed_list(values: list[Any], hints: tuple[Any, ...]) -> list[Any]:
+    """As `typed`, of a list: each of one type, or each of its own."""
+    if hints[-1] is Ellipsis or len(hints) == 1:
+        return [typed(value, hints[0]) for value in values]
+    if len(hints) != len(values):
+        return [settled(value) for value in values]
+    return [typed(value, hint) for value, hint in zip(values, hints, strict=True)]
 
 
 def _typed_as_one_of(value: Any, hints: tuple[Any, ...]) -> Any:

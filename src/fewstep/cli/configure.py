@@ -1,5 +1,6 @@
 """A recipe or a run file, with the overrides of the command line, as a validated run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from fewstep import recipes
 from fewstep.data.source import Source
 from fewstep.plugins import told
 from fewstep.run import Run
-from fewstep.yaml import NOTHING, Word, opened, read_words, unquoted
+from fewstep.text import place
+from fewstep.yaml import NOTHING, Word, opened, read_words, settled, unquoted
 
 RUNS = Path("runs")
 DEEPEST = 20  # names in one option, method.solver.steps has three
@@ -16,10 +18,13 @@ DEEPEST = 20  # names in one option, method.solver.steps has three
 
 def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
     """The run and its folder. ValueError (pydantic's has every error) or FileNotFoundError."""
-    path = Path(recipe)
+    path, runs = place(recipe), RUNS
     if path.suffix in (".yaml", ".yml"):
         plain = _run_file(path)
-        name = path.parent.name if path.name == "run.yaml" else path.stem
+        folder = Path(os.path.abspath(path)).parent
+        name = folder.name if path.name == "run.yaml" else path.stem
+        if folder == Path.cwd() and (folder / "status.json").exists():
+            runs = Path("..")  # this run goes on here, not in runs/ inside itself
     else:
         plain, name = recipes.recipe(recipe).dump(), recipe
     for override in overrides:
@@ -29,9 +34,9 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
         else:
             _set(plain, key, value)
     if not name or Path(name).name != name or name == "..":
-        raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {RUNS}/")
-    with told(plain.pop("plugins", None)):
-        return Run.parse(plain), RUNS / name
+        raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {runs}/")
+    with told(settled(plain.pop("plugins", None))):
+        return Run.parse(plain), runs / name
 
 
 def _run_file(path: Path) -> dict[str, Any]:
@@ -76,11 +81,11 @@ def source_of(text: str, overrides: Sequence[str] = ()) -> Source:
         if "path" not in kind.__dataclass_fields__:
             names.append(name)
     plain: dict[str, Any] = {"kind": text} if text in names else {"path": text}
-    if text not in names and not Path(text).exists():
+    if text not in names and not place(text).exists():
         raise FileNotFoundError(
             f"no data {text!r}: expected a file, a folder, or {' or '.join(names)}"
         )
     for override in overrides:
         key, value = _split(override)
         _set(plain, key, value)
-    return Source.parse(plain if "kind" in plain else {"kind": Source.kind_at(Path(text))} | plain)
+    return Source.parse(plain if "kind" in plain else {"kind": Source.kind_at(place(text))} | plain)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from fewstep.choice import kind_of
 from fewstep.cli.configure import source_of
+from fewstep.cli.tables import print_facts
 from fewstep.models.space import described
 
 
@@ -14,8 +15,7 @@ def check(source: str, overrides: Sequence[str] | None) -> None:
     everything.verify()
     kept = chosen.choose(everything)
     print(f"kind: {kind_of(type(chosen))}")
-    for key, value in everything.notes.items():
-        print(f"{key}: {value}")
+    print_facts(everything.notes)
     if "image" in everything.columns:
         channels, height, width = everything.shape
         many = "s" if channels > 1 else ""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.cli.configure import source_of
-from fewstep.cli.tables import print_table
+from fewstep.cli.tables import print_facts, print_table
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Solver
 from fewstep.files import write_json
@@ -16,6 +16,7 @@ from fewstep.metrics.results import Result, read_result
 from fewstep.models.folder import load
 from fewstep.report.run_report import write_quality
 from fewstep.report.tables import table
+from fewstep.text import place
 from fewstep.yaml import words_of
 
 
@@ -61,8 +62,7 @@ def _shown(results: Sequence[Result], out: Path | None, report: Path | None) -> 
     """Prints results, and writes the first (JSON) and all of them (HTML) where that is wanted."""
     found = table(results)
     print_table(found.columns, found.rows, found.texts)
-    for name, fact in results[0].protocol.told().items():
-        print(f"{name}: {fact}")
+    print_facts(results[0].protocol.told())
     if out is not None:
         write_json(out, results[0].plain())
     if report is not None:
@@ -103,7 +103,7 @@ def measured(
     teacher: str | None,
 ) -> Result:
     """The result of what a user named: images that lie there, or a model that is sampled."""
-    path = Path(what)
+    path = place(what)
     if _holds_images(path):
         if any(option is not None for option in (steps, evaluations, guidance, teacher)):
             raise ValueError(

@@ -1,11 +1,13 @@
 """`fewstep inspect`."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
 from fewstep.choice import Choice, kind_of, origins
-from fewstep.cli.tables import print_list, print_options
+from fewstep.cli.tables import print_facts, print_list, print_options
+from fewstep.files import read_json
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.folder import load, shipped
 from fewstep.options import (
@@ -16,14 +18,15 @@ from fewstep.options import (
     kinds_called,
     options_of,
 )
+from fewstep.text import place
 
 
 def inspect(what: str) -> None:
     """Says what a user wants to know about a model, a list or a name. ValueError where there is
     none.
     """
-    if Path(what).exists() or what in shipped():
-        print_model(load(what), Path(what))
+    if place(what).exists() or what in shipped():
+        print_model(load(what), place(what))
         return
     kinds = kinds_called(what)
     lists = []
@@ -98,8 +101,7 @@ def print_model(model: DiffusionModel, folder: Path) -> None:
     made_with = origins([*parts, model.codec.spec, model.conditioner.spec])
     if made_with:
         facts["plugins"] = made_with
-    for key, value in {**facts, **model.card}.items():
-        print(f"{key}: {value}")
+    print_facts({**facts, **model.card})
     status = folder / "status.json"
     if status.is_file():
-        print(f"run: {status.read_text(encoding='utf-8').strip()}")
+        print_facts({"run": json.dumps(read_json(status))})

@@ -10,6 +10,7 @@ import typer
 
 from fewstep import __version__, plugins
 from fewstep.cli import verbs
+from fewstep.cli.terminal import shown
 from fewstep.errors import (
     DataMemoryError,
     DivergedError,
@@ -19,6 +20,9 @@ from fewstep.errors import (
     out_of_memory,
     rank,
 )
+from fewstep.text import in_one_line
+
+LONGEST = 480  # characters of a line that somebody reads
 
 app = typer.Typer(
     name="fewstep",
@@ -72,7 +76,13 @@ app.add_typer(data, name="data")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Ends with the exit codes of docs/cli.md."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with shown():
+        code = _ended(list(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(code)
+
+
+def _ended(words: list[str]) -> int:
+    """Carries the words out; the exit code."""
     debug = "--debug" in words
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     words = [word for word in words if word != "--debug"]
@@ -95,11 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         time.sleep(patience(error))
         for line in lines_of(error):
-            print(
-                f"error: process {rank()}: {line}" if rank() else f"error: {line}", file=sys.stderr
-            )
+            who = f"process {rank()}: " if rank() else ""
+            print(f"error: {who}{in_one_line(line, LONGEST)}", file=sys.stderr)
         code = code_of(error)
-    sys.exit(code or 0)
+    return code or 0
 
 
 def _plugins_in(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -120,7 +129,7 @@ def _plugins_in(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     """One process says it for all."""
     if rank() == 0:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {in_one_line(message, LONGEST)}", file=sys.stderr)
 
 
 def code_of(error: BaseException) -> int:

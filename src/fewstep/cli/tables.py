@@ -2,14 +2,16 @@
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fewstep.choice import kind_of
 from fewstep.options import Option
+from fewstep.text import in_one_line
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 2) -> None:
     """Aligned columns: the first `texts` to the left, numbers to the right."""
+    rows = [list(map(in_one_line, row)) for row in rows]
     widths = widths_of([columns, *rows])
     for row in [columns, ["-" * width for width in widths], *rows]:
         cells = []
@@ -23,6 +25,12 @@ def widths_of(rows: Sequence[Sequence[str]]) -> list[int]:
     """The widest cell of each column."""
     columns = zip(*rows, strict=True)
     return [max(map(len, column)) for column in columns]
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """A line for each fact: what files say of themselves is one line, too."""
+    for name, fact in facts.items():
+        print(f"{in_one_line(name)}: {in_one_line(fact)}")
 
 
 def print_list(sentences: dict[str, str]) -> None:

@@ -10,10 +10,14 @@ import typer
 
 from fewstep.cli.tables import print_list
 from fewstep.recipes import listed
+from fewstep.text import place
 
 
 def carry_out(verb: str, options: dict[str, Any], name: str | None = None) -> None:
     """Calls the function of a verb's file, of the same name if no other is given."""
+    for option, value in options.items():
+        if isinstance(value, Path):
+            options[option] = place(value)
     module = importlib.import_module(f"fewstep.cli.{verb}")
     getattr(module, name or verb)(**options)
 

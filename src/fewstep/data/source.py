@@ -18,6 +18,7 @@ from fewstep.data.dataset import Dataset
 from fewstep.data.splits import check_sets
 from fewstep.data.tree import files_below
 from fewstep.models.space import Space
+from fewstep.text import place
 
 Split = Literal["all", "train", "test"]
 
@@ -45,6 +46,12 @@ class Source(Choice, ABC):
     """Training mirrors each image with probability 1/2; what is held out never is."""
     workers: Natural = 0
     """Processes that read and decode ahead of the training; they change no bit."""
+
+    def __post_init__(self) -> None:
+        # Every kind that reads files calls their place `path`; ~ in front is the home folder.
+        path = getattr(self, "path", "")
+        if path.startswith("~"):
+            object.__setattr__(self, "path", str(place(path)))
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from fewstep.models.conditioner import ConditionerModule, Labels
 from fewstep.models.folder import FORMAT, WEIGHTS, read_description, shipped_folder
 from fewstep.models.source import ModelSource
 from fewstep.models.space import Space
+from fewstep.text import place
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def find_classifier(name: str | Path) -> Classifier:
     """The classifier of that folder, or the shipped one of that name.
     Errors as `load_classifier`.
     """
-    return load_classifier(Path(name) if Path(name).exists() else shipped_folder(name))
+    folder = place(name)
+    return load_classifier(folder if folder.exists() else shipped_folder(name))
 
 
 def _described(folder: Path, described: dict[str, Any]) -> Classifier:

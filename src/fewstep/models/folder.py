@@ -23,6 +23,7 @@ from fewstep.models.conditioner import Conditioner
 from fewstep.models.network import Network
 from fewstep.models.space import Space
 from fewstep.plugins import told
+from fewstep.text import place
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -184,7 +185,7 @@ def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
 
     Raises FileNotFoundError (with the shipped names) or ValueError.
     """
-    folder = Path(source)
+    folder = place(source)
     if not folder.exists():
         return load_folder(shipped_folder(source), ema)
     if folder.is_file():

@@ -22,6 +22,7 @@ from fewstep.models.folder import load
 from fewstep.models.network import Network
 from fewstep.models.space import Space, described
 from fewstep.models.unet import UNet
+from fewstep.text import place
 from fewstep.yaml import opened, settled
 
 
@@ -64,6 +65,10 @@ class Saved(ModelSource):
     """Name of a shipped model, or a folder."""
     ema: str | None = None
     """One of its averages, by its decay; the model's own weights if not given."""
+
+    def __post_init__(self) -> None:
+        if self.path.startswith("~"):
+            object.__setattr__(self, "path", str(place(self.path)))
 
     def load(self, data: Space, seed: int) -> DiffusionModel:
         model = load(self.path, self.ema)

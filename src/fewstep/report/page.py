@@ -13,6 +13,7 @@ from PIL import Image
 from fewstep.files import write_bytes
 from fewstep.report.figures import data_uri
 from fewstep.report.tables import Table
+from fewstep.text import printable
 
 
 @dataclass
@@ -29,12 +30,20 @@ class Section:
 
 
 def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Writes the page in one step. All text is escaped but figures, which are made here."""
+    """Writes the page in one step. All text is escaped but figures, which are made here; control
+    characters are written out.
+    """
     import jinja2
 
     file = importlib.resources.files("fewstep.report") / "page.html"
     source = file.read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_printable
+    )
     template = environment.from_string(source)
     html = template.render(title=title, subtitle=subtitle, sections=sections, uri=data_uri)
-    write_bytes(path, html.encode())
+    write_bytes(path, html.encode(errors="backslashreplace"))
+
+
+def _printable(value: Any) -> Any:
+    return printable(value) if type(value) is str else value

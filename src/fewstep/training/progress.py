@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fewstep.errors import rank
+from fewstep.text import in_one_line
 from fewstep.training.seen import Observer, Seen
 
 
@@ -20,6 +21,7 @@ def training_progress(steps: int, title: str, shown: bool | None = None) -> Iter
     False for nothing. In a process that does not lead it shows nothing.
     """
     bar = sys.stderr.isatty() or _in_notebook()
+    title = in_one_line(title)
     if rank() or shown is False or not (bar or shown):
         yield _nothing
     elif bar:
@@ -60,11 +62,11 @@ def _bar(steps: int, title: str) -> Iterator[Observer]:
     )
 
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
     ]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=steps, numbers="")

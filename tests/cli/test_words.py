@@ -1,0 +1,171 @@
+"""What stands behind `=` is the text, whatever it looks like; places may begin with ~."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import TEACHER, arrays
+from tests.data.idx_files import write_pair
+from tests.test_yaml import TEXTS
+
+from fewstep.cli.configure import configured, source_of
+from fewstep.models.source import Saved
+from fewstep.options import values
+from fewstep.run import Run
+from fewstep.yaml import to_yaml
+
+
+def asked(*words):
+    return configured("mnist_cd", ["data=folder", *words])[0]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_place_is_what_was_typed(text):
+    assert asked(f"data.path={text}").data.path == text
+    assert asked(f"teacher.path={text}").teacher == Saved(text)
+    assert asked(f"trainer.device={text}").trainer.device == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_place_in_a_run_file(text):
+    Path("mine.yaml").write_text(to_yaml(asked(f"data.path={text}").dump()))
+    assert configured("mine.yaml", [])[0].data.path == text
+
+
+@pytest.mark.parametrize("text", ["2024-05-01", "2023", "1e3", "0x10", "1_000", "null", "true"])
+def test_a_run_file_without_quotes(text):
+    Path("mine.yaml").write_text(
+        f"data: {{kind: folder, path: {text}}}\nmethod: diffusion\nstart: null\n"
+    )
+    run, _ = configured("mine.yaml", [])
+    assert run.data.path == text
+    assert run.start is None
+
+
+@pytest.mark.parametrize("text", [t for t in TEXTS if t not in ("{x}", "")])
+def test_a_model_is_named_by_any_text(text):
+    """Also where the option takes a choice, of which a mapping in braces gives the options."""
+    assert asked(f"teacher={text}").teacher == Saved(text)
+    assert asked(f"start.path={text}").start == Saved(text)
+    if text not in ("null", "none"):
+        assert asked(f"start={text}").start == Saved(text)
+        assert asked(f"teacher={text}", "teacher.ema=0.5").teacher == Saved(text, "0.5")
+
+
+def test_nothing_is_said_by_null_and_none():
+    for word in ("null", "none", "Null", "~", ""):
+        assert asked("start=x", f"start={word}").start is None
+        assert asked("teacher=x", f"teacher.ema={word}").teacher == Saved("x")
+        assert asked("dropout=0.1", f"dropout={word}").dropout is None
+        assert asked(f"start={word}", "start.path=x").start == Saved("x")
+    assert asked("start='null'").start == Saved("null")
+
+
+def test_an_average_is_named_by_its_number():
+    for word in ("0.9990", ".999", "9.99e-1", "'0.999'"):
+        assert asked("teacher=x", f"teacher.ema={word}").teacher == Saved("x", "0.999")
+
+
+def test_quotes_and_braces():
+    assert asked('data.path="imgs #2"').data.path == "imgs #2"
+    assert asked("data.path='it''s'").data.path == "it's"
+    assert asked("teacher={kind: saved, path: 2024-05-01}").teacher == Saved("2024-05-01")
+    assert asked("teacher={path: 'a #b'}", "teacher.ema=0.5").teacher == Saved("a #b", "0.5")
+    assert configured("mnist_cd", ["name='a b'"])[1] == Path("runs/a b")
+    assert configured("mnist_cd", ["name=2024-05-01"])[1] == Path("runs/2024-05-01")
+
+
+@pytest.mark.parametrize("text", [t for t in TEXTS if "\n" not in t and "\udce9" not in t])
+def test_no_text_option_takes_anything_else_for_its_text(text):
+    """Names: a text that is none is said as it was typed; text: it is taken."""
+    run, _ = configured("digits_teacher", [])
+    for path, _, option in values(run):
+        if option.words == "text":
+            found = configured("digits_teacher", [f"{path}={text}"])[0]
+            shown = {name: value for name, value, _ in values(found)}
+            assert shown[path] == (text or "''"), path
+        elif " | " in option.words and text not in option.words.split(" | "):
+            with pytest.raises(ValueError, match=path):
+                configured("digits_teacher", [f"{path}={text}"])
+
+
+def test_texts_in_lists_are_text():
+    run = asked("teacher=unet", "teacher.network.extra=[2024-05-01, 's', 1e3, a b]")
+    assert run.teacher.network.extra == ("2024-05-01", "s", "1e3", "a b")
+
+
+def test_options_of_data_check():
+    Path("imgs #2").mkdir()
+    write_pair(Path("imgs #2"), 4)
+    source = source_of("imgs #2", ["split=test", "split_seed=0x10"])
+    assert (source.path, source.split, source.split_seed) == ("imgs #2", "test", 16)
+
+
+def test_a_folder_beside_one_with_a_mark(done, fewstep):
+    """The comment of YAML began at ` #`: the other folder was trained on, without a word."""
+    for number, name in enumerate(("imgs", "imgs #2")):
+        write_pair(Path(name), 20 + number, size=8)
+    words = ("data=idx", "data.path=imgs #2", "data.split=all", "data.limit=0", "name=x")
+    done(*TEACHER, *words)
+    assert "path: 'imgs #2'" in Path("runs/x/run.yaml").read_text()
+    assert '"images": 21' in Path("runs/x/student/model.json").read_text()
+
+
+class TestHome:
+    """~ is the home folder wherever a place is named."""
+
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path, monkeypatch, runs):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def test_training(self, done):
+        write_pair(Path("../imgs"), 20, size=8)
+        words = ("data=idx", "data.path=~/imgs", "data.split=all", "data.limit=0", "name=x")
+        done(*TEACHER, *words, "start=~/runs/tiny")
+        done(*TEACHER, *words, "teacher=~/runs/tiny", "name=y", "method=easy_consistency")
+        done("train", "~/elsewhere/runs/x/run.yaml", "name=z", "trainer.steps=1")
+        assert Path("runs/z/student/model.json").is_file()
+
+    def test_the_other_verbs(self, done):
+        done("sample", "~/runs/cd", "--out=~/x.npz", "--num", "20")
+        assert len(arrays(Path("../x.npz"))["arr_0"]) == 20
+        words = ("--reference=~/imgs", "--features=~/runs/judge", "--num", "20", "--out=~/y.json")
+        write_pair(Path("../imgs"), 40, size=8)
+        done(
+            *("train", "digits_classifier", "trainer.steps=1", "trainer.batch=8", "name=judge"),
+            "trainer.health_every=0",
+        )
+        os.rename("runs/judge", "../runs/judge")
+        done("evaluate", "~/x.npz", *words)
+        done("evaluate", "~/runs/cd", *words[:4], "--against=~/y.json", "--report=~/z.html")
+        assert Path("../z.html").is_file()
+        assert "unet" in done("inspect", "~/runs/cd")
+        assert "images: 40" in done("data", "check", "~/imgs")
+
+    def test_from_python(self):
+        from fewstep import load
+        from fewstep.data.idx import Idx
+
+        assert load("~/runs/cd").shape == (1, 8, 8)
+        assert Idx(path="~/imgs").path == str(Path("~/imgs").expanduser())
+        assert Idx(path="a//b~").path == "a//b~"
+
+    def test_no_such_home(self, refused):
+        refused(2, "data", "check", "~nobody-at-all/x", says="~nobody-at-all/x")
+
+
+def test_a_run_goes_on_in_its_own_folder(done, runs, monkeypatch):
+    monkeypatch.chdir(runs / "cd")
+    assert "is finished already" in done("train", "run.yaml")
+    assert not Path("runs").exists()
+    done("train", "../tiny/run.yaml", "name=z", "trainer.steps=1")
+    assert Path("runs/z/student/model.json").is_file()
+
+
+def test_a_run_file_in_the_current_folder_makes_a_new_run(tmp_path):
+    run, _ = configured("digits_teacher", [])
+    Path("run.yaml").write_text(to_yaml(run.dump()))
+    assert configured("run.yaml", []) == (run, Path("runs") / tmp_path.name)
+    assert isinstance(run, Run)
