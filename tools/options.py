@@ -14,8 +14,8 @@ HEAD = """# Options
 
 Written by `make docs` from the sentences in the source; `fewstep inspect NAME` shows the same,
 with plug-ins. The options of a run are under [run](#run). On the command line a dotted path leads
-to an option: `trainer.optimizer.lr=1e-4`, `method.times=karras method.times.rho=5`. What stands behind
-`=` where the type is text, a name or a kind is taken as it stands ([cli.md](cli.md)).
+to an option: `trainer.optimizer.lr=1e-4`, `method.times=karras method.times.rho=5`. What stands
+behind `=` where the type is text, a name or a kind is taken as it stands ([cli.md](cli.md)).
 """
 
 

@@ -101,7 +101,7 @@ class Classifier:
         """Labels as they are."""
         return Labels(self.classes, null=False).build()
 
-    def trained(
+    def with_student(
         self, net: nn.Module, sampler: None, guidance: Any, card: dict[str, Any], variants: Any
     ) -> Classifier:
         """The same around a trained network."""
