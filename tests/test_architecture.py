@@ -23,6 +23,7 @@ ROOMS = [
         "choice",
         "options",
         "files",
+        "finite",
         "images",
         "diffusion",
         "models",

@@ -11,8 +11,12 @@ class RefusedError(ValueError):
     """A run or checkpoint that must not be continued as asked: exit code 3."""
 
 
+class NotFiniteError(ValueError):
+    """Numbers that are not finite, where images, figures or weights were to be: exit code 2."""
+
+
 class DivergedError(RuntimeError):
-    """Too many steps with a non-finite loss or gradient: exit code 4."""
+    """A run's losses, weights or samples are not finite numbers any more: exit code 4."""
 
 
 class DataMemoryError(MemoryError):

@@ -181,7 +181,7 @@ def distil(
             bar = training_progress(run.trainer.steps, home.name, progress)
             with closing(ready.stream), bar as show:
                 ready.trainer.fit(
-                    *_drawing(run, ready),
+                    *_drawing(run, ready, say),
                     show,
                     *observers,
                     measures=_measuring(run, ready),
@@ -213,14 +213,14 @@ def _measuring(run: Run, ready: Prepared) -> list[Observer]:
     return [Health(run.method, ready.nets, ready.stream, ready.held_out, teacher, device, every)]
 
 
-def _drawing(run: Run, ready: Prepared) -> list[Observer]:
+def _drawing(run: Run, ready: Prepared, say: Callable[[str], None]) -> list[Observer]:
     found: list[Observer] = []
     place, world, config = ready.trainer.folder, ready.trainer.world, run.trainer
     assert place is not None
     if config.sample_every:
         samples, steps = place.path / "samples", config.sample_steps
         every = config.sample_every
-        found.append(Gallery(run.method, ready.model, samples, every, steps, world))
+        found.append(Gallery(run.method, ready.model, samples, every, steps, world, say))
     if config.tensorboard and world.is_leader:
         found.append(TensorBoard(place.path / "tensorboard"))
     return found

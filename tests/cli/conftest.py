@@ -32,6 +32,7 @@ STRIDES = (
     "trainer.optimizer.lr=0.02",
     "trainer.schedule.warmup=0",
     "trainer.ema=[0.5,0.9995]",
+    "trainer.ema_warmup=false",
     "method.solver_steps=4",
 )
 TEACHER = ("train", "digits_teacher", *NETWORK, "data.limit=64", *LOOP, *STRIDES)

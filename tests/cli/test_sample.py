@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.cli.conftest import arrays
 
@@ -129,6 +130,23 @@ class TestSample:
         first, parts, half = (arrays(f"{name}.npz")["arr_0"].astype(int) for name in "abc")
         assert np.abs(parts - first).max() <= 1
         assert np.abs(half - first).mean() < 4
+
+    @pytest.mark.parametrize("out", ["x.npz", "x.png", "x"])
+    def test_numbers_that_are_not_finite_are_an_error_and_nothing_is_written(
+        self, refused, runs, out
+    ):
+        loud = load("runs/tiny")
+        with torch.no_grad():
+            loud.denoiser.network.input_blocks[0][0].weight *= 1e7
+        loud.save(runs / "half")
+        half = ("sample", "runs/half", "--num", "4", "--out", out)
+        refused(2, *half, "--dtype", "fp16", says=("4 of the first 4 images", "--dtype bf16"))
+        with torch.no_grad():
+            loud.denoiser.network.out[-1].weight *= 1e38
+        loud.save(runs / "loud")
+        refused(2, "sample", "runs/loud", "--num", "4", "--out", out, says="another sampler")
+        refused(2, "evaluate", "runs/loud", "--reference", "digits", "--num", "9", says="9 of")
+        assert not Path(out).exists()
 
     def test_a_new_folder_inside_new_folders(self, done, runs):
         done("sample", "runs/cd", "--out", "a/b/c", "--num", "2")

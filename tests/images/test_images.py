@@ -1,5 +1,6 @@
 """Images in and out of files: what was written is read again."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.errors import NotFiniteError
 from fewstep.images.files import check_place, read_images, write_images
 from fewstep.images.grid import grid_image, write_grid
 
@@ -87,3 +89,15 @@ def test_nothing_there(tmp_path):
     for name in ("x.npz", "x"):
         with pytest.raises(FileNotFoundError, match=name):
             read_images(tmp_path / name)
+
+
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["x.npz", "x.png", "x"])
+def test_numbers_that_are_not_finite_are_written_nowhere(tmp_path, name, spoilt):
+    images = torch.rand(12, 1, 4, 4)
+    images[7, 0, 1, 1] = spoilt
+    with pytest.raises(NotFiniteError, match="1 of 12 images"):
+        write_images(tmp_path / name, images, None)
+    with pytest.raises(NotFiniteError, match="1 of 12 images"):
+        grid_image(images, 4)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@ evaluations.
 """
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import Ode, Renoise, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
 from fewstep.diffusion.times import Auto
+from fewstep.errors import NotFiniteError
 from fewstep.metrics.authenticity import Authenticity
 from fewstep.metrics.confirmed import Confirmed
 from fewstep.metrics.diversity import Diversity, diversity
@@ -65,6 +67,29 @@ def calls(model):
         lambda module, inputs: seen.append(len(inputs[0]))
     )
     return seen
+
+
+class TestNumbersThatAreNotFinite:
+    @pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+    def test_images_with_them_have_no_measure(self, evaluation, dataset, spoilt):
+        images = dataset.floats().clone()
+        images[3, 0, 0, 0] = spoilt
+        with pytest.raises(NotFiniteError, match="1 of 300 images hold numbers that are not"):
+            evaluation.of_images("x", images, dataset.labels)
+
+    def test_nor_has_a_model_that_makes_them(self, evaluation, model):
+        with torch.no_grad():
+            model.denoiser.network.out[-1].weight *= 1e38
+        with pytest.raises(NotFiniteError, match="20 of the first 20 images"):
+            evaluation.of_model("x", model, model.sampler)
+
+    def test_nor_one_whose_teacher_does(self, dataset, model):
+        teacher = copy.deepcopy(model)
+        with torch.no_grad():
+            teacher.denoiser.network.out[-1].weight *= 1e38
+        compared = Evaluation.against(dataset, None, [TeacherDistance()], num=4)
+        with pytest.raises(NotFiniteError, match="4 of the first 4 images"):
+            compared.of_model("x", model, model.sampler, teacher=teacher)
 
 
 class TestImages:

@@ -14,6 +14,7 @@ from fewstep.diffusion.parameterization import CmBoundary, Edm
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import Ode, Renoise
 from fewstep.diffusion.times import Explicit
+from fewstep.errors import NotFiniteError
 from fewstep.models import folder as folder_module
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Labels, Unconditional
@@ -161,6 +162,19 @@ class TestSaving:
         with torch.no_grad():
             next(model.denoiser.parameters()).view(-1)[0] = float("nan")
         with pytest.raises((ValueError, RuntimeError), match=r"finite|NaN"):
+            model.save(tmp_path / "bad")
+        assert not (tmp_path / "bad").exists()
+
+    @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+    def test_nor_is_one_whose_average_or_codec_is_such(self, model, tmp_path, spoilt):
+        state = model.denoiser.network.state_dict()
+        name, first = next(iter(state.items()))
+        model.variants = {"0.9": state | {name: first * spoilt}}
+        with pytest.raises(NotFiniteError, match=f"{name} holds numbers that are not finite"):
+            model.save(tmp_path / "bad")
+        model.variants = {}
+        model.codec.register_buffer("mean", torch.tensor([float("nan")]))
+        with pytest.raises(NotFiniteError, match="mean holds numbers"):
             model.save(tmp_path / "bad")
         assert not (tmp_path / "bad").exists()
 

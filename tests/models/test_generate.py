@@ -10,6 +10,7 @@ from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Explicit, Karras
+from fewstep.errors import NotFiniteError
 
 
 @pytest.fixture
@@ -195,3 +196,41 @@ class TestTo:
     def test_it_gives_the_model_itself(self, model):
         assert model.to("cpu") is model
         assert model.device.type == "cpu"
+
+
+def overflowing(model, factor=1e38):
+    """Its weights are finite, its samples are not."""
+    with torch.no_grad():
+        model.denoiser.network.out[-1].weight *= factor
+    return model
+
+
+class TestNumbersThatAreNotFinite:
+    @pytest.mark.parametrize("sampler", [Ode(3), Ode(2, solver=Dpmpp2m()), Renoise(2)])
+    def test_no_image_is_made_of_them(self, model, sampler):
+        """Pixels clamps infinity to an ordinary white: what is sampled is looked at."""
+        with pytest.raises(NotFiniteError, match=r"5 of the first 5 images .* another sampler"):
+            overflowing(model).generate(num=5, sampler=sampler)
+
+    def test_the_first_batch_with_some_ends_it(self, model):
+        with pytest.raises(NotFiniteError, match="4 of the first 4 images"):
+            overflowing(model).generate(num=12, batch=4)
+
+    def test_a_type_that_is_too_small_is_named(self, model):
+        with torch.no_grad():
+            model.denoiser.network.input_blocks[0][0].weight *= 1e7
+        model.to("cpu", torch.float16)
+        with pytest.raises(NotFiniteError, match="float16 ends at 65,504: --dtype bf16 or fp32"):
+            model.generate(num=3)
+        assert model.to("cpu", torch.float32).generate(num=3).isfinite().all()
+
+    def test_a_codec_that_makes_them(self, model, monkeypatch):
+        monkeypatch.setattr(model.codec, "decode", lambda x: x / 0)
+        with pytest.raises(NotFiniteError, match="3 of the first 3 images"):
+            model.generate(num=3)
+
+    def test_a_damaged_weight_is_named(self, model):
+        with torch.no_grad():
+            model.denoiser.network.out[-1].bias[0] = torch.nan
+        with pytest.raises(NotFiniteError, match=r"its network\.out\..*bias is not finite either"):
+            model.generate(num=3)

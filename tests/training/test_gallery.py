@@ -1,5 +1,6 @@
 """Which grids are drawn while a run goes on."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -44,3 +45,21 @@ def test_grids_are_of_steps_that_the_student_serves(tmp_path, method, asked, dra
     assert made == drawn
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == [f"step-00000006-{n}.png" for n in drawn]
+
+
+def test_a_grid_of_numbers_that_are_not_finite_is_not_drawn_and_the_run_goes_on(tmp_path):
+    said = []
+
+    def generate(num, steps):
+        return torch.full((num, 1, 4, 4), math.nan if steps == 2 else 0.5)
+
+    model = SimpleNamespace(with_student=lambda *_: SimpleNamespace(generate=generate))
+    world = SimpleNamespace(is_leader=True)
+    gallery = Gallery(MeanFlow(), model, tmp_path, 1, (1, 2, 4), world, said.append)
+    gallery(
+        SimpleNamespace(
+            due=lambda every: True, exported={"student": None}, clock=Clock(5, 10, 8), done=6
+        )
+    )
+    assert [path.name[-5] for path in sorted(tmp_path.iterdir())] == ["1", "4"]
+    assert [line[:41] for line in said] == ["warning: no grid step-00000006-2.png: 40 "]

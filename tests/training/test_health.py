@@ -1,23 +1,36 @@
 """What the health numbers mean, on networks whose samples are known."""
 
+import math
+
 import pytest
 import torch
-from tests.training.tiny import Single, config, data, model, trainer
+from tests.training.tiny import Single, StopError, config, data, model, stop_at, trainer
+from torch import nn
 
+from fewstep.contracts.trial import Trial, digits, weights
 from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.samplers import Ode, Renoise
-from fewstep.learning.method import Clock
+from fewstep.learning.method import Clock, Method
 from fewstep.methods.diffusion import Diffusion
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Pixels
 from fewstep.run import Run
-from fewstep.training.health import IMAGES, SEED, Health
+from fewstep.training.health import IMAGES, SEED, Health, verdict
 from fewstep.training.log import read_log
 
 CLOCK = Clock(0, 1, 8)
 TEACHER = Ode(steps=3)
+METHODS = [cls for cls in Method.kinds().values() if cls.__module__.startswith("fewstep.methods.")]
+LOSS = "health.held_out_loss"
+
+
+class Measured(Single):
+    """Nothing is sampled of it."""
+
+    def sampler(self, clock, net="student"):
+        return None
 
 
 class Sampled(Diffusion):
@@ -88,3 +101,74 @@ def test_it_measures_when_it_is_due_and_adds_to_the_numbers(tmp_path):
     assert all(exported is copies[step] for step, exported in asked)
     lines = read_log(tmp_path / "log.jsonl")
     assert [line["step"] for line in lines if "mine" in line] == [5, 10, 12]
+
+
+def module_modes(trainer):
+    nets = trainer.state.modules.values()
+    return [[module.training for module in net.modules()] for net in nets]
+
+
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def test_no_network_of_any_method_drops_anything_while_it_is_measured(cls):
+    """The numbers are those of the weights alone, whatever the global random state is; behind it
+    every module is in the mode in which it was, and no statistics have moved.
+    """
+    tried = Trial(cls).prepared(batch=16)
+    trainer, layers = tried.trainer, []
+    for net in trainer.state.modules.values():
+        layers += [module for module in net.modules() if isinstance(module, nn.Dropout)]
+    for layer in layers:
+        layer.p = 0.5
+    teacher = tried.model
+    teacher.denoiser.train()
+    before, trains = module_modes(trainer), weights(trainer)
+    clock = trainer.clock(0)
+    stream = trainer.data
+    exported = {name: trainer.state.exported(name) for name in trainer.state.roles.exports}
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        device = torch.device("cpu")
+        health = Health(trainer.method, trainer.nets, stream, digits(), teacher, device)
+        found.append(health.measured(clock, exported))
+    assert found[0] == found[1]
+    assert all(map(math.isfinite, found[0].values()))
+    assert module_modes(trainer) == before
+    assert all(torch.equal(value, trains[key]) for key, value in weights(trainer).items())
+    assert not layers or "health.held_out_loss" in found[0]
+    assert teacher.denoiser.training
+
+
+def test_a_run_that_was_stopped_measures_the_same_bits(tmp_path):
+    """Stopped behind step 3 and resumed, and straight: the same numbers at steps 5, 10 and 12."""
+    seen = {}
+    for name in ("straight", "stopped"):
+        folder = tmp_path / name
+        for stop in [3, None] if name == "stopped" else [None]:
+            torch.manual_seed(len(name) + (stop or 0))
+            one = trainer(Measured(dropout=0.5), folder, config(log_every=1, save_every=3))
+            held_out = data(images_seed=7).dataset
+            health = Health(one.method, one.nets, one.data, held_out, None, one.device, every=5)
+            looks = [stop_at(stop)] if stop else []
+            try:
+                one.fit(*looks, measures=[health])
+            except StopError:
+                assert stop
+        lines = read_log(folder / "log.jsonl")
+        seen[name] = [line[LOSS] for line in lines if LOSS in line]
+    assert seen["straight"] == seen["stopped"]
+    assert len(set(seen["straight"])) == 3
+
+
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_said_and_not_compared(tmp_path, spoilt):
+    lines = [
+        {"step": 1, "health.held_out_loss": 2.0, "health.distance": 1.0, "health.contrast": 1.0},
+        {"step": 2, "health.held_out_loss": spoilt, "health.distance": 0.7},
+        {"step": 3, "health.held_out_loss": 1.0, "health.distance": spoilt},
+    ]
+    lines[2]["health.contrast"] = spoilt
+    assert verdict(lines) == (
+        "The held-out loss fell from 2 to 1 (best 1); the distance to the teacher is not a finite "
+        "number at the end; contrast is not a finite number: look at the samples."
+    )

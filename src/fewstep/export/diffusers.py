@@ -18,6 +18,7 @@ from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import Renoise, renoised
 from fewstep.diffusion.times import Auto, Karras
 from fewstep.files import new_folder, write_json
+from fewstep.finite import check_images
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Pixels
 from fewstep.models.unet import UNetModule
@@ -213,6 +214,7 @@ def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) 
     x = denoiser(process.prior(noise), first, cond)
     for t in others:
         x = denoiser(renoised(process, x, torch.randn(x.shape, generator=draws), end, t), t, cond)
+    check_images(x)
     mine = model.codec.decode(x)
     theirs = pipeline(
         batch_size=num,

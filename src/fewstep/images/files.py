@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.files import new_folder, write_bytes
-from fewstep.images.grid import grid_image, png, write_grid
+from fewstep.finite import check_images
+from fewstep.images.grid import as_bytes, grid_image, png, write_grid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -38,10 +39,10 @@ def check_place(path: Path, suffixes: Sequence[str] = (".npz", ".png")) -> None:
 
 def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
     """Writes images in [0, 1]: .npz (arr_0 NHWC uint8, arr_1 labels), .png (a grid), else a new
-    folder of PNG files.
+    folder of PNG files. NotFiniteError, and nothing written, where their numbers are not finite.
     """
     if path.suffix == ".npz":
-        arrays = {"arr_0": (images * 255).round().byte().permute(0, 2, 3, 1).numpy()}
+        arrays = {"arr_0": as_bytes(images)}
         if labels is not None:
             arrays["arr_1"] = labels.numpy()
         out = io.BytesIO()
@@ -50,6 +51,7 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
     elif path.suffix == ".png":
         write_grid(path, images)
     else:
+        check_images(images)
         with new_folder(path) as beside:
             for i, image in enumerate(images):
                 label = "" if labels is None else f"{int(labels[i])}_"

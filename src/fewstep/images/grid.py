@@ -3,22 +3,33 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from fewstep.files import write_bytes
+from fewstep.finite import check_images
 
 WIDTH = 640  # pixels that a grid of small images is enlarged to
 LINE = 128  # the grey between images
+
+
+def as_bytes(images: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(n, channels, height, width) in [0, 1] as (n, height, width, channels) of 8 bits.
+    NotFiniteError.
+    """
+    check_images(images)
+    pixels: Any = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return pixels
 
 
 def grid_image(images: Tensor, columns: int, zoom: int = 1) -> Image.Image:
     """(n, channels, height, width) in [0, 1] as one picture, with a line of one pixel (times zoom)
     between images.
     """
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = as_bytes(images)
     n, height, width, channels = pixels.shape
     rows = math.ceil(n / columns)
     size = (rows * (height + 1) - 1, columns * (width + 1) - 1, channels)

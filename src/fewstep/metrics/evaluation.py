@@ -16,6 +16,7 @@ from fewstep.data.dataset import Dataset
 from fewstep.data.labels import check_labels
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
+from fewstep.finite import check_images
 from fewstep.metrics.features import ClassifierFeatures, Features
 from fewstep.metrics.measure import ImageSet, Measure, measures_by_default
 from fewstep.metrics.protocol import Protocol, rounded
@@ -236,6 +237,8 @@ class Evaluation:
                 f"the images have the shape {shape}, the reference has {self.protocol.resolution}"
             )
         for name, column in columns.items():
+            if name in ("image", "teacher"):
+                check_images(column)
             if len(column) != len(columns["image"]):
                 raise ValueError(f"{len(column)} {name}s for {len(columns['image'])} images")
         if "label" in columns and self.reference.classes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.finite import check_images
 from fewstep.metrics.measure import Scale
 
 ROUNDING = "uint8, round(255 x)"
@@ -118,7 +119,8 @@ class Protocol:
 
 
 def rounded(images: Tensor) -> Tensor:
-    """Images as a file of 8 bits holds them."""
+    """Images as a file of 8 bits holds them. NotFiniteError."""
+    check_images(images)
     return (images * 255).round() / 255
 
 

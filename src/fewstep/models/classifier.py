@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.choice import Choice, Count, Share
 from fewstep.files import load_tensors, new_folder, save_tensors, sha256, write_json
+from fewstep.finite import check_saved
 from fewstep.models.codec import CodecModule, Pixels
 from fewstep.models.conditioner import ConditionerModule, Labels
 from fewstep.models.folder import FORMAT, WEIGHTS, read_description, shipped_folder
@@ -124,8 +125,9 @@ class Classifier:
         return features, self.network.head(features).argmax(1)
 
     def save(self, folder: Path) -> None:
-        """Writes model.json and the weights."""
+        """Writes model.json and the weights. NotFiniteError where these are not finite."""
         assert isinstance(self.network, ClassifierModule)
+        check_saved(self.network.state_dict(), dict(self.network.named_buffers()))
         with new_folder(Path(folder)) as beside:
             save_tensors(beside / WEIGHTS, self.network.state_dict())
             described = {

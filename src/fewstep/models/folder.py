@@ -17,6 +17,7 @@ from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Sampler
 from fewstep.files import load_tensors, new_folder, read_json, save_tensors, sha256, write_json
+from fewstep.finite import check_saved
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
@@ -34,14 +35,17 @@ CODEC, CONDITIONER = "codec.safetensors", "conditioner.safetensors"  # where the
 def save_folder(model: DiffusionModel, folder: Path) -> None:
     """Writes model.json and the weights, and loads them again.
 
-    The folder appears whole or not at all. ValueError where a weight is not finite.
+    The folder appears whole or not at all. NotFiniteError where a weight of the network, its
+    averages, the codec or the conditioner is not finite.
     """
     denoiser = model.denoiser
     spec: Network = denoiser.network.spec  # type: ignore[assignment]
     state = denoiser.network.state_dict()
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds numbers that are not finite; such a model is not saved")
+    buffers = dict(denoiser.network.named_buffers())
+    for tensors in (state, *model.variants.values()):
+        check_saved(tensors, buffers)
+    for module in (model.codec, model.conditioner):
+        check_saved(module.state_dict(), dict(module.named_buffers()))
     with new_folder(Path(folder)) as beside:
         save_tensors(beside / WEIGHTS, state)
         for name, tensors in model.variants.items():

@@ -20,6 +20,8 @@ from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.times import Explicit
+from fewstep.errors import NotFiniteError
+from fewstep.finite import bad_rows, remedy
 from fewstep.models.conditioner import length_of, rows_of
 
 if TYPE_CHECKING:
@@ -100,13 +102,13 @@ class Answer:
         """Images, float32 in [0, 1], (num, channels, height, width), on the CPU.
 
         Image i depends on (seed, i) alone, up to the rounding of the arithmetic. `seconds` is then
-        how long they took.
+        how long they took. NotFiniteError where numbers of a sample, or of its image, are not.
         """
         started = time.perf_counter()
         parts = []
         for seen in self.walk():
             if seen.step == seen.steps:
-                parts.append(self.decoded(seen.x))
+                parts.append(self._checked(seen))
         self.seconds = time.perf_counter() - started
         return torch.cat(parts)
 
@@ -130,6 +132,17 @@ class Answer:
     def decoded(self, x: Tensor) -> Tensor:
         """Samples in model space as images on the CPU."""
         return self.model.codec.decode(x).float().cpu()
+
+    def _checked(self, seen: Seen) -> Tensor:
+        images = self.decoded(seen.x)
+        # A codec that clamps makes an ordinary white of infinity.
+        if bad := int((bad_rows(seen.x) | bad_rows(images)).sum()):
+            denoiser = self.model.denoiser
+            raise NotFiniteError(
+                f"{bad} of the first {seen.rows.stop} images hold numbers that are not finite; "
+                f"{remedy(denoiser, denoiser.autocast)}"
+            )
+        return images
 
     def _number(self, request: Request) -> int:
         given = length_of(request.asked)

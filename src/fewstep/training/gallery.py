@@ -1,9 +1,10 @@
 """Pictures of what a run has learned so far."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.errors import NotFiniteError
 from fewstep.images.grid import write_grid
 from fewstep.learning.method import Method
 from fewstep.training.processes import World
@@ -17,7 +18,8 @@ class Gallery:
     2 steps.
 
     model: whose codec, conditions and shape they have. steps: one grid for each that the student
-    serves, or, if it serves none of them, one in its own number.
+    serves, or, if it serves none of them, one in its own number. say: where it tells of a grid that
+    is not drawn, for the samples are not finite; the run goes on.
     """
 
     def __init__(
@@ -28,9 +30,10 @@ class Gallery:
         every: int,
         steps: Sequence[int],
         world: World,
+        say: Callable[[str], None] = print,
     ):
         self.method, self.model, self.folder, self.every = method, model, folder, every
-        self.steps, self.world = steps, world
+        self.steps, self.world, self.say = steps, world, say
 
     def __call__(self, seen: Seen) -> None:
         """Draws and writes, in the leading process; the others help to gather the networks."""
@@ -45,4 +48,7 @@ class Gallery:
             served = filter(self.method.serves, self.steps)
             for steps in list(served) or [sampler.steps]:
                 path = self.folder / f"{prefix}step-{seen.done:08d}-{steps}.png"
-                write_grid(path, made.generate(num=IMAGES, steps=steps))
+                try:
+                    write_grid(path, made.generate(num=IMAGES, steps=steps))
+                except NotFiniteError as error:
+                    self.say(f"warning: no grid {path.name}: {error}")

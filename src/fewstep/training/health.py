@@ -1,7 +1,9 @@
 """Signs of life that a loss curve does not give, measured on fixed seeds while a run goes on."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.samplers import Ode
+from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Clock, Method
+from fewstep.learning.roles import networks
 from fewstep.models.bundle import DiffusionModel
 from fewstep.training.seen import Seen
 
@@ -23,7 +27,8 @@ HELD_OUT = 256
 
 class Health:
     """Measures the averaged networks every so many steps; its numbers go into the log, keys
-    `health.…`.
+    `health.…`. All networks are as when they are used: without dropout, and what draws from the
+    global random state does so from the same seed; so the numbers are those of the weights alone.
 
     held_out_loss: the first update's loss on images that training never sees. With a teacher also,
     from the same noises: distance: root mean square between the student's samples and the teacher's
@@ -51,7 +56,8 @@ class Health:
             self.draws = Draws(SEED, range(IMAGES), stream="health", device=device)
             self.noise = self.draws.fork("noise").normal(*teacher.shape)
             self.cond = teacher.conditioner(teacher.asked_of(0, IMAGES)).to(device)
-            self.goal = self._sampled(teacher.denoiser.to(device), teacher.sampler)
+            with evaluating([teacher.denoiser]), seeded(SEED, device):
+                self.goal = self._sampled(teacher.denoiser.to(device), teacher.sampler)
 
     def __call__(self, seen: Seen) -> None:
         """Adds the numbers to those of the step, where it is due."""
@@ -61,6 +67,11 @@ class Health:
     @torch.no_grad()
     def measured(self, clock: Clock, exported: Mapping[str, nn.Module]) -> dict[str, float]:
         """The numbers of these networks at this step."""
+        with evaluating(networks(self.nets).values()), seeded(SEED, self.device):
+            numbers = self._measured(clock, exported)
+        return {f"health.{key}": value for key, value in numbers.items()}
+
+    def _measured(self, clock: Clock, exported: Mapping[str, nn.Module]) -> dict[str, float]:
         numbers = {}
         if self.held_out is not None:
             nets = dataclasses.replace(self.nets, **exported)
@@ -79,13 +90,27 @@ class Health:
             numbers[f"{prefix}distance"] = (x - self.goal).square().mean().sqrt().item()
             numbers[f"{prefix}contrast"] = (_contrast(x) / _contrast(self.goal)).item()
             numbers[f"{prefix}diversity"] = (_diversity(x) / _diversity(self.goal)).item()
-        return {f"health.{key}": value for key, value in numbers.items()}
+        return numbers
 
     @torch.no_grad()
     def _sampled(self, denoiser: Denoiser, sampler: Any) -> Tensor:
         return sampler(
             denoiser, denoiser.process, self.noise, self.cond, self.draws.fork("sampler")
         )
+
+
+@contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """The networks in evaluation mode; behind the block each of their modules as it was."""
+    modules = [module for network in networks for module in network.modules()]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def _contrast(x: Tensor) -> Tensor:
@@ -122,8 +147,10 @@ def _trend(measured: list[dict[str, float]], key: str, word: str) -> str:
     first, last = measured[0].get(key), measured[-1].get(key)
     if first is None or last is None:
         return ""
-    best = min(numbers[key] for numbers in measured if key in numbers)
-    trend = "fell" if last < first else "rose"
+    if not math.isfinite(last):
+        return f"the {word} is not a finite number at the end"
+    best = min(numbers[key] for numbers in measured if math.isfinite(numbers.get(key, math.nan)))
+    trend = "rose" if last >= first else "fell"
     return f"the {word} {trend} from {first:.3g} to {last:.3g} (best {best:.3g})"
 
 
@@ -132,4 +159,6 @@ def _spread(last: dict[str, float], key: str) -> str:
     value = last.get(key)
     if value is None or 0.85 <= value <= 1.15:
         return ""
+    if not math.isfinite(value):
+        return f"{key} is not a finite number: look at the samples"
     return f"{key} is {value:.0%} of the teacher's: look at the samples"

@@ -39,10 +39,12 @@ class RunLog:
             seen.lines = self.log.flush()
 
 
-class SkipGuard:
-    """Ends a run of which too many steps were left out.
+class Guard:
+    """Ends a run of which too many steps were left out, or none was good, or of which something is
+    not finite any more; before a checkpoint is written of that.
 
-    named: what is needed to look into these steps; it goes into the folder.
+    named: what is needed to look into the steps that were left out; it goes into the folder.
+    broken: what is not finite, in words, "" where all is; the same in all processes.
     """
 
     def __init__(
@@ -51,28 +53,36 @@ class SkipGuard:
         most: int,
         reading: Reading,
         named: Callable[[Sequence[int]], dict[str, Any]],
+        broken: Callable[[], str],
         folder: RunFolder | None,
     ):
         self.skips, self.most, self.reading = skips, most, reading
-        self.named, self.folder = named, folder
+        self.named, self.broken, self.folder = named, broken, folder
 
     def __call__(self, seen: Seen) -> None:
         """Raises DivergedError."""
         if not self.reading(seen):
             return
         steps = self.skips.steps(seen.clock.step)
-        if len(steps) <= self.most:
+        reason = self._reason(seen, len(steps)) or self.broken()
+        if not reason:
             return
-        reason = (
-            f"{len(steps)} of the last {WINDOW} steps had a non-finite loss or gradient "
-            f"(max_skips={self.most})"
-        )
         if self.folder is not None:
             self.folder.write_diverged(self.named(steps))
             self.folder.write_status("diverged", seen.done, seen.clock.steps, reason)
-        raise DivergedError(
-            f"{reason}; a lower learning rate is the usual remedy, diverged.json names the batches"
-        )
+        names = ", diverged.json names the batches" if steps else ""
+        raise DivergedError(f"{reason}; a lower learning rate is the usual remedy{names}")
+
+    def _reason(self, seen: Seen, bad: int) -> str:
+        """Why steps that were left out end the run; "" where they do not."""
+        if bad > self.most:
+            return (
+                f"{bad} of the last {WINDOW} steps had a non-finite loss or gradient "
+                f"(max_skips={self.most})"
+            )
+        if seen.last and bad == min(seen.done, WINDOW):
+            return f"none of the last {bad} steps had a finite loss and gradient"
+        return ""
 
 
 class SaveEvery:

@@ -3,7 +3,8 @@ loss scales.
 """
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -144,6 +145,36 @@ class State:
             self.modules[name].zero_grad(set_to_none=True)
             self.optimizers[name].zero_grad(set_to_none=True)
 
+    def broken(self) -> str:
+        """What is not finite of weights, averages and optimizers, in words; "" where all is.
+
+        The device is waited for once. A collective call: one process says it for all.
+        """
+        largest = self._largest()
+        finite = torch.stack(list(largest.values())).isfinite().tolist()
+        found = [what for what, fine in zip(largest, finite, strict=True) if not fine]
+        if not self.world.max(bool(found)):
+            return ""
+        return f"{', '.join(found) or 'another process'}: numbers that are not finite"
+
+    def _largest(self) -> dict[str, Tensor]:
+        """The largest magnitude of each part of this process's, 0-d on the device."""
+        found = {}
+        for name in self.kept:
+            weights = [local(p) for p in self.parameters[name].values()]
+            found[f"the weights of {name}"] = greatest(weights, self.device)
+            buffers = [b for b in self.modules[name].buffers() if b.is_floating_point()]
+            # Masks hold infinity, which is 0 here; NaN stays.
+            found[f"the buffers of {name}"] = greatest(buffers, self.device).clamp(max=0)
+        for name, averages in self.averages.items():
+            kept = [t for average in averages.values() for t in average.values()]
+            found[f"the average of {name}"] = greatest(kept, self.device)
+        for name, optimizer in self.optimizers.items():
+            states = [t for state in optimizer.state.values() for t in state.values()]
+            without_counters = [t for t in states if t.ndim]
+            found[f"the optimizer of {name}"] = greatest(without_counters, self.device)
+        return found
+
     def saved(self) -> dict[str, Tensors]:
         """Groups of tensors for a checkpoint, by their path, whole, whatever each process holds of
         them; without what networks share. A collective call.
@@ -203,6 +234,14 @@ class State:
             state.setdefault(int(place), {})[key] = part
         options = self.optimizers[name].state_dict()["param_groups"]
         self.optimizers[name].load_state_dict({"state": state, "param_groups": options})
+
+
+def greatest(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The largest magnitude in them, 0-d; NaN where there is one, 0 where there is nothing."""
+    filled = [t for t in tensors if t.numel()]
+    if not filled:
+        return torch.zeros((), device=device)
+    return torch.stack([n.float() for n in torch._foreach_norm(filled, math.inf)]).amax()
 
 
 def _below(path: str, tensors: Tensors) -> Tensors:

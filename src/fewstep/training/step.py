@@ -18,6 +18,8 @@ from fewstep.training.precision import MODES, LossScale
 from fewstep.training.processes import World
 from fewstep.training.state import State
 
+HIGHEST = torch.finfo(torch.float32).max  # rate: some optimizers fail on more, others overflow
+
 
 class Data(Protocol):
     """What the trainer asks of the data: any rows of any batch, by number."""
@@ -193,7 +195,7 @@ class Step:
         rate = self.config.schedule(clock)
         for name in update.trains:
             for options in state.optimizers[name].param_groups:
-                options["lr"] = options["base_lr"] * rate
+                options["lr"] = min(options["base_lr"] * rate, HIGHEST)
             guarded_step(state.optimizers[name], bad)
             if attempt:
                 attempt.final = True

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.errors import DivergedError, NotFiniteError
 from fewstep.models.adapters import merged
+from fewstep.models.bundle import DiffusionModel
+from fewstep.training.run_folder import RunFolder
 from fewstep.training.trainer import Trainer
 
 
@@ -15,7 +18,8 @@ def save_students(
     averages, sampler, guidance and card; in all processes.
 
     model: what they were trained from, a `DiffusionModel` or a `Classifier`. Of networks that share
-    weights plain ones are saved, which load without the others.
+    weights plain ones are saved, which load without the others. DivergedError, and nothing saved
+    of it, where a sample of one is not finite.
     """
     state, method, config = trainer.state, trainer.method, trainer.config
     models, clock = {}, trainer.clock(config.steps - 1)
@@ -29,6 +33,26 @@ def save_students(
         if isinstance(net, Denoiser):
             net.autocast = None  # as it is when it is loaded
         made = model.with_student(net, sampler, guidance, card, variants)
-        trainer.world.on_leader(lambda: made.save(folder / name))  # noqa: B023
+        try:
+            trainer.world.on_leader(lambda: _save(made, folder / name))  # noqa: B023
+        except DivergedError as error:
+            place = RunFolder(folder, trainer.world)
+            place.write_status("diverged", config.steps, config.steps, str(error))
+            raise
         models[name] = made
     return models
+
+
+def _save(made: Any, folder: Path) -> None:
+    """Saves a model that makes a sample of finite numbers, or that is not asked for samples."""
+    try:
+        if isinstance(made, DiffusionModel) and made.sampler is not None and _asked(made):
+            made.generate(num=1)
+        made.save(folder)
+    except NotFiniteError as error:
+        raise DivergedError(f"{folder.name} is not saved: {error}") from None
+
+
+def _asked(made: DiffusionModel) -> bool:
+    """Whether it can be asked for a sample where nobody says of what."""
+    return bool(made.asked_of(0, 1)) or not made.conditioner.spec.reads

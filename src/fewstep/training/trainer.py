@@ -15,7 +15,7 @@ from fewstep.training.checkpoint import CheckpointContent, Checkpoints
 from fewstep.training.config import TrainerConfig, difference, pick_device
 from fewstep.training.doubts import doubts
 from fewstep.training.log import Log
-from fewstep.training.observers import Reading, RunLog, SaveEvery, SkipGuard, Status
+from fewstep.training.observers import Guard, Reading, RunLog, SaveEvery, Status
 from fewstep.training.processes import World
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer, Seen
@@ -136,7 +136,7 @@ class Trainer:
         config, folder = self.config, self.folder
         saving = config.save_every if folder is not None else 0
         reading = Reading(config.log_every, saving)
-        guard = SkipGuard(self.skips, config.max_skips, reading, self._named, folder)
+        guard = Guard(self.skips, config.max_skips, reading, self._named, self.state.broken, folder)
         if folder is None or checkpoints is None:
             return [guard]
         records: list[Observer] = []
