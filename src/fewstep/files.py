@@ -1,15 +1,34 @@
-"""Files that are either whole or absent: written beside, synced, then renamed."""
+"""Files that are either whole or absent: written beside, synced, then renamed.
+
+A link is replaced, never followed: nothing outside the folder is touched. What a killed process
+left beside its files is removed by the next one that writes in that folder. What a file system does
+not know and the result does not need (modes, the syncing of folders) is a warning; an error of the
+disk is an error.
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+UNKNOWN = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+FORBIDDEN = {errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF}
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+DAY = 86400.0
+LARGEST_JSON = 64 << 20
+_writing: set[str] = set()  # what this process writes now
+OURS = re.compile(r"\.(?:tmp|del)-(\d+)-([0-9a-f]{6})-fewstep-[0-9a-f]{8}")
 
 
 def sha256(path: Path) -> str:
@@ -18,25 +37,76 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Makes a file, or the names in a folder, survive a power loss."""
-    handle = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def unless_unknown(lost: str, codes: set[int] = UNKNOWN) -> Iterator[None]:
+    """Within the block an error that says that the file system does not know what is asked of it
+    is a warning. lost: what the user goes without. OSError for all others.
+    """
     try:
-        os.fsync(handle)
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
+        warnings.warn(lost, RuntimeWarning, stacklevel=3)
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, survive a power loss, where the file system can."""
+    codes = UNKNOWN | FORBIDDEN if path.is_dir() else UNKNOWN
+    with unless_unknown("this file system cannot sync: a power loss may cost new files", codes):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def beside(path: Path, kind: str = "tmp") -> Path:
+    """A name in the same folder, of this process; short, for the path's own may be as long as the
+    file system allows.
+    """
+    return path.with_name(f".{kind}-{os.getpid()}-{_host()}-fewstep-{_tag(path.name, 4)}")
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Where to write what shall then be renamed to `path`; it is gone behind the block. What is
+    wrong with it is said of `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    new = beside(path)
+    remove(new)
+    _writing.add(new.name)
+    try:
+        yield new
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(new)):
+            error.filename = str(path)
+        raise
     finally:
-        os.close(handle)
+        _writing.discard(new.name)
+        with contextlib.suppress(OSError):  # what went wrong before is what counts
+            remove(new)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        beside.write_bytes(content)
-        sync(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Replaces a file in one step. ValueError where something else than a file is there."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no regular file; choose another name")
+    with _written(path) as new:
+        with new.open("xb") as file:
+            file.write(content)
+        sync(new)
+        new.replace(path)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file of ours, and syncs it. OSError where a link is there."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NOFOLLOW
+    with open(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
+        file.write(text)
+    sync(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,20 +127,65 @@ def check_utf8(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; ValueError with its name where it is damaged."""
+    """The content of a JSON file; ValueError with its name where it is damaged or too large."""
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"{path} is damaged: {size} bytes are no such file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process was writing (.tmp-…) or removing (.del-…)."""
+def remove(path: Path) -> None:
+    """Removes a file or folder; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, own: bool = False) -> None:
+    """Removes what a killed process was writing (.tmp-…) or removing (.del-…) in a folder.
+
+    own: it is a run's folder and locked, so that whatever has such a name is fewstep's and, unless
+    its process lives, left over. Elsewhere the name must be exactly ours; what another machine
+    left goes when it is a day old.
+    """
     for path in [*folder.glob(".tmp-*"), *folder.glob(".del-*")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        if _left_over(path, own):
+            with contextlib.suppress(OSError):  # another process may remove it at this moment
+                remove(path)
+
+
+def _left_over(path: Path, own: bool) -> bool:
+    known = OURS.fullmatch(path.name)
+    if known is None or path.name in _writing:
+        return own and known is None
+    process, host = known.groups()
+    if host == _host() and os.name == "posix":
+        return int(process) == os.getpid() or not _lives(int(process))
+    try:
+        return own or time.time() - path.lstat().st_mtime > DAY
+    except OSError:
+        return False
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _host() -> str:
+    return _tag(socket.gethostname(), 3)
+
+
+def _tag(text: str, size: int) -> str:
+    return hashlib.blake2b(os.fsencode(text), digest_size=size).hexdigest()
 
 
 @contextlib.contextmanager
@@ -78,49 +193,48 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes its final name, replacing what was there, only if the block ends
     without an error.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        for file in beside.rglob("*"):
+    with _written(path) as new:
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
             if file.is_file():
                 sync(file)
-        sync(beside)
-        old = path.with_name(f".del-{os.getpid()}-{path.name}")
-        if path.exists():
+        sync(new)
+        old = beside(path, "del")
+        if os.path.lexists(path):
             path.rename(old)
-        beside.rename(path)
+        new.rename(path)
         sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the next one that writes here tries again
+            remove(old)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file. safetensors gives its files mode 0600, whatever the umask: mended
-    here.
+    """A safetensors file that is not there yet. safetensors gives its files mode 0600, whatever
+    the umask: mended here.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    with path.open("xb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
     try:
         save_file({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from None
-    path.chmod(0o644)
+    if path.stat().st_mode & 0o777 != mode:
+        with unless_unknown(
+            "this file system has no modes: new files may be readable for you alone",
+            UNKNOWN | FORBIDDEN,
+        ):
+            path.chmod(mode)
 
 
 def replace_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Replaces a safetensors file in one step; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        save_tensors(beside, tensors)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Replaces a small safetensors file in one step; its folder is made where it is missing."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from fewstep.choice import Choice, Share, kind_of
 from fewstep.data.dataset import Dataset, texts
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
-from fewstep.errors import option_errors
+from fewstep.errors import RefusedError, option_errors
 from fewstep.files import check_utf8
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
@@ -25,6 +25,7 @@ from fewstep.models.classifier import Classifier, load_classifier
 from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.text import place as placed
+from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
 from fewstep.training.gallery import Gallery
 from fewstep.training.health import Health, verdict
@@ -33,12 +34,19 @@ from fewstep.training.processes import World, together
 from fewstep.training.progress import training_progress
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer
-from fewstep.training.start import check_nameable, held_out, lacking, unlike
+from fewstep.training.signals import Signals
+from fewstep.training.start import check_nameable, content, held_out, lacking, renewed, unlike
 from fewstep.training.students import save_students
 from fewstep.training.tensorboard import TensorBoard, check_tensorboard
 from fewstep.training.trainer import Trainer
 
-MAY_CHANGE = {"trainer": TrainerConfig.may_change, "data": Source.may_change}
+PLACES = {"data": ("path", "kind"), "teacher": ("path",), "start": ("path",)}
+"""Options of a run, by its part, that say where something lies; what lies there must be the same.
+"""
+MAY_CHANGE = PLACES | {
+    "trainer": TrainerConfig.may_change,
+    "data": (*Source.may_change, *PLACES["data"]),
+}
 """Options of a run, by its part, that a run that goes on may have changed."""
 
 
@@ -112,8 +120,17 @@ class Run(Choice):
             self.data.workers,
             share,
         )
-        trainer = Trainer(self.method, nets, stream, self.trainer, folder, world)
+        contents = {} if folder is None else self._contents(model, begin)
+        trainer = Trainer(self.method, nets, stream, self.trainer, folder, world, contents)
         return Prepared(model, nets, stream, trainer, test, begin)
+
+    def _contents(self, model: Any, begin: Any) -> dict[str, Any]:
+        """What the models are that the run names; new ones are those of the seed."""
+        found = {}
+        for name, source, one in (("teacher", self.teacher, model), ("start", self.start, begin)):
+            if isinstance(one, DiffusionModel) and not isinstance(source, Fresh | None):
+                found[name] = content(one)
+        return found
 
 
 class Prepared(NamedTuple):
@@ -165,31 +182,72 @@ def distil(
     """
     run, home = checked(run), placed(folder)
     check_utf8(home)
-    with together(run.trainer.timeout) as world:
-        place = RunFolder(home, world)
+    more = run.trainer.stop_signals
+    with together(run.trainer.timeout) as world, Signals(more, waits=False):
+        place = RunFolder(home, world, lambda old: renewed(run, old))
         with place.locked():
-            finished = not restart and world.on_leader(
-                lambda: place.finished(run.dump(), MAY_CHANGE)
-            )
-            if finished:
+            finished, moved = False, ""
+            if not restart:
+                finished = world.on_leader(lambda: _finished(run, place))
+                moved = world.on_leader(lambda: place.moved(run.dump(), PLACES))
+            if finished and not moved:
                 return _read(run, home)
             ready = run.prepared(folder=home, world=world)
             if isinstance(ready.begin, DiffusionModel):
                 check_nameable(ready.begin.denoiser)
+            if moved:
+                _check_moved(ready.trainer, place, moved)
             exports = ready.trainer.state.roles.exports
             world.on_leader(lambda: place.begin(run.noted(), exports, restart))
-            bar = training_progress(run.trainer.steps, home.name, progress)
-            with closing(ready.stream), bar as show:
-                ready.trainer.fit(
-                    *_drawing(run, ready, say),
-                    show,
-                    *observers,
-                    measures=_measuring(run, ready),
-                    say=say if world.is_leader else _silent,
-                )
-            models = save_students(ready.trainer, ready.model, home, _card(run, ready))
-            place.write_status("finished", run.trainer.steps, run.trainer.steps)
+            if finished:
+                return _read(run, home)
+            with place.recorded(run.trainer.steps):
+                _train(run, ready, observers, progress, say)
+                models = save_students(ready.trainer, ready.model, home, _card(run, ready))
+                place.write_status("finished", run.trainer.steps, run.trainer.steps)
             return _distilled(home, models, already=False)
+
+
+def _finished(run: Run, place: RunFolder) -> bool:
+    """Whether it is, and what it made is still there."""
+    return (
+        place.finished(run.dump(), MAY_CHANGE) and (place.path / "student" / "model.json").is_file()
+    )
+
+
+def _train(
+    run: Run,
+    ready: Prepared,
+    observers: Sequence[Observer],
+    progress: bool | None,
+    say: Callable[[str], None],
+) -> None:
+    trainer = ready.trainer
+    assert trainer.folder is not None
+    bar = training_progress(run.trainer.steps, trainer.folder.path.name, progress)
+    with closing(ready.stream), bar as show:
+        trainer.fit(
+            show,
+            *observers,
+            measures=_measuring(run, ready),
+            drawing=_drawing(run, ready, say),
+            say=say if trainer.world.is_leader else _silent,
+        )
+
+
+def _check_moved(trainer: Trainer, place: RunFolder, moved: str) -> None:
+    """RefusedError where what lies at other places than before is not the same, or nothing can
+    tell: a finished run without checkpoints.
+    """
+    checkpoints = Checkpoints(place.checkpoints, writes=False)
+    step = trainer.world.on_leader(checkpoints.newest)
+    if step is not None:
+        trainer.check(checkpoints.facts(step))
+    elif trainer.world.on_leader(place.at_its_end):
+        raise RefusedError(
+            f"{place.path} holds a run with another configuration: {moved}; no checkpoint is left "
+            f"to tell whether the same lies there; choose another name=, or --restart"
+        )
 
 
 def checked(run: Run) -> Run:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.conftest import saved
 from tests.training.tiny import Single, assert_same, bits, config, cut, data, state, trainer
 
 import fewstep.training.checkpoint as checkpoint
@@ -21,17 +22,6 @@ from fewstep.training.optimizers import Sgd
 
 GROUPS = ("nets.safetensors", "ema.safetensors", "optim.safetensors")
 FILES = (*GROUPS, "manifest.json")
-
-
-def saved(step):
-    generator = torch.Generator().manual_seed(step)
-    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    tensors = {
-        "nets": {"student/0.weight": draw(3, 2), "student/0.bias": draw(3)},
-        "ema": {"student/0.9/0.weight": draw(3, 2)},
-        "optim": {"student/0/step": torch.tensor(float(step))},
-    }
-    return CheckpointContent(tensors, {"batches": 3 * step, "data": "an é"})
 
 
 def newest(store):
@@ -54,20 +44,6 @@ def flat(folder):
 
 def names(folder):
     return sorted(p.name for p in folder.iterdir())
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def store(folder, said):
-    """Checkpoints of steps 1, 2 and 3."""
-    made = Checkpoints(folder, keep=3, say=said.append)
-    for step in (1, 2, 3):
-        made.save(step, saved(step))
-    return made
 
 
 # Damage

@@ -1,8 +1,11 @@
 """Two runs never share a folder; a run that was killed leaves no obstacle."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
+import sys
 
 import pytest
 
@@ -78,3 +81,67 @@ def test_a_run_in_a_folder_that_is_in_use_is_refused_before_it_touches_anything(
     with pytest.raises(RefusedError, match=f"process {holder} "):
         distil(Run(Digits(), Diffusion()), folder, restart=True)
     assert [p.name for p in folder.iterdir()] == [".lock"]
+
+
+# What the folder's file may be
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_is_not_written_to(folder, link):
+    mine = folder / "mine"
+    mine.write_text("mine")
+    run = folder / "run"
+    run.mkdir()
+    link(mine, run / ".lock")
+    with pytest.raises(ValueError, match=r"run/\.lock is a .*link.* remove it"):
+        Lock(run).take()
+    assert mine.read_text() == "mine"
+
+
+def test_what_another_program_keeps_there_stays(folder):
+    (folder / ".lock").write_text("PID 7\n")
+    lock = Lock(folder)
+    lock.take()
+    assert (folder / ".lock").read_text() == "PID 7\n"
+    with pytest.raises(RefusedError, match="in use by another process"):
+        Lock(folder).take()
+    lock.release()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_warning(folder, monkeypatch, code):
+    def unknown(file, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    lock = Lock(folder)
+    with pytest.warns(RuntimeWarning, match=f"file system has no locks.*{folder.name}"):
+        lock.take()
+    assert lock.taken
+    lock.release()
+
+
+def test_so_is_a_platform_without_them(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    lock = Lock(folder)
+    with pytest.warns(RuntimeWarning, match="no locks"):
+        lock.take()
+    assert lock.taken
+    lock.release()
+
+
+def test_an_error_of_the_disk_is_one_and_leaves_nothing(folder, monkeypatch):
+    def broken(file, how):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match=r"Input/output error: '.*run/\.lock'"):
+        Lock(folder / "run").take()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_is_no_folder(folder):
+    (folder / "run").write_text("mine")
+    with pytest.raises(ValueError, match="run is no folder"):
+        Lock(folder / "run").take()
+    assert (folder / "run").read_text() == "mine"

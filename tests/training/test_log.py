@@ -120,3 +120,82 @@ def test_bytes_that_are_no_text_end_the_log(folder):
     written(path, range(1, 3))
     path.write_bytes(path.read_bytes() + b"\xff\xfe{")
     assert [line["step"] for line in read_log(path)] == [1, 2]
+
+
+# Damage
+
+BAD = [
+    "",
+    "{",
+    "5",
+    "null",
+    "[]",
+    '"text"',
+    "{}",
+    '{"loss": 1.0}',
+    '{"step": "3", "loss": 1.0}',
+    '{"step": true, "loss": 1.0}',
+    '{"step": 3.5, "loss": 1.0}',
+    '{"step": -3, "loss": 1.0}',
+    '{"step": 3, "loss": "1.0"}',
+    '{"step": 3, "loss": {"a": 1}}',
+    '{"step": 3, "loss": 1' + "0" * 400 + "}",
+    '{"step": 3, "loss": 1' + "0" * 5000 + "}",
+    "[" * 100_000,
+    "\ud800\x00",
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda text: text[:20])
+def test_a_bad_line_is_lost_alone_and_said(folder, bad):
+    path = folder / "log.jsonl"
+    written(path, range(1, 9))
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = bad.encode(errors="surrogatepass")
+    path.write_bytes(b"\n".join(lines))
+    assert [line["step"] for line in read_log(path)] == [1, 2, 4, 5, 6, 7, 8]
+    said = []
+    Log(path, 6, said.append)
+    assert [line["step"] for line in read_log(path)] == [1, 2, 4, 5, 6]
+    assert said == [f"{path} is damaged: the numbers of steps 3 are lost; the run goes on"]
+
+
+@pytest.mark.parametrize(
+    ("left", "lost"),
+    [
+        ([], "1 to 8"),
+        ([1, 2, 8], "3 to 7"),
+        ([3, 5, 6, 7], "1 to 2, 4, 8"),
+        ([1, 3, 5, 7], "2, 4, 6, 8"),
+    ],
+)
+def test_what_is_lost_is_named(folder, left, lost):
+    said = []
+    written(folder / "log.jsonl", left)
+    Log(folder / "log.jsonl", 8, said.append)
+    assert [f"the numbers of steps {lost} are lost" in line for line in said] == [True]
+
+
+def test_many_gaps_are_no_long_line(folder):
+    said = []
+    written(folder / "log.jsonl", range(1, 1000, 2))
+    Log(folder / "log.jsonl", 999, said.append)
+    assert "steps 2, 4, 6, 8, 10 and 494 more gaps are lost" in said[0]
+
+
+def test_nothing_is_said_of_a_whole_log_or_of_a_torn_end(folder):
+    path = folder / "log.jsonl"
+    written(path, range(1, 6))
+    path.write_bytes(path.read_bytes()[:-3])
+    Log(path, 4, pytest.fail)
+    Log(folder / "new.jsonl", 0, pytest.fail)
+
+
+def test_a_line_twice_or_at_another_place_is_there_once(folder):
+    path = folder / "log.jsonl"
+    written(path, range(1, 5))
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[3], *lines, lines[0]]))
+    Log(path, 4, pytest.fail)
+    assert path.read_bytes() == whole

@@ -18,7 +18,7 @@ def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool
     made = distil(run, folder, restart=restart, progress=True)
     if rank():
         return
-    if made.already:
+    if made.already and (folder / "report.html").is_file():
         print(
             f"{folder} is finished already; --restart would begin again, name=… makes another run"
         )

@@ -6,9 +6,11 @@ comes later is found by the hashes. There is no pointer to the newest one: the n
 is used.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,9 +19,18 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fewstep.errors import RefusedError
-from fewstep.files import load_tensors, remove_leftovers, save_tensors, sha256, sync
+from fewstep.files import (
+    load_tensors,
+    read_json,
+    remove,
+    remove_leftovers,
+    save_tensors,
+    sha256,
+    sync,
+)
 
 FORMAT = 1
+NAME = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 
 
 class CheckpointContent(NamedTuple):
@@ -42,17 +53,18 @@ class Checkpoints:
         self.folder, self.keep, self.say = folder, max(2, keep), say
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)
+            remove_leftovers(self.folder, own=True)
 
     def save(self, step: int, content: CheckpointContent) -> None:
-        """Writes step `step`. Nothing appears under the final name before all
-        of it is on the disk.
+        """Writes step `step`. Nothing appears under the final name before all of it is on the disk.
+        OSError where that has no space for it.
         """
         final = self.folder / f"step-{step:08d}"
-        if final.exists():
+        if os.path.lexists(final):
             if self._verify(final) is None:
                 return
             self._quarantine(final)
+        self._check_room(content)
         beside = self.folder / f".tmp-{final.name}-{os.getpid()}"
         beside.mkdir()
         try:
@@ -72,14 +84,37 @@ class Checkpoints:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         self._prune()
-        remove_leftovers(self.folder)
+        remove_leftovers(self.folder, own=True)
+
+    def _check_room(self, content: CheckpointContent) -> None:
+        """OSError, before anything is written, where the disk cannot hold the checkpoint; a notice
+        where it cannot hold two.
+        """
+        size = 0
+        for tensors in content.tensors.values():
+            size += sum(tensor.nbytes for tensor in tensors.values())
+        disk = shutil.disk_usage(self.folder)
+        if disk.total == 0 or disk.free >= 2 * size:  # 0: the file system does not say
+            return
+        found = f"{disk.free / 1e6:,.2f} MB are free, a checkpoint takes {size / 1e6:,.2f} MB"
+        if disk.free < size:
+            reason = (
+                f"no space left for a checkpoint: {found}; free some, and the same command goes on"
+            )
+            raise OSError(errno.ENOSPC, reason, str(self.folder))
+        self.say(f"{self.folder}: {found}; the next one may find no space")
 
     def load(self, step: int) -> CheckpointContent:
         """The checkpoint of that step, which `newest` has verified."""
         path = self.folder / f"step-{step:08d}"
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        groups = {Path(name).stem: load_tensors(path / name) for name in manifest["files"]}
-        return CheckpointContent(groups, manifest["facts"] | {"step": manifest["step"]})
+        names = read_json(path / "manifest.json")["files"]
+        groups = {Path(name).stem: load_tensors(path / name) for name in names}
+        return CheckpointContent(groups, self.facts(step))
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """Its plain facts alone."""
+        manifest = read_json(self.folder / f"step-{step:08d}" / "manifest.json")
+        return manifest["facts"] | {"step": manifest["step"]}
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint that verifies; damaged ones are named and set aside.
@@ -88,10 +123,10 @@ class Checkpoints:
         RefusedError where checkpoints exist and none can be used.
         """
         reasons = []
-        for path in sorted(self._all(), reverse=True):
+        for path in reversed(self._all()):
             reason = self._verify(path)
             if reason is None:
-                return int(path.name.removeprefix("step-"))
+                return _step(path)
             reasons.append(f"{path.name}: {reason}")
             self.say(
                 f"checkpoint {path.name} is damaged ({reason}); it is set aside and the one before "
@@ -106,18 +141,19 @@ class Checkpoints:
         return None
 
     def discard_all(self) -> None:
-        """Removes every checkpoint, for a restart."""
+        """Removes every checkpoint, for a restart; of a link the link alone."""
         for path in [*self._all(), *self.folder.glob(".bad-*")]:
             self._remove(path)
 
     def _all(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
+        """Whatever has the name of a checkpoint, the oldest first."""
+        return sorted((p for p in self.folder.glob("step-*") if NAME.fullmatch(p.name)), key=_step)
 
     def _verify(self, path: Path) -> str | None:
         """None, or what is wrong."""
         reading = "manifest.json"
         try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            manifest = read_json(path / reading)
             if (
                 manifest["format"] > FORMAT
             ):  # its layout is not known here, so nothing of it can be called damaged
@@ -126,8 +162,12 @@ class Checkpoints:
                 )
             if manifest.pop("sha256") != _own_hash(manifest):
                 return "manifest.json does not match its own hash"
+            if manifest["step"] != _step(path):
+                return f"manifest.json is that of step {manifest['step']}"
             for name, expected in manifest["files"].items():
                 file = path / (reading := name)
+                if file.name != name:
+                    return f"manifest.json names {name!r}, which is no file of it"
                 if not file.is_file():
                     return f"{name} is missing"
                 if file.stat().st_size != expected["size"]:
@@ -144,18 +184,24 @@ class Checkpoints:
 
     def _quarantine(self, path: Path) -> None:
         number = 0
-        while (target := self.folder / f".bad-{path.name}-{number}").exists():
+        while os.path.lexists(target := self.folder / f".bad-{path.name}-{number}"):
             number += 1
         path.rename(target)
 
     def _prune(self) -> None:
+        """Removes all but the newest. A link stays: whoever put it there wants to keep it."""
         for path in self._all()[: -self.keep]:
-            self._remove(path)
+            if not path.is_symlink():
+                self._remove(path)
 
     def _remove(self, path: Path) -> None:
         doomed = self.folder / f".del-{path.name}-{os.getpid()}"
         path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove(doomed)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from fewstep.choice import Choice, Count, Decay, Natural, NonNegative, Positive
 from fewstep.learning.schedules import Constant, Schedule
 from fewstep.training.optimizers import AdamW, OptimizerSpec
 from fewstep.training.precision import Precision
+from fewstep.training.signals import Extra
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class TrainerConfig(Choice):
     """Steps of any 100 that may be left out for a loss or gradient that is not finite."""
     timeout: Positive = 600.0
     """Seconds of silence after which another process counts as lost."""
+    stop_signals: tuple[Extra, ...] = ()
+    """Signals beside SIGINT, SIGTERM and SIGHUP that stop the run behind a step, with a checkpoint;
+    what a scheduler sends before its limit: SIGUSR1, SIGUSR2."""
     tensorboard: bool = False
     """Also writes the numbers of the log for TensorBoard, which must be installed."""
 
@@ -84,6 +88,7 @@ class TrainerConfig(Choice):
         "sample_every",
         "sample_steps",
         "max_skips",
+        "stop_signals",
         "tensorboard",
     )
 

@@ -2,24 +2,29 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.files import sync, write_bytes
+from fewstep.files import append_text, write_bytes
 
 
 class Log:
     """Collects scalars on the device and writes them in blocks, so that no step waits for the
     device.
+
+    start: the step that a run goes on from; lines of later ones are cut off. say: where it is told
+    that lines up to there are lost, which stops no run.
     """
 
-    def __init__(self, path: Path, start: int):
+    def __init__(self, path: Path, start: int, say: Callable[[str], None] = print):
         self.path = path
         kept = [line for line in read_log(path) if line["step"] <= start]
+        if lost := _missing([line["step"] for line in kept], start):
+            say(f"{path} is damaged: the numbers of {lost} are lost; the run goes on")
         write_bytes(path, _text(kept).encode())
         self._waiting: list[tuple[int, dict[str, Tensor | float]]] = []
 
@@ -43,10 +48,8 @@ class Log:
             lines.append(line)
         self._waiting.clear()
         if lines:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_text(lines))
-            # Before the checkpoint that follows: a resumed run needs every line up to it.
-            sync(self.path)
+            # Synced before the checkpoint that follows: a resumed run needs every line up to it.
+            append_text(self.path, _text(lines))
         return lines
 
 
@@ -59,15 +62,43 @@ def _text(lines: list[dict[str, Any]]) -> str:
     return text
 
 
+def _missing(steps: list[int], start: int) -> str:
+    """The steps up to `start` that are not there: `steps 3 to 8, 11`; empty where none is lost."""
+    gaps = []
+    for before, after in zip([0, *steps], [*steps, start + 1]):
+        if after - before == 2:
+            gaps.append(f"{before + 1}")
+        elif after - before > 2:
+            gaps.append(f"{before + 1} to {after - 1}")
+    more = f" and {len(gaps) - 5} more gaps" if len(gaps) > 5 else ""
+    return f"steps {', '.join(gaps[:5])}{more}" if gaps else ""
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log, null as NaN; a torn last line, which a kill leaves, is left out."""
+    """The lines of a log by their steps, null as NaN. What is no line of a log, as the torn last
+    one that a kill leaves, is left out.
+    """
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        lines.append({k: math.nan if v is None else v for k, v in line.items()})
-    return lines
+    found: dict[int, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        line = _line(text)
+        if line is not None:
+            found[line["step"]] = line
+    return [found[step] for step in sorted(found)]
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """Named numbers with a step; None where the text is anything else."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 1:
+        return None
+    for key, value in line.items():
+        if type(value) not in (int, float, type(None)) or abs(value or 0) > 1e308:
+            return None
+        if value is None:
+            line[key] = math.nan
+    return line

@@ -1,29 +1,37 @@
 """The folder of a run: its run file, status, lock, and what a killed run left in it."""
 
-import fcntl
-import os
-import shutil
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from fewstep.errors import RefusedError
-from fewstep.files import read_json, remove_leftovers, write_bytes, write_json
+from fewstep.errors import DivergedError, RefusedError, connection_lost
+from fewstep.files import read_json, remove, remove_leftovers, write_bytes, write_json
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import difference
+from fewstep.training.lock import Lock
+from fewstep.training.log import read_log
 from fewstep.training.processes import World
 from fewstep.yaml import read_yaml, to_yaml
+
+FOLDERS = ("checkpoints", "samples", "tensorboard", "index")  # in which a run writes file by file
 
 
 class RunFolder:
     """Where a run keeps what it is and how far it is. The leading process of `world` writes; in
     the others writing does nothing.
+
+    renewed: gives the run that an older fewstep wrote as this one writes it.
     """
 
-    def __init__(self, path: Path, world: World | None = None):
-        self.path, self.world = path, world or World()
+    def __init__(
+        self,
+        path: Path,
+        world: World | None = None,
+        renewed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ):
+        self.path, self.world, self.renewed = path, world or World(), renewed
 
     @property
     def log(self) -> Path:
@@ -37,43 +45,108 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other run uses the folder within the block; one that never began is removed again.
+        """No other run uses the folder within the block; what was made for one that never began is
+        removed again.
 
-        RefusedError where another one does.
+        RefusedError where another one does, ValueError where a folder in it is a link.
         """
         lock = Lock(self.path)
         self.world.on_leader(lock.take)
         try:
+            self.world.on_leader(self._check_links)
+            self.clean()
             yield
         finally:
-            if lock.taken and {path.name for path in self.path.iterdir()} <= {".lock", "index"}:
-                shutil.rmtree(self.path)
+            if lock.taken and {name.name for name in self.path.iterdir()} <= {".lock", "index"}:
+                lock.unmake()
             lock.release()
+
+    def _check_links(self) -> None:
+        for name in FOLDERS:
+            if (self.path / name).is_symlink():
+                raise ValueError(
+                    f"{self.path / name} is a link, which is not followed: remove it (the run's "
+                    f"whole folder may be one)"
+                )
 
     def finished(self, run: dict[str, Any], may_change: Mapping[str, Sequence[str]]) -> bool:
         """Whether the folder holds this run, at its end. may_change: options, by part of the run,
-        that a continued run may have changed.
+        that a continued run may have changed; with another `kind` of a part, where that is among
+        them, what both kinds know is compared.
 
         RefusedError where it holds another run.
         """
-        path = self.path / "run.yaml"
-        if not path.is_file():
+        old = self._run()
+        if old is None:
             return False
-        old = read_yaml(path)
-        if not isinstance(old, dict) or any(not isinstance(old.get(k), dict) for k in may_change):
-            raise RefusedError(f"{path} is no run file; --restart begins again")
-        old.pop("plugins", None)  # told, not part of what is asked
-        kept, asked = _without(old, may_change), _without(run, may_change)
+        kept, asked = _without(old, run, may_change), _without(run, old, may_change)
         if kept != asked:
             raise RefusedError(
                 f"{self.path} holds a run with another configuration: {difference(kept, asked)}; "
                 "choose another name=, or --restart to begin again"
             )
+        return self.at_its_end()
+
+    def at_its_end(self) -> bool:
+        """Whether the status says so."""
         try:
             status = read_json(self.path / "status.json")
         except (FileNotFoundError, ValueError):
             return False
         return isinstance(status, dict) and status.get("state") == "finished"
+
+    def moved(self, run: dict[str, Any], places: Mapping[str, Sequence[str]]) -> str:
+        """Which places, options by part of the run, the folder's run has otherwise; '' for none."""
+        old = self._run() or run
+        found = []
+        for part, names in places.items():
+            before, now = old.get(part) or {}, run.get(part) or {}
+            for name in names:
+                if before.get(name) != now.get(name):
+                    found.append(difference(before.get(name), now.get(name), f"{part}.{name}"))
+        return ", ".join(found)
+
+    def _run(self) -> dict[str, Any] | None:
+        """The run that the folder holds; None where it holds none. RefusedError where its run file
+        is none.
+        """
+        path = self.path / "run.yaml"
+        if not path.is_file():
+            return None
+        old = read_yaml(path)
+        if not isinstance(old, dict) or "data" not in old:
+            raise RefusedError(f"{path} is no run file; --restart begins again")
+        old.pop("plugins", None)  # told, not part of what is asked
+        return self.renewed(old)
+
+    @contextmanager
+    def recorded(self, steps: int) -> Iterator[None]:
+        """However the block ends before the run does, status.json says it.
+
+        Where the run is refused everything stays as it was.
+        """
+        try:
+            yield
+        except RefusedError:
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # of a full disk, which is the error itself
+                self._record(error, steps)
+            raise
+
+    def _record(self, error: BaseException, steps: int) -> None:
+        step = max((line["step"] for line in read_log(self.log)), default=0)
+        code = error.code if isinstance(error, SystemExit) else 0
+        if isinstance(error, KeyboardInterrupt):
+            code = 130
+        if isinstance(code, int) and code > 128:
+            self.write_status("stopped", step, steps, f"signal {code - 128}")
+            return
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if connection_lost(error):
+            reason = "another process ended or was silent"
+        state = "diverged" if isinstance(error, DivergedError) else "failed"
+        self.write_status(state, step, steps, reason)
 
     def begin(self, run: dict[str, Any], exports: Sequence[str], restart: bool) -> None:
         """Writes the run file. restart: behind removing all that the folder holds of a run."""
@@ -81,7 +154,7 @@ class RunFolder:
             return
         if restart:
             for name in ("samples", *exports):
-                shutil.rmtree(self.path / name, ignore_errors=True)
+                remove(self.path / name)
             # The status first: a restart that is cut must not pass for the old run.
             (self.path / "status.json").unlink(missing_ok=True)
             self.log.unlink(missing_ok=True)
@@ -91,10 +164,12 @@ class RunFolder:
     def clean(self) -> None:
         """Removes what a killed process was writing."""
         if self.world.is_leader:
-            remove_leftovers(self.path)
+            own = (self.path / "run.yaml").is_file()
+            for folder in (self.path, self.path / "samples", self.path / "index"):
+                remove_leftovers(folder, own)
 
     def write_status(self, state: str, step: int, steps: int, reason: str = "") -> None:
-        """How far the run is: running, stopped, diverged, trained or finished."""
+        """How far the run is: running, stopped, diverged, failed, trained or finished."""
         if self.world.is_leader:
             status = {"state": state, "step": step, "steps": steps, "reason": reason}
             write_json(self.path / "status.json", status)
@@ -105,48 +180,15 @@ class RunFolder:
             write_json(self.path / "diverged.json", found)
 
 
-def _without(run: dict[str, Any], may_change: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The run without the options that may change."""
+def _without(
+    run: dict[str, Any], other: dict[str, Any], may_change: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The run without the options that may differ from those of the other one."""
     left = dict(run)
     for part, names in may_change.items():
-        left[part] = {k: v for k, v in run[part].items() if k not in names}
+        one, two = run.get(part), other.get(part)
+        if not isinstance(one, Mapping) or not isinstance(two, Mapping):
+            continue
+        another = "kind" in names and one.get("kind") != two.get("kind")
+        left[part] = {k: v for k, v in one.items() if k not in names and (k in two or not another)}
     return left
-
-
-class Lock:
-    """One run per folder: an flock that dies with its process, so a killed run leaves no
-    obstacle.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._file: TextIO | None = None
-
-    @property
-    def taken(self) -> bool:
-        """Whether this object holds the folder."""
-        return self._file is not None
-
-    def take(self) -> None:
-        """Holds the folder, which is made if need be. RefusedError where another one does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = (self.folder / ".lock").open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise RefusedError(
-                f"{self.folder} is in use by {holder}; wait for it or choose another name="
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        self._file = file
-
-    def release(self) -> None:
-        """Lets the next run in."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None

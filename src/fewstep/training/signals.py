@@ -1,23 +1,35 @@
-"""SIGINT and SIGTERM, noted while a step goes on."""
+"""Signals that end a run: SIGINT, SIGTERM, SIGHUP and those that a run names."""
 
 import signal
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
+
+Extra = Literal["SIGUSR1", "SIGUSR2"]
 
 
 class Signals:
-    """Within the block a first signal is noted in `number`; a second one ends the run at once.
+    """Within the block a first signal is noted in `number`; a second one ends the run at once, with
+    SystemExit of 128 and its number.
 
-    Outside the main thread the owner of that thread handles signals, and nothing is noted.
+    waits: False where nobody looks at `number`: the first one ends it, and SIGINT is Python's.
+    more: others than the three, which a scheduler sends. SIGHUP (a closed terminal) is let alone
+    where it is ignored, as nohup does. Outside the main thread the owner of that thread handles
+    signals, and nothing is noted.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, more: Sequence[str] = (), waits: bool = True) -> None:
+        self.number, self.waits = 0, waits
+        self._names = (*(("SIGINT",) if waits else ()), "SIGTERM", "SIGHUP", *more)
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
+        known = signal.Signals.__members__  # not every system has all of them
         try:
-            for one in (signal.SIGINT, signal.SIGTERM):
+            for name in self._names:
+                one = known.get(name)
+                if one is None or (name == "SIGHUP" and signal.getsignal(one) is signal.SIG_IGN):
+                    continue
                 self._before[one] = signal.signal(one, self._note)
         except ValueError:  # not the main thread
             self._before = {}
@@ -33,6 +45,6 @@ class Signals:
             signal.signal(one, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.number:
+        if self.number or not self.waits:
             raise SystemExit(128 + number)
         self.number = number

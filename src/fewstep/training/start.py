@@ -1,11 +1,20 @@
-"""What a run begins with must fit together: data, method, teacher and start."""
+"""What a run begins with must fit together: data, method, teacher and start; and it must be the
+same when the run goes on.
+"""
 
-from fewstep.choice import kind_of
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fewstep.choice import Choice, kind_of
 from fewstep.data.dataset import Dataset
 from fewstep.data.source import Source
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import option_errors
 from fewstep.learning.method import Method
+from fewstep.models.bundle import DiffusionModel
 from fewstep.models.network import Network
 from fewstep.models.space import described
 
@@ -43,3 +52,46 @@ def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
     if mine != theirs:
         return f"its network predicts {mine.dump()}, the teacher's {theirs.dump()}"
     return None
+
+
+def content(model: DiffusionModel) -> dict[str, Any]:
+    """What a model is, wherever it lies: a hash of its weights, and its parts."""
+    denoiser = model.denoiser
+    digest = hashlib.sha256()
+    for module in (denoiser.network, model.codec, model.conditioner):
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return {
+        "weights": digest.hexdigest()[:16],
+        "network": denoiser.network.spec,
+        "process": denoiser.process,
+        "own": denoiser.own,
+        "parameterization": denoiser.parameterization,
+        "codec": model.codec.spec,
+        "conditioner": model.conditioner.spec,
+        "guidance": model.guidance._asdict(),
+    }
+
+
+def plain(now: Any) -> Any:
+    """Choices, alone or by name, as a file holds them."""
+    if isinstance(now, Mapping):
+        return {name: plain(value) for name, value in now.items()}
+    return now.dump() if isinstance(now, Choice) else now
+
+
+def renewed(now: Any, old: Any) -> Any:
+    """What an older fewstep wrote of such choices, as this one writes it: what is missing was not
+    there yet, and is what it is now in a mapping, its default in a choice.
+    """
+    if isinstance(now, Mapping):
+        old = old if isinstance(old, Mapping) else {}
+        return {k: renewed(v, old[k]) if k in old else plain(v) for k, v in now.items()}
+    if not isinstance(now, Choice):
+        return old
+    try:
+        return type(now).parse(old).dump()
+    except ValueError:  # it has what this one does not know, which the difference will show
+        return old

@@ -1,6 +1,6 @@
 """The loop. It knows the contract of methods (learning/method.py) and no method."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer, Seen
 from fewstep.training.signals import Signals
 from fewstep.training.skips import Skips
+from fewstep.training.start import plain, renewed
 from fewstep.training.state import State
 from fewstep.training.step import Data, Step
 
@@ -30,7 +31,9 @@ class Trainer:
 
     nets: handed over; they are moved, cast, sharded and set to train in place (`State`). folder: of
     the run, for checkpoints, log and status; None keeps everything in memory. world: the processes
-    that train together; all of them call the same methods.
+    that train together; all of them call the same methods. contents: what the result depends on
+    beside options and data, the teacher for one, by name (`start.content`); a run that goes on must
+    have the same.
     """
 
     def __init__(
@@ -41,7 +44,9 @@ class Trainer:
         config: TrainerConfig,
         folder: Path | None = None,
         world: World | None = None,
+        contents: Mapping[str, Any] | None = None,
     ):
+        self.contents = dict(contents or {})
         self.method, self.nets, self.data, self.config = method, nets, data, config
         self.world = world or World()
         self.folder = None if folder is None else RunFolder(folder, self.world)
@@ -70,14 +75,16 @@ class Trainer:
         self,
         *observers: Observer,
         measures: Sequence[Observer] = (),
+        drawing: Sequence[Observer] = (),
         say: Callable[[str], None] = print,
     ) -> None:
         """Trains from the newest checkpoint, or from the beginning, to the last step, and keeps
         log, checkpoints and status in the folder.
 
         measures: what adds numbers to the log; it looks before that is written, the other observers
-        behind everything. Raises DivergedError, RefusedError (a checkpoint that does not fit),
-        SystemExit behind SIGINT or SIGTERM.
+        behind everything. drawing: those that keep something of a step; a run that goes on shows
+        them its first checkpoint again, for a kill may have come before they were done. Raises
+        DivergedError, RefusedError (a checkpoint that does not fit), SystemExit behind a signal.
         """
         checkpoints = None
         if self.folder is not None:
@@ -87,7 +94,11 @@ class Trainer:
         start = 0 if checkpoints is None else self.resume(checkpoints, say)
         for doubt in doubts(self.config, self.phases):
             say(f"warning: {doubt}")
-        looking = (*measures, *self._records(start, checkpoints), *observers)
+        looking = (*measures, *self._records(start, checkpoints), *drawing, *observers)
+        if start:
+            again = Seen(self.clock(start - 1), {}, 0, self._exported)
+            for look in drawing:
+                look(again)
         with closing(self.steps(start)) as steps:
             for seen in steps:
                 for look in looking:
@@ -99,9 +110,9 @@ class Trainer:
         """Trains one step at a time, from step `start` to the last, and shows each behind it.
 
         Between two steps nothing is held back: whoever leaves the loop ends the training. A signal
-        (SIGINT, SIGTERM) ends it with SystemExit when the step was looked at.
+        ends it with SystemExit when the step was looked at.
         """
-        with Signals() as signals:
+        with Signals(self.config.stop_signals) as signals:
             for number in range(start, self.config.steps):
                 clock = self.clock(number)
                 numbers = self._take(clock)
@@ -141,7 +152,7 @@ class Trainer:
             return [guard]
         records: list[Observer] = []
         if self.world.is_leader:
-            records.append(RunLog(Log(folder.log, start), reading))
+            records.append(RunLog(Log(folder.log, start, checkpoints.say), reading))
         save = SaveEvery(config.save_every, checkpoints, self.content, self.world)
         return [*records, guard, save, Status(folder, reading)]
 
@@ -162,13 +173,7 @@ class Trainer:
         return CheckpointContent(self.state.saved(), self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        trainer = self.config.dump()
-        for name in TrainerConfig.may_change:
-            trainer.pop(name)
-        return {
-            "method": self.method.dump(),
-            "trainer": trainer,
-            "data": self.data.fingerprint,
+        return _lasting(plain(self._identity())) | {
             "batches": self.batches,
             "skipped": self.skips.flags.nonzero()[:, 0].tolist(),
             "numbers": self.skips.numbers,
@@ -182,6 +187,24 @@ class Trainer:
             },
         }
 
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when the run goes on."""
+        mine = {"method": self.method, "trainer": self.config, "data": self.data.fingerprint}
+        return mine | self.contents
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """RefusedError where a checkpoint with these facts is of another run. An option that is
+        missing there is younger than the checkpoint, and had its default.
+        """
+        mine = self._identity()
+        old = _lasting(renewed(mine, facts))
+        for key, value in _lasting(plain(mine)).items():
+            if old[key] != value:
+                raise RefusedError(
+                    f"the checkpoint was made with another {key}: "
+                    f"{difference(old[key], value)}; --restart begins at step 0"
+                )
+
     def resume(self, checkpoints: Checkpoints, say: Callable[[str], None] = print) -> int:
         """Loads the newest checkpoint that is whole; returns its step, 0 where there is none.
 
@@ -191,17 +214,13 @@ class Trainer:
         if step is None:
             return 0
         tensors, facts = checkpoints.load(step)
-        mine = self._facts()
-        for key in ("method", "trainer", "data"):
-            if facts[key] != mine[key]:
-                raise RefusedError(
-                    f"the checkpoint was made with another {key}: "
-                    f"{difference(facts[key], mine[key])}; --restart begins at step 0"
-                )
-        allowed = facts["setting"]["micro_batch"]  # by the memory that there was
+        self.check(facts)
+        setting = facts.get("setting", {})
+        allowed = setting.get("micro_batch")  # by the memory that there was
         if self.config.micro_batch == 0 and allowed:
             self.step.micro = min(self.step.micro, allowed)
-        if changed := difference(facts["setting"], self._facts()["setting"]):
+        mine = self._facts()["setting"]
+        if changed := difference(mine | setting, mine):
             say(
                 f"going on in another setting ({changed}): the same data and noise, not the same "
                 f"bits"
@@ -211,3 +230,9 @@ class Trainer:
         self.skips.numbers = list(facts["numbers"])
         self.skips.flags[facts["skipped"]] = True
         return step
+
+
+def _lasting(facts: dict[str, Any]) -> dict[str, Any]:
+    """Without the options that a run that goes on may have changed."""
+    kept = {k: v for k, v in facts["trainer"].items() if k not in TrainerConfig.may_change}
+    return facts | {"trainer": kept}
