@@ -9,6 +9,8 @@ import torch
 from tests.data.idx_files import idx_bytes, write_idx, write_pair
 
 from fewstep.data.idx import Idx
+from fewstep.data.labels import UNLABELLED
+from fewstep.data.source import Source
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -228,3 +230,133 @@ def test_the_split_of_the_first_images_does_not_depend_on_their_number(tmp_path)
     short = Idx(path=str(tmp_path / "short")).dataset("test").ids.tolist()
     long = Idx(path=str(tmp_path / "long")).dataset("test").ids.tolist()
     assert short == [i for i in long if i < 100]
+
+
+PLAIN = idx_bytes(np.arange(20) % 10)
+ONE_BIT = bytes([PLAIN[0], PLAIN[1], PLAIN[2] ^ 1]) + PLAIN[3:]
+PACKED = bytearray(gzip.compress(PLAIN))
+PACKED[12] ^= 1
+UNREADABLE = {
+    "empty": b"",
+    "cut within gzip's header": gzip.compress(PLAIN)[:14],
+    "a byte of the packed data": bytes(PACKED),
+    "a bit of the magic number": ONE_BIT,
+    "a page": b"<!DOCTYPE html><html>not found</html>",
+    "four bytes": PLAIN[:4],
+    "three bytes": PLAIN[:3],
+    "whole numbers of 32 bits": b"\0\0\x0c\x01" + struct.pack(">I", 20) + bytes(80),
+    "two dimensions": b"\0\0\x08\x02" + struct.pack(">2I", 20, 8) + bytes(160),
+    "images": WHOLE,
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("name", [LABELS, f"{LABELS}.gz", "train-labels.idx1-ubyte"])
+def test_labels_that_cannot_be_read_are_not_absent(tmp_path, content, name):
+    write_pair(tmp_path, 20)
+    write_pair(tmp_path, 10, "t10k")
+    (tmp_path / LABELS).unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}.*(it |dimensions|damaged)"):
+        read(tmp_path)
+    assert Source.kind_at(tmp_path) == "idx"
+    dataset = read(tmp_path, label="none")
+    assert (len(dataset), dataset.labels) == (20, None)
+
+
+@pytest.mark.parametrize("content", [*UNREADABLE.values(), PLAIN], ids=[*UNREADABLE, "labels"])
+@pytest.mark.parametrize("name", [IMAGES, f"{IMAGES}.gz"])
+def test_training_images_that_cannot_be_read_are_not_replaced_by_the_test_set(
+    tmp_path, content, name
+):
+    write_pair(tmp_path, 20)
+    write_pair(tmp_path, 30, "t10k")
+    (tmp_path / IMAGES).unlink()
+    if content is WHOLE:  # it is what it should be
+        content = content[:-1]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        read(tmp_path)
+
+
+def test_a_pair_of_which_one_is_no_file(tmp_path):
+    write_pair(tmp_path, 20)
+    (tmp_path / LABELS).unlink()
+    (tmp_path / LABELS).mkdir()
+    with pytest.raises(ValueError, match=f"{LABELS}.*it is a folder"):
+        read(tmp_path)
+    (tmp_path / LABELS).rmdir()
+    (tmp_path / LABELS).symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"{LABELS}.*link to nothing"):
+        read(tmp_path)
+    (tmp_path / LABELS).unlink()
+    (tmp_path / f"{LABELS}.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=f"{LABELS}.zip cannot be read"):
+        read(tmp_path)
+    (tmp_path / LABELS).write_bytes(PLAIN)  # the packed one is of no use any more
+    dataset = read(tmp_path)
+    assert dataset.labels.tolist() == list(np.arange(20) % 10)
+    assert f"({LABELS}.zip)" in dataset.notes["passed over"]
+
+
+def test_training_labels_without_their_images(tmp_path):
+    write_pair(tmp_path, 20)
+    write_pair(tmp_path, 10, "t10k")
+    (tmp_path / IMAGES).unlink()
+    with pytest.raises(ValueError, match=f"{LABELS} cannot be read as training data"):
+        read(tmp_path)
+    assert len(read(tmp_path / "t10k-images-idx3-ubyte")) == 10
+
+
+@pytest.mark.parametrize(("training", "tests"), [("x-train", "x-test"), ("z_Training", "a_dev")])
+def test_the_training_pair_goes_first_whatever_its_size_and_name(tmp_path, training, tests):
+    images, labels = write_pair(tmp_path, 20, training, seed=1)
+    write_pair(tmp_path, 20, tests, seed=2)
+    write_pair(tmp_path, 30, "other", seed=3)
+    dataset = read(tmp_path)
+    assert np.array_equal(dataset.images[:, 0].numpy(), images)
+    assert dataset.labels.tolist() == labels.tolist()
+    assert "not used: 4 (" in dataset.notes["passed over"]
+
+
+def test_sets_alike_are_named_not_chosen(tmp_path):
+    write_pair(tmp_path, 20, "letters-train", seed=1)
+    write_pair(tmp_path, 20, "digits-train", seed=2)
+    with pytest.raises(ValueError, match=r"letters-train-.*digits-train-.*|digits-.*letters-"):
+        read(tmp_path)
+    write_pair(tmp_path / "tests", 20, "t10k")
+    write_pair(tmp_path / "tests", 30, "val")
+    with pytest.raises(ValueError, match=r"data\.path= names the file of one"):
+        read(tmp_path / "tests")
+
+
+def test_labels_under_another_name(tmp_path):
+    """As many labels as images, and nothing else that they belong to."""
+    write_pair(tmp_path, 20)
+    (tmp_path / LABELS).rename(tmp_path / "classes-idx1-ubyte")
+    with pytest.raises(ValueError, match=r"classes-idx1-ubyte has as many labels as .*label=none"):
+        read(tmp_path)
+    assert read(tmp_path, label="none").labels is None
+
+
+def test_unlabelled(tmp_path):
+    """-1 as a byte."""
+    write_pair(tmp_path, 20)
+    write_idx(tmp_path / LABELS, np.full(20, 255))
+    dataset = read(tmp_path)
+    assert (dataset.labels, len(dataset)) == (None, 20)
+    assert dataset.notes["labels file"].endswith(f"{LABELS}: {UNLABELLED}")
+    write_idx(tmp_path / LABELS, np.array([255] * 19 + [3]))
+    with pytest.raises(ValueError, match="19 labels out of range"):
+        read(tmp_path)
+
+
+def test_what_was_not_used_is_named(tmp_path):
+    write_pair(tmp_path, 7)
+    write_pair(tmp_path, 3, "t10k")
+    (tmp_path / "README.md").write_text("notes")
+    (tmp_path / "broken-images-idx3-ubyte").write_bytes(b"")
+    assert read(tmp_path).notes["passed over"] == (
+        ".md: 1 (README.md); it is empty: 1 (broken-images-idx3-ubyte); "
+        "not used: 2 (t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte)"
+    )

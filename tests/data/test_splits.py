@@ -70,11 +70,16 @@ def test_files_of_no_set_go_with_the_training_set_unless_names_decide():
     assert of_training(paths("train-0", "b", "test"), ROOT) == paths("train-0", "b")
 
 
-def test_only_tests_beside_a_training_set_that_nobody_reads():
-    taken = paths("test-0.parquet")
-    check_sets(taken, paths("test-0.parquet", "train.py", "a.json"), ROOT)
-    with pytest.raises(ValueError, match=r"data/train\.json cannot be read.*data/test-0\.parquet"):
-        check_sets(taken, paths("test-0.parquet", "train.json"), ROOT)
-    check_sets(taken, paths("train.json"), taken[0])  # asked for by its name
+def test_only_tests_beside_a_training_set_that_nobody_reads(tmp_path):
+    taken, train = tmp_path / "test-0.parquet", tmp_path / "train.json"
+    for file in (taken, tmp_path / "train.py"):
+        file.write_bytes(b"")
+    check_sets([taken], tmp_path)
+    train.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{train} cannot be read.*data\.path={taken}"):
+        check_sets([taken], tmp_path)
+    check_sets([taken], taken)  # asked for by its name
+    check_sets([taken, train], tmp_path)
+    train.unlink()
     with pytest.raises(ValueError, match="several sets, none of them for training"):
-        check_sets(paths("test", "val"), [], ROOT)
+        check_sets([taken, tmp_path / "val"], tmp_path)

@@ -7,6 +7,7 @@ from torch import Tensor
 SHOWN = 100  # classes that are counted one by one, and names that are listed
 MOST_CLASSES = 100_000
 SPARSE = 1000  # from this number on, labels must fill a tenth of what they span
+UNLABELLED = "-1 everywhere, which means none: read without"
 
 
 def rather_ids(largest: int, distinct: int) -> bool:

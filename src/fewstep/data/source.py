@@ -16,7 +16,6 @@ from torch import Tensor
 from fewstep.choice import Choice, Natural, Share
 from fewstep.data.dataset import Dataset
 from fewstep.data.splits import check_sets
-from fewstep.data.tree import files_below
 from fewstep.models.space import Space
 from fewstep.text import place
 
@@ -79,7 +78,7 @@ class Source(Choice, ABC):
         place = located(path, what)
         if not (files := self.files_at(place)):
             raise ValueError(f"no {what} in {path} (found: {content(place)})")
-        check_sets(files, files_below(place), place)
+        check_sets(files, place)
         return files
 
     def foreseen(self) -> Space | None:

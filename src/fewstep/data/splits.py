@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fewstep.data.tree import files_below
+
 TRAINING, TEST, VALIDATION, OTHER = "training", "test", "validation", "other"
 WORDS = {
     TRAINING: ("train", "training", "trn", "trainval"),
@@ -102,8 +104,8 @@ def of_training(files: Sequence[Path], root: Path, by_name: bool = False) -> lis
     return list(files)
 
 
-def check_sets(taken: Sequence[Path], there: Sequence[Path], root: Path) -> None:
-    """ValueError where only files for tests would be taken of those that are there, and names speak
+def check_sets(taken: Sequence[Path], root: Path) -> None:
+    """ValueError where only files for tests would be taken of those below `root`, and names speak
     of a training set that nobody reads, or of several sets.
     """
     if root in taken:
@@ -111,7 +113,7 @@ def check_sets(taken: Sequence[Path], there: Sequence[Path], root: Path) -> None
     kinds = {_of_path(file, root) for file in taken}
     if not kinds <= {TEST, VALIDATION}:
         return
-    for file in there:
+    for file in files_below(root):
         if file.suffix.lower() not in NO_DATA and _of_path(file, root) == TRAINING:
             what = f"{file} cannot be read as training data"
             raise ValueError(f"{what} beside {taken[0]}: data.path={taken[0]} takes that")
