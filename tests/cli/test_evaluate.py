@@ -241,23 +241,6 @@ class TestRefused:
         line = refused(2, "evaluate", "x.npz", says="x.npz")
         assert "allow_pickle" not in line  # numpy's advice to its own users is wrong for ours
 
-    def test_a_folder_with_two_sizes(self, refused):
-        Path("images").mkdir()
-        Image.new("L", (8, 8)).save("images/0_a.png")
-        Image.new("L", (9, 8)).save("images/1_b.png")
-        refused(2, "evaluate", "images", says=["mixed sizes", "images", "0_a.png", "1_b.png"])
-
-    def test_colour_and_grey(self, refused):
-        Path("images").mkdir()
-        Image.new("L", (8, 8)).save("images/0_a.png")
-        Image.new("RGB", (8, 8)).save("images/1_b.png")
-        refused(2, "evaluate", "images", says=["mixed", "0_a.png", "1_b.png"])
-
-    def test_a_folder_without_images(self, refused):
-        Path("images").mkdir()
-        Path("images/notes.txt").write_text("x")
-        refused(2, "evaluate", "images", says=["images", "no images"])
-
     @pytest.mark.parametrize("keep", [0, 20, 60])
     def test_a_damaged_image_is_named(self, refused, keep):
         Path("images").mkdir()

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.data.picture_files import encoded, made
 
 from fewstep.data import pictures
-from fewstep.data.pictures import How, decode, decode_all
+from fewstep.data.pictures import How, decode, decode_all, in_channels
 from fewstep.errors import DataMemoryError
 
 COLOUR = made(1, shape=(3, 20, 30))[0][0]
@@ -303,3 +303,18 @@ def test_grey_among_colours_becomes_the_same_in_all_three():
     assert np.array_equal(images[0], np.repeat(GREY, 3, 0))
     assert np.array_equal(images[1], COLOUR)
     assert everything([encoded(GREY)] * 2)[0].shape == (2, 1, 20, 30)
+
+
+def test_grey_from_colours_is_the_same_before_and_after_decoding():
+    """So a judge's channels may be chosen once all is read."""
+    grey = torch.from_numpy(pixels(encoded(COLOUR), 0, "grey"))
+    colour = torch.from_numpy(COLOUR)[None].repeat(130, 1, 1, 1)
+    assert torch.equal(in_channels(colour, 1), grey[None].repeat(130, 1, 1, 1))
+    ends = torch.tensor([[0, 255]] * 3, dtype=torch.uint8).view(1, 3, 1, 2)
+    assert in_channels(ends, 1).flatten().tolist() == [0, 255]
+    assert torch.equal(
+        in_channels(torch.from_numpy(GREY)[None], 3)[0, 2], torch.from_numpy(GREY)[0]
+    )
+    assert in_channels(colour, 3) is colour
+    with pytest.raises(ValueError, match="images of 3 channels cannot be read as 4"):
+        in_channels(colour, 4)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.cli.configure import source_of
 from fewstep.errors import NotFiniteError
-from fewstep.images.files import check_place, read_images, write_images
+from fewstep.images.files import check_place, write_images
 from fewstep.images.grid import grid_image, write_grid
 
 
@@ -27,35 +28,13 @@ def test_there_and_back(tmp_path, channels, name, labelled):
     images = images_of(12, channels)
     labels = torch.arange(12) % 10 if labelled else None
     write_images(tmp_path / name, images, labels)
-    again, numbers = read_images(tmp_path / name)
+    dataset = source_of(str(tmp_path / name), ["split=all"]).dataset()
     if name == "x" and labelled:  # files are read in the order of their names: by class
         order = torch.argsort(labels, stable=True)
         images, labels = images[order], labels[order]
-    assert torch.equal(again, images)
-    assert (numbers is None) if labels is None else torch.equal(numbers, labels)
-
-
-def test_names_of_which_one_has_no_number_are_no_labels(tmp_path):
-    for name in ("3_a", "b"):
-        Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
-    assert read_images(tmp_path)[1] is None
-    (tmp_path / "b.png").rename(tmp_path / "5_b.png")
-    assert read_images(tmp_path)[1].tolist() == [3, 5]
-
-
-def test_transparent_and_paletted_pictures_become_colours(tmp_path):
-    Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(tmp_path / "a.png")
-    Image.new("P", (4, 4)).save(tmp_path / "b.png")
-    assert read_images(tmp_path)[0].shape == (2, 3, 4, 4)
-
-
-def test_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
-    Image.new("L", (9, 8)).save(tmp_path / "large.png")
-    monkeypatch.setattr("fewstep.images.files.MOST_PIXELS", 72)
-    assert read_images(tmp_path)[0].shape == (1, 1, 8, 9)
-    monkeypatch.setattr("fewstep.images.files.MOST_PIXELS", 71)
-    with pytest.raises(ValueError, match=r"large\.png.*more than 71 pixels"):
-        read_images(tmp_path)
+    assert torch.equal(dataset.floats(), images)
+    found = dataset.labels
+    assert (found is None) if labels is None else torch.equal(found, labels)
 
 
 def test_a_grid_has_a_grey_line_between_images():
@@ -83,12 +62,6 @@ def test_places(tmp_path):
     for taken in ("file", "file/x.png", "x.jpg"):
         with pytest.raises(ValueError, match=Path(taken).parts[0]):
             check_place(tmp_path / taken)
-
-
-def test_nothing_there(tmp_path):
-    for name in ("x.npz", "x"):
-        with pytest.raises(FileNotFoundError, match=name):
-            read_images(tmp_path / name)
 
 
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])

@@ -1,14 +1,21 @@
 """`fewstep evaluate`."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from fewstep.cli.configure import source_of
 from fewstep.cli.tables import print_facts, print_table
+from fewstep.data.dataset import Dataset
+from fewstep.data.folder import Folder
+from fewstep.data.source import Source
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Solver
 from fewstep.files import write_json
-from fewstep.images.files import check_place, read_images
+from fewstep.images.files import check_place
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.features import Features
 from fewstep.metrics.measure import Measure
@@ -44,8 +51,9 @@ def evaluate(
             check_place(path, (suffix,))
     earlier = None if against is None else read_result(against)
     source = source_of(reference)
+    data = source.dataset()
     evaluation = Evaluation.against(
-        source.dataset(),
+        data,
         _features(features),
         measures_of(measures),
         num=num,
@@ -54,15 +62,28 @@ def evaluate(
         solvers=_solvers(solvers),
         beside=earlier,
     )
-    result = measured(what, evaluation, steps, evaluations, guidance, teacher)
-    _shown([result] if earlier is None else [result, earlier], out, report)
+    notes: dict[str, str] = {}
+    path = place(what)
+    if _holds_images(path):
+        if any(option is not None for option in (steps, evaluations, guidance, teacher)):
+            raise ValueError(
+                f"{what} holds images: --steps, --evaluations, --guidance and --teacher are for "
+                "models"
+            )
+        images, labels = _images_at(path, data)
+        result, notes = evaluation.of_data(path.name, images, labels), images.notes
+    else:
+        result = _of_model(what, evaluation, steps, evaluations, guidance, teacher)
+    _shown([result] if earlier is None else [result, earlier], notes, out, report)
 
 
-def _shown(results: Sequence[Result], out: Path | None, report: Path | None) -> None:
+def _shown(
+    results: Sequence[Result], notes: Mapping[str, str], out: Path | None, report: Path | None
+) -> None:
     """Prints results, and writes the first (JSON) and all of them (HTML) where that is wanted."""
     found = table(results)
     print_table(found.columns, found.rows, found.texts)
-    print_facts(results[0].protocol.told())
+    print_facts({**notes, **results[0].protocol.told()})
     if out is not None:
         write_json(out, results[0].plain())
     if report is not None:
@@ -94,7 +115,7 @@ def _listed(text: str, option: str) -> list[object]:
     return list(found)
 
 
-def measured(
+def _of_model(
     what: str,
     evaluation: Evaluation,
     steps: int | None,
@@ -102,16 +123,8 @@ def measured(
     guidance: float | None,
     teacher: str | None,
 ) -> Result:
-    """The result of what a user named: images that lie there, or a model that is sampled."""
-    path = place(what)
-    if _holds_images(path):
-        if any(option is not None for option in (steps, evaluations, guidance, teacher)):
-            raise ValueError(
-                f"{what} holds images: --steps, --evaluations, --guidance and --teacher are for "
-                "models"
-            )
-        return evaluation.of_images(path.name, *read_images(path))
-    model = load(what)
+    """The result of a model that is sampled."""
+    model, name = load(what), place(what).name
     shape = evaluation.protocol.resolution
     if model.image_shape != shape:
         raise ValueError(
@@ -120,18 +133,55 @@ def measured(
     companion = None if teacher is None else load(teacher)
     if evaluations is None:
         sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
-        return evaluation.of_model(path.name, model, sampler, guidance=guidance, teacher=companion)
+        return evaluation.of_model(name, model, sampler, guidance=guidance, teacher=companion)
     if not isinstance(model.sampler, Ode):
         raise ValueError(
             f"{what} has no choice of solvers: --steps says how often its own sampler evaluates it"
         )
-    return evaluation.best_solver(
-        path.name, model, evaluations, guidance=guidance, teacher=companion
-    )
+    return evaluation.best_solver(name, model, evaluations, guidance=guidance, teacher=companion)
 
 
 def _holds_images(path: Path) -> bool:
     if path.suffix == ".npz":
         return True
     a_model = any(path.rglob("model.json")) or (path / "run.yaml").exists()
-    return path.is_dir() and not a_model
+    return path.exists() and not a_model
+
+
+def _images_at(path: Path, reference: Dataset) -> tuple[Dataset, Tensor | None]:
+    """What lies there, read as data are, and its labels. ValueError where classes are named and
+    those of the reference are others.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    source = Source.parse({"kind": Source.kind_at(path), "path": str(path), "split": "all"})
+    found = source.dataset()
+    if "image" not in found.columns:
+        raise ValueError(f"{path} holds no images, only {', '.join(found.columns)}")
+    names, others = (_class_names(one) for one in (found, reference))
+    if names and others and names != others:
+        raise ValueError(
+            f"{path} has the classes {names}, the reference has {others}: which is which cannot be "
+            "told; give all classes a folder, or call the images NUMBER_….png with the number of "
+            "the class"
+        )
+    if found.labels is None and isinstance(source, Folder):
+        return found, _numbers(source.files_at(path), len(found), reference.classes)
+    return found, found.labels
+
+
+def _numbers(files: Sequence[Path], count: int, classes: int) -> Tensor | None:
+    """Labels from whole numbers before `_` in the names of all files, as `fewstep sample` writes
+    them: also where there is one class alone, which data would not call classes.
+    """
+    found = [re.match(r"(\d+)_", file.stem, re.ASCII) for file in files]
+    labels = [int(number[1]) for number in found if number]
+    told = len(labels) == len(files) == count and max(labels) < classes
+    return torch.tensor(labels) if told else None
+
+
+def _class_names(dataset: Dataset) -> str:
+    """Where classes have names that are no numbers, these names; else "" for unknown."""
+    names = dataset.notes.get("class names", "") if dataset.labels is not None else ""
+    numbers = all(name.strip().isdecimal() for name in names.split(","))
+    return "" if numbers or names in ("none", "unknown") else names

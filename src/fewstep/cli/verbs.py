@@ -117,7 +117,7 @@ def sample(
 
 
 def evaluate(
-    what: str = typer.Argument(help="A run, a model, a .npz file or a folder of images."),
+    what: str = typer.Argument(help="A run, a model, or images: a file or folder of data."),
     reference: str = typer.Option(
         "digits", help="What to compare with: digits, or a file or folder of data."
     ),

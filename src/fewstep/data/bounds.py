@@ -18,8 +18,9 @@ def check_bytes(file: Path, held: int) -> None:
     """
     own = file.stat().st_size
     if held > max(MOST_BYTES, MOST_TIMES * own):
+        told = f"{held:,}" if held < 1 << 63 else "more than 2**63"  # Python writes no longer ones
         raise ValueError(
-            f"{file} says that it holds {held:,} bytes in its {own:,}: refused, as more than "
+            f"{file} says that it holds {told} bytes in its {own:,}: refused, as more than "
             f"{MOST_BYTES >> 20} MB or {MOST_TIMES} times its size is rather an attack on the "
             "memory"
         )

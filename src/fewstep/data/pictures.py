@@ -15,10 +15,12 @@ from torch import Tensor
 
 from fewstep.data.bounds import memory_for
 from fewstep.data.metadata import SWAPS_SIDES, TURNS, orientation, unwarned, without_metadata
-from fewstep.images.files import FORMATS, MOST_PIXELS
 
+FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 64_000_000  # a larger picture is rather an attack on the memory
 MOST_BAD = 0.01  # the share of bad pictures above which leaving them out would change the data
 MOST_RESIZED = 1 << 24  # pixels of a resized picture above which its middle is cut out before
+LUMA = 19595, 38470, 7471  # of red, green and blue in grey, in 65,536ths, as Pillow has them
 STRIP = 1 << 20  # pixels that are laid on white together
 GREY_MODES = ("1", "L", "LA", "I", "I;16")  # Pillow's
 GREY, ODD = 1, 2  # of a header: whether the picture is grey, and its metadata cannot be read
@@ -145,6 +147,22 @@ def header(content: bytes) -> tuple[int, int, int]:
     if turn >= SWAPS_SIDES:
         wide, high = high, wide
     return wide, high, GREY * (image.mode in GREY_MODES) + ODD * (odd or not whole)
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Images (n, 1 or 3, height, width) uint8 in so many channels: grey ones are the same in all
+    three, colours become grey as `decode` makes them. ValueError for other numbers.
+    """
+    there = images.shape[1]
+    if there == channels:
+        return images
+    if {there, channels} != {1, 3}:
+        raise ValueError(f"images of {there} channels cannot be read as {channels}")
+    if channels == 3:
+        return images.repeat(1, 3, 1, 1)
+    weights = torch.tensor(LUMA).view(1, 3, 1, 1)
+    parts = [((part * weights).sum(1, keepdim=True) + (1 << 15)) >> 16 for part in images.split(64)]
+    return torch.cat(parts).byte()
 
 
 def checked_header(content: bytes) -> tuple[int, int, int]:

@@ -1,23 +1,15 @@
-"""Images in files: .npz, a grid, a folder of PNG files."""
+"""Images into files: .npz, a grid, a folder of PNG files. Sources of data read them."""
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from fewstep.files import new_folder, write_bytes
 from fewstep.finite import check_images
 from fewstep.images.grid import as_bytes, grid_image, png, write_grid
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_PIXELS = 64_000_000  # a larger picture is rather an attack on the memory
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def check_place(path: Path, suffixes: Sequence[str] = (".npz", ".png")) -> None:
@@ -56,81 +48,3 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
             for i, image in enumerate(images):
                 label = "" if labels is None else f"{int(labels[i])}_"
                 (beside / f"{label}{i:06d}.png").write_bytes(png(grid_image(image[None], 1)))
-
-
-def read_images(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Images in [0, 1] and labels of a .npz file or an image folder (class as file-name prefix
-    `3_…`, if numeric).
-
-    Raises FileNotFoundError or ValueError that name the file.
-    """
-    if path.suffix == ".npz":
-        return _read_archive(path)
-    if path.is_dir():
-        return _read_folder(path)
-    raise FileNotFoundError(f"no images at {path}: expected a .npz file or a folder of PNG files")
-
-
-def _read_archive(path: Path) -> tuple[Tensor, Tensor | None]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            pixels, numbers = arrays["arr_0"], arrays.get("arr_1")
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
-        raise ValueError(f"{path} is damaged or no .npz file with images as arr_0") from None
-    if pixels.ndim != 4 or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"{path}: arr_0 must be (n, height, width, channels) uint8, got {pixels.shape} "
-            f"{pixels.dtype}"
-        )
-    if numbers is None:
-        return _floats(pixels), None
-    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(
-            f"{path}: arr_1 must be (n,) whole numbers, got {numbers.shape} {numbers.dtype}"
-        )
-    return _floats(pixels), torch.from_numpy(numbers.astype(np.int64))
-
-
-def _read_folder(path: Path) -> tuple[Tensor, Tensor | None]:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{path} holds no images (PNG, JPEG or WebP)")
-    pictures: list[Pixels] = []
-    for file in files:
-        picture = _picture(file)
-        if pictures and picture.shape != pictures[0].shape:
-            raise ValueError(
-                f"mixed sizes in {path}: {files[0].name} is {pictures[0].shape}, "
-                f"{file.name} {picture.shape}"
-            )
-        pictures.append(picture)
-    return _floats(np.stack(pictures)), _labels(files)
-
-
-def _picture(file: Path) -> Pixels:
-    """(height, width, 1 or 3) uint8."""
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"more than {MOST_PIXELS} pixels")
-            kept = image if image.mode == "L" else image.convert("RGB")
-            return np.atleast_3d(np.asarray(kept))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} is damaged or no image: {error}") from None
-
-
-def _labels(files: Sequence[Path]) -> Tensor | None:
-    """What stands before the first `_` of all names, where these are numbers."""
-    labels = []
-    for file in files:
-        label, line, _ = file.stem.partition("_")
-        if not line or not label.isdigit():
-            return None
-        labels.append(int(label))
-    return torch.tensor(labels)
-
-
-def _floats(pixels: Pixels) -> Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255

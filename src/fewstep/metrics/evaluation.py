@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.choice import kind_of
 from fewstep.data.dataset import Dataset
 from fewstep.data.labels import check_labels
+from fewstep.data.pictures import in_channels
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
 from fewstep.finite import check_images
@@ -56,7 +57,8 @@ class Evaluation:
         solvers: Sequence[Solver] = (Euler(), Heun(), Dpmpp2m()),
         beside: Result | None = None,
     ) -> Evaluation:
-        """With these data as the reference. measures: None for all that the data can serve.
+        """With these data as the reference, in the channels that the features are for. measures:
+        None for all that the data can serve.
 
         Raises ValueError or FileNotFoundError where the features cannot be had, or a measure was
         named twice.
@@ -66,21 +68,33 @@ class Evaluation:
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ValueError(f"the measure {kind} is given twice")
-        extractor = None
+        extractor, shape = None, dataset.shape
         if any({"features", "classes"} & set(measure.needs) for measure in taken):
-            extractor = (features or ClassifierFeatures()).load(dataset.shape)
-        reference = ImageSet(_needed(taken, dataset), extractor, dataset.classes)
+            judge = features or ClassifierFeatures()
+            shape = (judge.channels() or shape[0], *shape[1:])
+            extractor = judge.load(shape)
+        reference = ImageSet(_needed(taken, dataset, shape[0]), extractor, dataset.classes)
         protocol = Protocol(
             features=None if extractor is None else extractor.name,
             reference=dataset.fingerprint(),
             reference_images=len(dataset),
-            resolution=dataset.shape,
+            resolution=shape,
             num=num,
             measures={},
             split=split,
         )
         chosen = measures is not None
         return Evaluation(reference, protocol, taken, chosen, num, seed, tuple(solvers), beside)
+
+    def of_data(self, name: str, dataset: Dataset, labels: Tensor | None) -> Result:
+        """Of the images of a dataset, read in the channels of the reference."""
+        channels, *sides = self.protocol.resolution
+        if list(dataset.shape[1:]) != sides:
+            raise ValueError(
+                f"{name} holds images of shape {dataset.shape}, the reference has "
+                f"{self.protocol.resolution}: measure images of its size"
+            )
+        return self.of_images(name, _read_as(dataset, channels), labels)
 
     def of_images(
         self, name: str, images: Tensor, labels: Tensor | None, role: Role = ""
@@ -254,7 +268,12 @@ def _stamp(model: DiffusionModel) -> str:
     return f"{digest.hexdigest()[:16]}, {shown(model.sampler)}"
 
 
-def _needed(measures: Sequence[Measure], dataset: Dataset) -> dict[str, Any]:
+def _read_as(dataset: Dataset, channels: int) -> Tensor:
+    """Its images in [0, 1], in so many channels."""
+    return in_channels(dataset.images, channels).float() / 255
+
+
+def _needed(measures: Sequence[Measure], dataset: Dataset, channels: int) -> dict[str, Any]:
     """The columns of the reference that measures need, as far as the data have them."""
     columns: dict[str, Any] = {}
     for measure in measures:
@@ -263,7 +282,7 @@ def _needed(measures: Sequence[Measure], dataset: Dataset) -> dict[str, Any]:
             if not owner or name in columns or name not in dataset.columns:
                 continue
             if name == "image":
-                columns[name] = dataset.floats()
+                columns[name] = _read_as(dataset, channels)
             else:
                 columns[name] = dataset.rows(torch.arange(len(dataset)), [name])[name]
     return columns

@@ -49,6 +49,12 @@ class Features(Choice, ABC):
         where there is none.
         """
 
+    def channels(self) -> int | None:
+        """Of the images that it takes, which are read so; None where it takes any. Errors as
+        `load`.
+        """
+        return None
+
     @classmethod
     def spelled(cls, value: Any) -> Any:
         value = super().spelled(value)
@@ -65,6 +71,9 @@ class ClassifierFeatures(Features):
 
     path: str = "digits_classifier"
     """Name of a shipped classifier, or the folder of a run or a model."""
+
+    def channels(self) -> int:
+        return int(find_classifier(self.path).shape[0])
 
     def load(self, shape: tuple[int, ...]) -> Extractor:
         classifier = find_classifier(self.path)

@@ -1,0 +1,109 @@
+"""Images in .npz files, as `fewstep sample` and other programs write samples."""
+
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from fewstep.data.bounds import check_bytes, memory_for
+from fewstep.data.dataset import Dataset, held_images
+from fewstep.data.source import Source
+
+IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as numpy writes
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Npz(Source):
+    """A .npz file: arr_0 holds images, (n, height, width, channels) of 0 … 255; arr_1 their
+    classes, whole numbers, where there are such.
+    """
+
+    path: str = ""
+    """The file."""
+
+    @classmethod
+    def files_at(cls, path: Path) -> list[Path]:
+        return [path] if path.is_file() and path.suffix.lower() == ".npz" else []
+
+    def read(self, beside: Path | None = None) -> Dataset:
+        (file,) = self.found(self.path, "images (.npz)")
+        pixels, numbers = _arrays(file)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        notes = {"file": str(file), "labels": "none" if numbers is None else "arr_1"}
+        if numbers is None:
+            return held_images(images, None, 0, notes=notes)
+        if len(numbers) != len(images):
+            raise ValueError(f"{file} has {len(numbers)} labels for {len(images)} images")
+        labels = torch.from_numpy(numbers.astype(np.int64))
+        classes = int(labels.max()) + 1 if len(labels) else 0
+        return held_images(images, labels, classes, notes=notes)
+
+
+def _arrays(file: Path) -> tuple[Array, Array | None]:
+    """arr_0 and arr_1. What they say of themselves is checked before they are unpacked."""
+    with _damage_named(file), zipfile.ZipFile(file) as archive:
+        names = [name for name in (IMAGES, LABELS) if name in archive.namelist()]
+        headers = {name: _header(archive, name) for name in names}
+    if IMAGES not in headers:
+        raise ValueError(f"{file} has no images: no arr_0 in it")
+    shape, kind = headers[IMAGES]
+    if len(shape) != 4 or kind != np.uint8 or 0 in shape[1:]:
+        raise ValueError(
+            f"{file}: arr_0 must be (n, height, width, channels) uint8, got {shape} {kind}"
+        )
+    if LABELS in headers:
+        shape, kind = headers[LABELS]
+        if len(shape) != 1 or not np.issubdtype(kind, np.integer):
+            raise ValueError(f"{file}: arr_1 must be (n,) whole numbers, got {shape} {kind}")
+    check_bytes(file, sum(math.prod(s) * kind.itemsize for s, kind in headers.values()))
+    with _damage_named(file), memory_for(file), zipfile.ZipFile(file) as archive:
+        found = {name: _array(archive, name) for name in names}
+    return found[IMAGES], found.get(LABELS)
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # what is forged can fail anywhere
+        raise ValueError(f"{file} is damaged or no .npz file of numpy: {error}") from None
+
+
+def _opened(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    if archive.getinfo(name).compress_type not in PACKED:
+        raise ValueError(f"{name} is packed in another way than numpy does")
+    return archive.open(name)
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array."""
+    with _opened(archive, name) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):  # a later one may have any length
+            raise ValueError(f"the header of {name} is of another version than numpy's for images")
+        try:
+            shape, _, kind = np.lib.format.read_array_header_1_0(stream)
+        except (MemoryError, RecursionError):  # numpy has it parsed as Python: brackets in brackets
+            raise ValueError(f"the header of {name} is none") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{name} is of shape {shape}")
+    if kind.hasobject:
+        raise ValueError(f"{name} holds objects, not numbers")
+    return shape, kind
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> Array:
+    with _opened(archive, name) as stream:
+        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+        if stream.read(1):  # asks for the checksum, too
+            raise ValueError(f"{name} is longer than its header says")
+    return array
