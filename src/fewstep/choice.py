@@ -35,6 +35,10 @@ Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Spread = Annotated[float, Ge(1e-6), Le(1e6)]
+Rows = Annotated[int, Ge(2), Le(1_000_000)]
+Width = Annotated[int, Ge(1), Le(16_384)]
+Depth = Annotated[int, Ge(1), Le(512)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
 

@@ -4,10 +4,11 @@ without being named.
 
 import pytest
 import torch
+from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.densities import Density
-from fewstep.diffusion.parameterization import Parameterization
+from fewstep.diffusion.parameterization import Epsilon, Parameterization
 from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.samplers import Sampler
 from fewstep.diffusion.solvers import Solver
@@ -19,6 +20,10 @@ SOLVERS = {kind: cls() for kind, cls in Solver.kinds().items()}
 SAMPLERS = {kind: cls() for kind, cls in Sampler.kinds().items()}
 TIMES = {kind: cls() for kind, cls in Times.kinds().items()}
 DENSITIES = {kind: cls() for kind, cls in Density.kinds().items()}
+PAIRS = {
+    f"{a}-from-{b}": (PROCESSES[a], PROCESSES[b]) for a in PROCESSES for b in PROCESSES if a != b
+}
+ANGLES = torch.linspace(0.05, 1.45, 9, dtype=torch.float64)  # inside every process
 
 
 def every(name, choices):
@@ -42,13 +47,36 @@ def inner_times(process):
     return process.t_min + (process.t_max - process.t_min) * shares
 
 
+def inside(process):
+    """Nine times of the process at the same angles as in any other."""
+    return process.time_of(ANGLES)
+
+
 def narrowed(process):
     """The process without the end where alpha is 0: sigma/alpha at most 80."""
     return process.within(VarianceExploding())
 
 
+def known(process, prediction):
+    """The process as far as the prediction is defined: epsilon says nothing where alpha is 0."""
+    return narrowed(process) if isinstance(prediction.prediction, Epsilon) else process
+
+
 def close(a, b, rtol=1e-12, atol=0.0):
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
+
+
+class Net(nn.Module):
+    """A smooth function of x, of the time and of the target time, in any dtype; it remembers what
+    it was given.
+    """
+
+    inputs = ("s",)
+
+    def forward(self, x, t, cond, s=None):
+        self.t, self.s, self.dtype = t, s, x.dtype
+        f = torch.sin(2 * x) + torch.cos(t).to(x)[:, None]
+        return f if s is None else f + torch.sin(s).to(x)[:, None]
 
 
 class Watched:

@@ -188,6 +188,19 @@ def test_time_of_inverts_angle(process):
 
 
 @every("process", PROCESSES)
+def test_time_of_keeps_the_digits_of_a_small_angle_in_float32(process):
+    """Near the data the cosine is 1 with all its digits."""
+    t = process.t_min + (process.t_max - process.t_min) * f64(0, 1e-3, 1e-2, 0.1)
+    close(
+        process.time_of(process.angle(t).float()).double(),
+        t,
+        rtol=3e-6,
+        atol=1e-4 * process.discrete,
+    )
+    assert math.isfinite(process.time_of(f64(math.pi / 2)).item())
+
+
+@every("process", PROCESSES)
 def test_add_noise_is_alpha_data_plus_sigma_noise(process):
     t = inner_times(process)
     x0, noise = torch.randn(2, len(t), 3, 2, 2, dtype=torch.float64)

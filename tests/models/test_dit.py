@@ -251,6 +251,13 @@ def test_an_extended_network_is_the_same_until_trained_and_then_reacts(names):
     assert torch.equal(other(x, t, told), wider(x, t, told, t))
 
 
+@pytest.mark.parametrize("option", ["width", "depth", "heads", "patch", "mlp_ratio"])
+@pytest.mark.parametrize("value", [0, 10**6, 10**20])
+def test_sizes_that_no_machine_holds_are_refused_before_anything_is_built(option, value):
+    with pytest.raises(ValueError, match="than or equal to"):
+        Network.parse({"kind": "dit", option: value})
+
+
 def test_unknown_inputs_are_refused():
     with pytest.raises(ValueError, match="a dit has no input colour, shape; known"):
         SMALL.build(SPACE).with_inputs({"colour", "s", "shape"})

@@ -259,6 +259,26 @@ def test_an_input_that_is_there_already_is_kept_with_its_weights():
     assert torch.equal(other.eval()(x, t, told, t), again(x, t, told, t))
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("multipliers", [], "at least 1 item"),
+        ("multipliers", [1, 10**20], "less than or equal to 512"),
+        ("channels", 10**20, "less than or equal to 16384"),
+        ("blocks", 10**12, "less than or equal to 512"),
+        ("channels", 0, "greater than or equal to 1"),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused_before_anything_is_built(option, value, told):
+    with pytest.raises(ValueError, match=told):
+        Network.parse({"kind": "unet", option: value})
+
+
+def test_a_network_without_levels_is_refused():
+    with pytest.raises(ValueError, match="multipliers is empty"):
+        UNet(multipliers=()).build(SPACE)
+
+
 def test_unknown_inputs_are_refused():
     with pytest.raises(ValueError, match="no input colour, shape; known"):
         SMALL.build(labelled((3, 8, 8))).with_inputs({"colour", "s", "shape"})

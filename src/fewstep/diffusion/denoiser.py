@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from fewstep.choice import kind_of
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.parameterization import Coefficients, Parameterization
 from fewstep.diffusion.process import Process
@@ -25,6 +26,10 @@ class Denoise(Protocol):
         ...
 
 
+# A prediction with a coefficient above it says nothing of the data: 1/alpha where alpha is 0.
+LARGEST = 1e6
+
+
 class _LastTapReachedError(Exception):
     """Ends a forward pass whose remaining layers nobody asked for."""
 
@@ -36,7 +41,8 @@ class Denoiser(nn.Module):
     `network.inputs` what it reads of the condition. process: the one that callers speak. own: the
     network's process, where it differs. Coefficients are computed in float64 and x0 in float32 (or
     the dtype of x_t, if higher); autocast surrounds the network alone, in the dtype `autocast`
-    (None: off).
+    (None: off). Raises ValueError for a prediction that is undefined at t_max or t_min: epsilon
+    where alpha is 0.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class Denoiser(nn.Module):
         self.own = own or process
         self.autocast: torch.dtype | None = None
         self._compiled: Callable[..., Tensor] | None = None
+        self._refuse_undefined()
 
     def prepare(self, compiled: bool, checkpointing: bool) -> None:
         """How the network runs: compiled, in a second callable beside it (`features` needs the
@@ -147,6 +154,22 @@ class Denoiser(nn.Module):
         other = Denoiser(self.network, process, self.parameterization, self.own)
         other.autocast, other._compiled = self.autocast, self._compiled
         return other
+
+    def _refuse_undefined(self) -> None:
+        """ValueError where a coefficient at an end of the process is not finite, or too large."""
+        for t in (self.process.t_min, self.process.t_max):
+            skip, out, inp = self.coefficients(torch.tensor([t], dtype=torch.float64, device="cpu"))
+            worst = torch.cat([skip, out, inp]).abs().max().item()
+            if not worst <= LARGEST:
+                prediction, process = (
+                    kind_of(type(one)) for one in (self.parameterization, self.process)
+                )
+                raise ValueError(
+                    f"parameterization {prediction} says nothing of the data at t={t:g} of process "
+                    f"{process}: a coefficient of its x0 is {worst:g}. Where no data is left "
+                    f"choose another one (velocity, flow, sample_prediction, edm), or a smaller "
+                    f"t_max"
+                )
 
     def _own(self, t: Time, s: Time | None) -> tuple[Coefficients, Time, Time | None]:
         """Coefficients on the caller's x_t, and the times in the network's own process."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fewstep.choice import Choice, Positive
+from fewstep.choice import Choice, Spread
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.types import Time
 
@@ -141,13 +141,14 @@ class Edm(Parameterization):
     sign.
     """
 
-    sigma_data: Positive = 0.5
+    sigma_data: Spread = 0.5
     """Standard deviation of the data."""
 
     def __call__(self, process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         q = torch.hypot(self.sigma_data * alpha, sigma)
-        return Coefficients(self.sigma_data**2 * alpha / q**2, sigma * self.sigma_data / q, 1 / q)
+        skip = self.sigma_data * self.sigma_data * alpha / q**2
+        return Coefficients(skip, sigma * self.sigma_data / q, 1 / q)
 
     def boundary(self) -> Parameterization:
         """The published boundary of EDM networks, which diffusers' consistency pipeline assumes."""
@@ -189,7 +190,7 @@ class CmBoundary(Boundary):
     alone, so the process that the network speaks does not matter.
     """
 
-    sigma_data: Positive = 0.5
+    sigma_data: Spread = 0.5
     """Standard deviation of the data."""
 
     @property
@@ -203,8 +204,9 @@ class CmBoundary(Boundary):
         keep = process.alpha(end)
         # alpha (u - u_min): nothing is divided by alpha, which may be 0.
         above = sigma - alpha * process.sigma(end) / keep
-        q = torch.hypot(self.sigma_data * alpha, sigma)
-        skip = self.sigma_data**2 * alpha / (above**2 + (self.sigma_data * alpha) ** 2)
+        data = self.sigma_data * alpha
+        q = torch.hypot(data, sigma)
+        skip = self.sigma_data * data / (above**2 + data**2)
         out = above * self.sigma_data / q
         return _identity_at_end(process, t, Coefficients(keep * skip, keep * out, 1 / q))
 

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.choice import Choice, Count, Positive
+from fewstep.choice import Choice, Positive, Rows, Spread
 from fewstep.diffusion.types import Sample, Time, per_sample, to_device
 
 # A level sigma/alpha above it is infinite: in float64 cos(pi/2) is 6e-17, not 0.
@@ -45,6 +45,8 @@ class Process(Choice, ABC):
     """
 
     t_data: ClassVar[float] = 0.0
+    t_end: ClassVar[float] = math.inf
+    """The last time at which the process is defined."""
     discrete: ClassVar[bool] = False
     t_min: float
     """The smallest time that networks see; just above the data."""
@@ -52,8 +54,24 @@ class Process(Choice, ABC):
     """The largest time: where sampling begins."""
 
     def __post_init__(self) -> None:
+        """ValueError for a range that the process does not have: noise must grow all the way."""
+        self._check_range(self.t_end)
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64, device="cpu")
+        low, high = self.angle(ends).tolist()
+        if not 0 < low < high < math.pi / 2 + 1e-9:
+            raise ValueError(
+                f"there must be more noise at t_max={self.t_max:g} than at t_min={self.t_min:g}, "
+                f"and some there: atan2(sigma, alpha) is {high:g} and {low:g}"
+            )
+
+    def _check_range(self, last: float) -> None:
+        """ValueError where t_min … t_max does not lie between the data and the last time."""
         if not self.t_min < self.t_max:
             raise ValueError(f"t_min={self.t_min:g} must be below t_max={self.t_max:g}")
+        if not self.t_min > self.t_data:
+            raise ValueError(f"t_min={self.t_min:g} must be above {self.t_data:g}: the data")
+        if not self.t_max <= last:
+            raise ValueError(f"t_max={self.t_max:g} is beyond {last:g}, the last time there is")
 
     @abstractmethod
     def at(self, t: Time) -> NoiseSchedule:
@@ -134,8 +152,11 @@ class Process(Choice, ABC):
 
 @dataclass(frozen=True)
 class VarianceExploding(Process):
-    """x_t = x0 + t noise (Karras et al. 2022, arXiv:2206.00364); the time is the noise level."""
+    """x_t = x0 + t noise (Karras et al. 2022, arXiv:2206.00364); the time is the noise level, at
+    most 1e6, which counts as pure noise.
+    """
 
+    t_end: ClassVar[float] = PURE_NOISE
     t_min: Positive = 0.002
     t_max: Positive = 80.0
 
@@ -154,6 +175,7 @@ class VariancePreserving(Process):
     alpha = exp(-t² (beta_max - beta_min)/4 - t beta_min/2), alpha² + sigma² = 1.
     """
 
+    t_end: ClassVar[float] = 1.0
     beta_min: Positive = 0.1
     """beta at the data."""
     beta_max: Positive = 20.0
@@ -170,8 +192,9 @@ class VariancePreserving(Process):
         return NoiseSchedule(alpha, sigma, rate * alpha, -rate * alpha * alpha / sigma)
 
     def time_of(self, angle: Time) -> Time:
-        # log alpha = -c solved for t >= 0 in the form that does not cancel at small c.
-        c = -torch.log(torch.cos(angle))
+        # log alpha = -c, solved for t >= 0 in the form that does not cancel at small c. And c, the
+        # logarithm of 1/cos, is taken of 1 + tan²: near the data a cosine is 1 with all its digits.
+        c = 0.5 * torch.log1p(torch.tan(angle) ** 2)
         slope = self.beta_max - self.beta_min
         return 4 * c / (self.beta_min + torch.sqrt(self.beta_min**2 + 4 * slope * c))
 
@@ -190,7 +213,7 @@ class VariancePreservingTable(Process):
     t_data: ClassVar[float] = -1.0
     discrete: ClassVar[bool] = True
 
-    size: Count = 1000
+    size: Rows = 1000
     """Rows of the table."""
     beta_start: Positive = 0.00085
     """beta of the first row."""
@@ -199,19 +222,32 @@ class VariancePreservingTable(Process):
     schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
     """What is linear in the index: beta, or its square root (scaled_linear)."""
     t_min: float = 0.0
-    t_max: float = 999.0
+    t_max: float | None = None  # type: ignore[assignment]
+    """The largest time: where sampling begins. none: the table's last index, size - 1."""
+
+    def __post_init__(self) -> None:
+        last = float(self.size - 1)
+        if self.t_max is None:
+            object.__setattr__(self, "t_max", last)
+        self._check_range(last)
+        if self.t_min < 0:
+            raise ValueError(f"t_min={self.t_min:g} is below 0, the first row of the table")
+        if not (self._angles.diff() >= 0).all():
+            raise ValueError(
+                f"beta_start={self.beta_start:g} … beta_end={self.beta_end:g} make no table: a "
+                f"beta is at most 1"
+            )
 
     @functools.cached_property
     def _angles(self) -> Tensor:
-        """Angles at t = -1, 0, …, size - 1, float64."""
-        if self.schedule == "scaled_linear":
-            ends = math.sqrt(self.beta_start), math.sqrt(self.beta_end)
-            betas = torch.linspace(*ends, self.size, dtype=torch.float64) ** 2
-        else:
-            betas = torch.linspace(self.beta_start, self.beta_end, self.size, dtype=torch.float64)
+        """Angles at t = -1, 0, …, size - 1, float64 on the CPU."""
+        power = 2 if self.schedule == "scaled_linear" else 1
+        first, last = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        cpu = torch.device("cpu")
+        betas = torch.linspace(first, last, self.size, dtype=torch.float64, device=cpu) ** power
         log_alpha2 = torch.log1p(-betas).cumsum(0)
         angles = torch.atan2(torch.sqrt(-torch.expm1(log_alpha2)), torch.exp(0.5 * log_alpha2))
-        return torch.cat([torch.zeros(1, dtype=torch.float64), angles])
+        return torch.cat([torch.zeros_like(angles[:1]), angles])
 
     def at(self, t: Time) -> NoiseSchedule:
         table = to_device(self._angles, t.device, t.dtype)
@@ -239,6 +275,7 @@ class RectifiedFlow(Process):
     x0.
     """
 
+    t_end: ClassVar[float] = 1.0
     t_min: Positive = 1e-3
     t_max: Positive = 1.0
 
@@ -256,7 +293,9 @@ class Trig(Process):
     [0, pi/2].
     """
 
-    sigma_data: Positive = 0.5
+    t_end: ClassVar[float] = math.pi / 2
+
+    sigma_data: Spread = 0.5
     """Standard deviation of the data."""
     t_min: Positive = 0.004
     t_max: Positive = math.pi / 2

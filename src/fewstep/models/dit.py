@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.choice import Count, Share
+from fewstep.choice import Depth, Share, Width
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.types import Sample, Time
 from fewstep.models.network import (
@@ -34,15 +34,15 @@ class Dit(Network):
     16.
     """
 
-    width: Count = 384
+    width: Width = 384
     """Features of a token."""
-    depth: Count = 12
+    depth: Depth = 12
     """Transformer blocks."""
-    heads: Count = 6
+    heads: Width = 6
     """Attention heads of a block."""
-    patch: Count = 2
+    patch: Width = 2
     """Side of the squares of pixels that become one token each."""
-    mlp_ratio: Count = 4
+    mlp_ratio: Depth = 4
     """Hidden width of the MLPs, in widths."""
     dropout: Share = 0.0
     """Dropout inside the blocks."""

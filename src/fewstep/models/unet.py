@@ -7,12 +7,14 @@ Fixed: scale-shift norms, residual blocks that resample, attention in the middle
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor, nn
 
-from fewstep.choice import Count, Share
+from fewstep.choice import Count, Depth, Share, Width
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.types import Sample, Time
 from fewstep.models.network import (
@@ -32,11 +34,11 @@ class UNet(Network):
     Inputs of `extra` are zero-initialised embeddings, added to the time's.
     """
 
-    channels: Count = 128
+    channels: Width = 128
     """Channels at the highest resolution."""
-    multipliers: tuple[Count, ...] = (1, 2, 2, 1)
+    multipliers: Annotated[tuple[Depth, ...], MinLen(1)] = (1, 2, 2, 1)
     """Factors of the channels, for each resolution from the highest; each halves the sides."""
-    blocks: Count = 3
+    blocks: Depth = 3
     """Residual blocks at each resolution."""
     attention: tuple[Count, ...] = (2,)
     """Downsampling factors (1, 2, 4, …) whose blocks attend."""
@@ -50,6 +52,8 @@ class UNet(Network):
     extra: tuple[str, ...] = ()
 
     def build(self, space: Space) -> NetworkModule:
+        if not self.multipliers:
+            raise ValueError("a U-Net needs at least one level: multipliers is empty")
         factor = 2 ** (len(self.multipliers) - 1)
         if len(space.shape) != 3 or any(n % factor for n in space.shape[1:]):
             raise ValueError(

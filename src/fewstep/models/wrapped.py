@@ -100,7 +100,7 @@ def _module(
 
 
 def _refuse_unfit(denoiser: Denoiser, space: Space) -> None:
-    """ValueError where the network, or its prediction, says nothing of samples of the space."""
+    """ValueError where the network says nothing of samples of the space."""
     network, top = denoiser.network, denoiser.own.t_max
     assert isinstance(network, OutsideModule)
     for label in labels_of(space):
@@ -108,12 +108,6 @@ def _refuse_unfit(denoiser: Denoiser, space: Space) -> None:
         if not torch.isfinite(f).all():
             name = type(network.module).__name__
             raise ValueError(f"{name} gives numbers that are not finite at t_max={top:g}")
-    c = denoiser.coefficients(torch.tensor([top], dtype=torch.float64))
-    if not all(torch.isfinite(one).all() for one in c):
-        raise ValueError(
-            f"this prediction says nothing of the data at t_max={top:g}, where no data is left; "
-            "choose a process with a smaller t_max"
-        )
 
 
 def _chosen(family: type[C], value: C | str, name: str) -> C:
