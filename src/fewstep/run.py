@@ -25,6 +25,7 @@ from fewstep.models.classifier import Classifier, load_classifier
 from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.text import place as placed
+from fewstep.text import tell
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
 from fewstep.training.gallery import Gallery
@@ -171,7 +172,7 @@ def distil(
     restart: bool = False,
     observers: Sequence[Observer] = (),
     progress: bool | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Distilled:
     """Carries out a run in its folder; an unfinished one goes on, a finished one is read.
 

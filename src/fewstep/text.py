@@ -1,8 +1,12 @@
-"""Text that others wrote: names of places as they are typed, and what a terminal may be shown."""
+"""Text that others wrote: names of places as they are typed, and what a terminal may be shown, if
+it is there.
+"""
 
 import os
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 # Control characters (a terminal obeys them), marks that turn the direction of writing, separators
 # of lines, halves of characters (of a file name that is no UTF-8).
@@ -31,3 +35,50 @@ def in_one_line(text: object, most: int = 0) -> str:
 
 def _written_out(found: re.Match[str]) -> str:
     return found.group().encode("unicode_escape").decode()
+
+
+def tell(line: str) -> None:
+    """Prints a line at once, if anybody reads it."""
+    if sys.stdout is not None:
+        print(line, file=Unbroken(sys.stdout), flush=True)
+
+
+class Unbroken:
+    """A stream of which what cannot be written is lost: a pipe that nobody reads, a terminal that
+    is gone, a full disk. Output is no part of the work.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text; its length."""
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        """From here on the stream leads nowhere: what waits in it must not fail again at the end
+        of the program.
+        """
+        if isinstance(error, BlockingIOError):  # a reader that is slow
+            return
+        try:
+            place = self._stream.fileno()
+        except (OSError, AttributeError, ValueError):
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, place)
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

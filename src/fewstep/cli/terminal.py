@@ -1,37 +1,33 @@
-"""What the command line writes: in every encoding, and nothing that a terminal would obey."""
+"""What the command line writes: in every encoding, nothing that a terminal would obey, and whether
+anybody reads it or not.
+"""
 
 import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from fewstep.text import printable
+from fewstep.text import Unbroken, printable
 
 
 @contextmanager
 def shown() -> Iterator[None]:
     """Within the block a character that a stream cannot encode is written out (`\\xd7`), and on
     standard output a control character too: it may come from a file. Progress on standard error
-    moves the cursor.
+    moves the cursor. What cannot be written is lost and ends no work (`| head`, a closed terminal).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook has another
             stream.reconfigure(errors="backslashreplace")
-    with redirect_stdout(None if sys.stdout is None else _Shown(sys.stdout)):
+    out = None if sys.stdout is None else _Shown(sys.stdout)
+    error = None if sys.stderr is None else Unbroken(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(error):
         yield
 
 
-class _Shown:
+class _Shown(Unbroken):
     """A stream that writes control characters out."""
 
-    def __init__(self, stream: Any):
-        self._stream = stream
-
     def write(self, text: str) -> int:
-        """Writes the text; its length."""
-        self._stream.write(printable(text))
+        super().write(printable(text))
         return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

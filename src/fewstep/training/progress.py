@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fewstep.errors import rank
-from fewstep.text import in_one_line
+from fewstep.text import Unbroken, in_one_line, tell
 from fewstep.training.seen import Observer, Seen
 
 
@@ -20,7 +20,7 @@ def training_progress(steps: int, title: str, shown: bool | None = None) -> Iter
     shown: None for a bar where somebody can see one, else nothing; True for lines in that case;
     False for nothing. In a process that does not lead it shows nothing.
     """
-    bar = sys.stderr.isatty() or _in_notebook()
+    bar = (sys.stderr is not None and sys.stderr.isatty()) or _in_notebook()
     title = in_one_line(title)
     if rank() or shown is False or not (bar or shown):
         yield _nothing
@@ -43,10 +43,9 @@ class _Lines:
     def __call__(self, seen: Seen) -> None:
         if seen.lines:
             seconds = time.monotonic() - self.started
-            print(
+            tell(
                 f"{self.title}: step {seen.done} of {self.steps}, {seconds:.0f} s, "
-                f"{_numbers(seen.lines[-1])}",
-                flush=True,
+                f"{_numbers(seen.lines[-1])}"
             )
 
 
@@ -68,7 +67,8 @@ def _bar(steps: int, title: str) -> Iterator[Observer]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}", markup=False),
     ]
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    terminal: Any = Unbroken(sys.stderr)
+    with Progress(*columns, console=Console(file=terminal)) as progress:
         task = progress.add_task(title, total=steps, numbers="")
 
         def move(seen: Seen) -> None:
