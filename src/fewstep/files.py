@@ -222,11 +222,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from None
+    _set_mode(path, mode)
+
+
+def take_mode(path: Path, like: Path) -> None:
+    """Gives a file the mode of another one, where the file system has modes."""
+    _set_mode(path, like.stat().st_mode & 0o777)
+
+
+def _set_mode(path: Path, mode: int) -> None:
     if path.stat().st_mode & 0o777 != mode:
-        with unless_unknown(
-            "this file system has no modes: new files may be readable for you alone",
-            UNKNOWN | FORBIDDEN,
-        ):
+        lost = "this file system has no modes: new files may be readable for you alone"
+        with unless_unknown(lost, UNKNOWN | FORBIDDEN):
             path.chmod(mode)
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.cli.conftest import LOOP, STUDENT, TEACHER
 from tests.data.idx_files import write_pair
 
@@ -300,3 +301,22 @@ def test_nothing_is_lost_when_a_restart_cannot_begin(refused, runs):
     for path, content in before.items():
         if path.name != ".lock":
             assert path.read_bytes() == content, path
+
+
+@pytest.mark.parametrize("suffix", ["pt", "ckpt", "pkl"])
+def test_a_checkpoint_of_others_in_every_place_of_a_model(refused, runs, asleep, suffix):
+    path = f"theirs.{suffix}"
+    torch.save({"state_dict": {"a": torch.zeros(2)}}, path)
+    says = [path, "a checkpoint of PyTorch", "fewstep.from_network"]
+    for words in (
+        (*STUDENT, f"teacher={path}", "name=x"),
+        (*STUDENT, f"start={path}", "name=x"),
+        ("sample", path, "--out", "x.png"),
+        ("evaluate", path),
+        ("evaluate", "runs/cd", "--teacher", path),
+        ("evaluate", "runs/cd", "--features", path),
+        ("export", path, "--to", "diffusers"),
+        ("inspect", path),
+    ):
+        refused(2, *words, says=says)
+    assert not Path("runs/x").exists()

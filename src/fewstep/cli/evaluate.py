@@ -21,6 +21,7 @@ from fewstep.metrics.features import Features
 from fewstep.metrics.measure import Measure
 from fewstep.metrics.results import Result, read_result
 from fewstep.models.folder import load
+from fewstep.models.foreign import foreign
 from fewstep.report.run_report import write_quality
 from fewstep.report.tables import table
 from fewstep.text import place
@@ -154,7 +155,13 @@ def _images_at(path: Path, reference: Dataset) -> tuple[Dataset, Tensor | None]:
     """
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
-    source = Source.parse({"kind": Source.kind_at(path), "path": str(path), "split": "all"})
+    try:
+        kind = Source.kind_at(path)
+    except ValueError:
+        if reason := foreign(path):
+            raise ValueError(reason) from None
+        raise
+    source = Source.parse({"kind": kind, "path": str(path), "split": "all"})
     found = source.dataset()
     if "image" not in found.columns:
         raise ValueError(f"{path} holds no images, only {', '.join(found.columns)}")

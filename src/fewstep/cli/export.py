@@ -15,6 +15,7 @@ def export(model: str, to: str, out: Path | None, ema: str | None) -> None:
         raise ValueError(f"no format {to!r}{did_you_mean(to, ['diffusers'])}")
     from fewstep.export.diffusers import export_diffusers  # an extra: it may not be installed
 
+    loaded = load(model, ema)
     folder = out or place(model) / to
     if out is None and not place(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"
@@ -22,5 +23,5 @@ def export(model: str, to: str, out: Path | None, ema: str | None) -> None:
     # What is there is replaced: it must have been an export.
     if not (folder / "fewstep.json").is_file():
         check_place(folder)
-    difference = export_diffusers(load(model, ema), folder)
+    difference = export_diffusers(loaded, folder)
     print(f"{folder}: loads in diffusers, largest pixel difference {difference:.1e}")

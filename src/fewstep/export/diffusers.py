@@ -17,7 +17,7 @@ from fewstep.diffusion.parameterization import CmBoundary
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import Renoise, renoised
 from fewstep.diffusion.times import Auto, Karras
-from fewstep.files import new_folder, write_json
+from fewstep.files import new_folder, take_mode, write_json
 from fewstep.finite import check_images
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Pixels
@@ -55,7 +55,7 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
         ConsistencyModelPipeline(unet.eval(), scheduler).save_pretrained(beside)
         write_json(beside / "fewstep.json", {"steps": model.sampler.steps, "card": model.card})
         for file in beside.rglob("*.safetensors"):
-            file.chmod(0o644)
+            take_mode(file, beside / "fewstep.json")
         diffusers.utils.logging.disable_progress_bar()
         again = ConsistencyModelPipeline.from_pretrained(beside, low_cpu_mem_usage=False)
         again.set_progress_bar_config(disable=True)

@@ -18,6 +18,7 @@ from fewstep.finite import check_saved
 from fewstep.models.codec import CodecModule, Pixels
 from fewstep.models.conditioner import ConditionerModule, Labels
 from fewstep.models.folder import FORMAT, WEIGHTS, read_description, shipped_folder
+from fewstep.models.foreign import foreign
 from fewstep.models.source import ModelSource
 from fewstep.models.space import Space
 from fewstep.text import place
@@ -147,7 +148,8 @@ def load_classifier(folder: Path) -> Classifier:
     """
     folder = folder / "student" if (folder / "student" / "model.json").is_file() else folder
     if not (folder / "model.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no classifier: it has no model.json")
+        reason = foreign(folder) or f"{folder} holds no classifier: it has no model.json"
+        raise FileNotFoundError(reason)
     described = read_description(
         folder / "model.json", "classifier", f"{folder} holds no classifier"
     )

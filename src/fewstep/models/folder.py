@@ -21,6 +21,7 @@ from fewstep.finite import check_saved
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
+from fewstep.models.foreign import foreign
 from fewstep.models.network import Network
 from fewstep.models.space import Space
 from fewstep.plugins import told
@@ -86,7 +87,8 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
     """
     path = folder / "model.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no model.json")
+        reason = foreign(folder) or f"{folder} is no model folder: it has no model.json"
+        raise FileNotFoundError(reason)
     described = read_description(path, "network", f"{path} does not describe a diffusion model")
     try:
         with told(described.get("plugins")):
@@ -192,8 +194,9 @@ def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
     folder = place(source)
     if not folder.exists():
         return load_folder(shipped_folder(source), ema)
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; a model is a folder with model.json and its weights")
+    if not folder.is_dir():
+        known = f"{folder} is a file; a model is a folder with model.json and its weights"
+        raise ValueError(foreign(folder) or known)
     if (folder / "student" / "model.json").is_file():
         return load_folder(folder / "student", ema)
     if (folder / "run.yaml").is_file():
