@@ -79,7 +79,9 @@ def test_test_files_are_used_where_there_are_no_others(tmp_path, name):
 def test_the_column_of_labels(tmp_path):
     other = (LABELS + 1) % 4
     write_parquet(tmp_path / "x.parquet", CONTENTS, fine_label=LABELS, shape=other, word=["a"] * 12)
-    assert read(tmp_path).labels.tolist() == LABELS.tolist()
+    dataset = read(tmp_path)
+    assert dataset.labels.tolist() == LABELS.tolist()
+    assert dataset.notes["columns not used"] == "shape, word"
     assert read(tmp_path, label="shape").labels.tolist() == other.tolist()
     with pytest.raises(
         ValueError, match=r"x\.parquet .*no column colour, only img, fine_label, shape, word"
@@ -90,7 +92,7 @@ def test_the_column_of_labels(tmp_path):
     dataset = read(tmp_path, label="word")
     assert (dataset.labels.tolist(), dataset.classes) == ([2, 0, 1] * 4, 3)
     assert dataset.notes["class names"] == "ant, bee, cat"
-    with pytest.raises(ValueError, match=r"x\.parquet: real holds double, not classes"):
+    with pytest.raises(ValueError, match=r"x\.parquet row 0: real is 0\.5, no class"):
         read(tmp_path, label="real")
     assert read(tmp_path, label="none").labels is None
 
@@ -102,7 +104,8 @@ def test_names_of_classes_tell_their_number(tmp_path):
     assert (dataset.classes, dataset.notes["class names"]) == (5, "ant, bee, cat, dog, eel")
     write_parquet(tmp_path / "x.parquet", CONTENTS, label=LABELS, names={"label": words[:2]})
     with pytest.raises(
-        ValueError, match=r"x\.parquet: 6 labels out of range 0 … 1, the first is 3 of image 1"
+        ValueError,
+        match=r"x\.parquet: column label: 6 labels out of range 0 … 1, the first is 3 of image 1",
     ):
         read(tmp_path)
 

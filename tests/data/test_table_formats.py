@@ -136,8 +136,86 @@ def test_latents_and_embeddings(tmp_path):
     assert torch.equal(rows["embedding"], torch.from_numpy(latents[[4, 1], 0]))
 
 
-def test_labels_that_are_rather_ids(tmp_path):
-    contents = [encoded(image) for image in IMAGES]
-    write_parquet(tmp_path / "x.parquet", contents, label=np.arange(COUNT) * 1_000_003)
-    with pytest.raises(ValueError, match=r"x\.parquet: label goes up to 11000033: .*12 distinct"):
-        Table(path=str(tmp_path)).dataset()
+def test_metadata_of_the_training_set(tmp_path):
+    """Also where the test set goes first by its name."""
+    for name in ("a_test", "train"):
+        (tmp_path / name).mkdir()
+        csv(tmp_path / name, "metadata.csv")
+    (tmp_path / "train" / "more.png").write_bytes(encoded(IMAGES[0]))
+    assert kind_of(type(source_of(str(tmp_path)))) == "table"
+    dataset = Table(path=str(tmp_path)).read()
+    assert dataset.notes["files"] == str(tmp_path / "train" / "metadata.csv")
+    assert ".csv: 1 (a_test/metadata.csv); .png: 13 (" in dataset.notes["passed over"]
+    (tmp_path / "train").rename(tmp_path / "one")
+    (tmp_path / "a_test").rename(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"several folders hold metadata, .*one, .*two"):
+        Table(path=str(tmp_path)).read()
+
+
+def test_metadata_of_deep_pictures_and_damaged_metadata(tmp_path):
+    deep = tmp_path / "pictures" / "of" / "all"
+    deep.mkdir(parents=True)
+    (deep / "1.png").write_bytes(encoded(IMAGES[0]))
+    file = tmp_path / "metadata.csv"
+    file.write_text("file_name,label\npictures/of/all/1.png,3\n")
+    source = source_of(str(tmp_path), ["split=all"])
+    assert source.dataset().labels.tolist() == [3]
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"metadata\.csv is damaged"):
+        source_of(str(tmp_path)).read()
+
+
+def shards(folder, *names, write=embedded):
+    """A table of that name each, of which the first has other pictures' order."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(folder)
+        next(folder.glob("rows.*")).rename(folder / name)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-0.parquet", "dev-0.parquet", "eval-0.parquet", "testing-0.parquet"),
+        ("Train-0.parquet", "Test-0.parquet"),
+        ("train2017.parquet", "val2017.parquet"),
+        ("data/train/0.parquet", "data/validation/0.parquet", "data/extra/0.parquet"),
+        ("training_set.parquet", "all.parquet"),
+    ],
+)
+def test_shards_of_other_sets_are_not_trained_on(tmp_path, names):
+    shards(tmp_path, *names)
+    dataset = Table(path=str(tmp_path)).read()
+    assert (len(dataset), dataset.notes["files"]) == (COUNT, str(tmp_path / names[0]))
+    told = f".parquet: {len(names) - 1} ({', '.join(sorted(names[1:]))})"
+    assert dataset.notes["passed over"] == told
+
+
+@pytest.mark.parametrize("other", ["train.csv", "train.json", "train.parquet.part", "train.tar.gz"])
+def test_a_training_set_that_nobody_reads_is_not_replaced_by_the_test_set(tmp_path, other):
+    shards(tmp_path, "test-0.parquet")
+    (tmp_path / other).write_bytes(b"")
+    with pytest.raises(ValueError, match=other):
+        Table(path=str(tmp_path)).read()
+    assert len(Table(path=str(tmp_path / "test-0.parquet")).read()) == COUNT
+
+
+def test_several_sets_without_a_training_set(tmp_path):
+    shards(tmp_path, "test-0.parquet", "val-0.parquet")
+    with pytest.raises(ValueError, match="several sets, none of them for training"):
+        Table(path=str(tmp_path)).read()
+
+
+def test_what_datasets_computed_is_no_data(tmp_path):
+    shards(tmp_path, "data-0.arrow", "cache-1f.arrow", write=arrow)
+    dataset = Table(path=str(tmp_path)).read()
+    assert (len(dataset), dataset.notes["passed over"]) == (COUNT, ".arrow: 1 (cache-1f.arrow)")
+
+
+def test_latents_alone_can_be_checked(tmp_path):
+    parquet.write_table(
+        pyarrow.table({"latent": [[1.0], [2.0], [3.0, 4.0]]}), tmp_path / "x.parquet"
+    )
+    dataset = Table(path=str(tmp_path)).read()
+    with pytest.raises(ValueError, match=r"x\.parquet row 2: latent has the shape"):
+        dataset.verify()

@@ -22,7 +22,7 @@ from fewstep.data.pictures import OnBad, Pixels
 from fewstep.data.source import Source, unpacked
 from fewstep.data.splits import of_training
 from fewstep.data.table import Table
-from fewstep.data.tree import files_below
+from fewstep.data.tree import files_below, left_beside
 from fewstep.models.space import Space, image_space
 
 BATCH = re.compile(r"(data_batch_\d+|test_batch|train|test)(\.bin)?")
@@ -74,7 +74,13 @@ class Cifar(Source):
         files = self.files_at(Path(self.path)) if self.path else []
         if not files:
             label = "coarse_label" if self.labels == "coarse" else "auto"
-            tables = Table(label=label, channels="rgb", workers=self.workers, on_bad=self.on_bad)
+            tables = Table(
+                path=self.path,
+                label=label,
+                channels="rgb",
+                workers=self.workers,
+                on_bad=self.on_bad,
+            )
             found = tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)")
             return tables.read_files(found, memory=None)
         batches = {name: content for file in files for name, content in _contents(file).items()}
@@ -83,6 +89,7 @@ class Cifar(Source):
         )
         pixels = torch.from_numpy(np.concatenate(images).reshape(-1, *SHAPE))
         notes = {"files": ", ".join(map(str, batches))}
+        notes |= left_beside(Path(self.path), files)
         return held_images(pixels, torch.cat(labels), max(classes), notes=notes)
 
     def _batch(self, file: Path, content: bytes) -> tuple[Pixels, Tensor, int]:

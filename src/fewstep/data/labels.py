@@ -36,6 +36,17 @@ def listed(names: Sequence[object]) -> str:
     return ", ".join(map(str, names[:SHOWN])) + more
 
 
+def check_ids(largest: int, distinct: int, rows: int, what: str) -> None:
+    """ValueError where `distinct` whole numbers up to `largest`, or words, are rather ids of rows
+    than classes.
+    """
+    if rather_ids(largest, distinct) or (distinct > SPARSE and 2 * distinct > rows):
+        raise ValueError(
+            f"{what} goes up to {largest} with {distinct} distinct labels in {rows} rows: rather "
+            "ids than classes; label=none reads without"
+        )
+
+
 def counted(labels: Tensor, classes: int) -> tuple[list[int], list[int]]:
     """The classes that labels (n,) in 0 … classes - 1 hold, and how often each."""
     values, counts = labels.unique(return_counts=True)

@@ -240,7 +240,10 @@ class Stored(Dataset):
         odd = []
         for first in range(0, len(self), CHUNK):
             places = self.ids[first : first + CHUNK].tolist()
-            odd += [name for name, picture in self._decoded(places) if picture.odd]
+            if self.encoded.columns:
+                self.encoded.beside(places, list(self.encoded.columns))
+            if "image" in self.columns:
+                odd += [name for name, picture in self._decoded(places) if picture.odd]
         self.notes |= unread_metadata(odd, len(self))
 
     def _images(self, places: list[int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, ClassVar, Literal, cast
@@ -66,8 +67,9 @@ class Source(Choice, ABC):
         """
         sizes = {}
         for name, kind in cls.kinds().items():
-            sizes[name] = sum(file.stat().st_size for file in kind.files_at(path))
-        if not any(sizes.values()):
+            files = kind.files_at(path)
+            sizes[name] = bytes_of(files), len(files)  # empty metadata count, too
+        if not any(size for size, _ in sizes.values()):
             raise ValueError(f"no data in {path} (found: {content(path)}) for {', '.join(sizes)}")
         return max(sizes, key=lambda name: sizes[name])
 
@@ -136,6 +138,11 @@ class Source(Choice, ABC):
             z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return torch.from_numpy((z ^ (z >> np.uint64(31))).astype(np.float64) / 2.0**64)
+
+
+def bytes_of(files: Sequence[Path]) -> int:
+    """How much all of them hold."""
+    return sum(file.stat().st_size for file in files)
 
 
 def located(path: str, what: str) -> Path:

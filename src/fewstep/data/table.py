@@ -4,45 +4,38 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.choice import Natural
-from fewstep.data.dataset import Dataset, Rows
+from fewstep.data.dataset import Dataset
 from fewstep.data.index import indexed
-from fewstep.data.labels import check_labels
-from fewstep.data.lazy import MEMORY, Encoded, Stored, decoded, pictures
-from fewstep.data.metadata import unwarned
+from fewstep.data.labels import listed
+from fewstep.data.lazy import MEMORY, Stored, decoded, pictures
 from fewstep.data.pictures import Channels, How, OnBad, checked_header, header
-from fewstep.data.source import Source
+from fewstep.data.source import Source, bytes_of, located
 from fewstep.data.splits import of_training
 from fewstep.data.table_files import READERS, opened, same_columns, table_looked_at
-from fewstep.data.tree import files_below
-from fewstep.files import load_tensors, replace_tensors
-from fewstep.models.space import Classes, Column, Text, Vectors
+from fewstep.data.table_rows import VECTORS, TableRows
+from fewstep.data.tree import files_below, left_beside
+from fewstep.models.space import Classes, Column
 
 IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp", "file_name", "image_path", "path")
 LABELS = ("label", "fine_label", "labels", "cls", "class")
 CAPTIONS = ("caption", "text", "prompt", "txt")
-OTHERS = ("latent", "embedding")
-MOST_CLASSES = 100_000
 LOOKED_AT_ANYWAY = 100_000  # rows whose pictures take seconds to look at
-CHUNK = 256  # rows whose pictures are looked at together
-Look = Callable[[bytes], tuple[int, int, int]]
+WHAT = "Parquet, Arrow, CSV, JSON lines or tar files"
 
 
 @dataclass(frozen=True)
 class Table(Source):
-    """A file, or a folder with files in it or one level below, of one format; those of a training
-    set where there are others too.
+    """A file, or a folder with files in it or below, of one format; those of a training set where
+    there are others too. What else lies there, and columns that are not used, are named.
 
     Pictures are embedded, or a column names their files, relative to the table's own folder (a
     folder of pictures with metadata.csv or metadata.jsonl). A table may hold prompts only.
@@ -65,24 +58,25 @@ class Table(Source):
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
-        by_reader: dict[str, list[Path]] = {}
-        below = files_below(path, 2)
-        for file in below:
-            if reader := READERS.get(file.suffix.lower()):
-                by_reader.setdefault(reader, []).append(file)
-        metadata = [file for file in below if file.stem.lower() == "metadata"]
-        metadata = [file for file in metadata if READERS.get(file.suffix.lower())]
+        below = files_below(path)
+        tables = [file for file in below if READERS.get(file.suffix.lower())]
+        metadata = [file for file in tables if file.stem.lower() == "metadata"]
         if metadata and path.is_dir():  # it speaks for the pictures beside it
-            return metadata[:1] + [file for file in below if file not in metadata]
-        if not by_reader:
-            return []
-        largest = max(by_reader.values(), key=lambda files: sum(f.stat().st_size for f in files))
-        return of_training(largest, path)
+            return of_training(metadata, path, True) + [f for f in below if f not in metadata]
+        by_reader: dict[str, list[Path]] = {}
+        for file in of_training(tables, path, True):
+            if not file.name.startswith("cache-"):  # what `datasets` computed
+                by_reader.setdefault(READERS[file.suffix.lower()], []).append(file)
+        return max(by_reader.values(), key=bytes_of, default=[])
 
     def read(self, beside: Path | None = None) -> Dataset:
-        files = self.found(self.path, "Parquet, Arrow, CSV, JSON lines or tar files")
-        if files[0].stem.lower() == "metadata":
-            files = files[:1]
+        files = self.found(self.path, WHAT)
+        path = located(self.path, WHAT)
+        if files[0].stem.lower() == "metadata" and path.is_dir():
+            files = [file for file in files if file.stem.lower() == "metadata"]
+            if len(files) > 1:
+                told = listed([file.parent for file in files[:3]])
+                raise ValueError(f"several folders hold metadata, {told}: data.path= names one")
         return self.read_files(files, beside)
 
     def read_files(
@@ -96,12 +90,16 @@ class Table(Source):
         stored = self._rows(files, where)
         held: dict[str, Tensor] = {}
         columns: dict[str, Column] = {}
-        names: list[str] = []
+        notes = {"files": where, "class names": "unknown"}
         if "label" in stored.named:
-            held["label"], names, classes = stored.labels(stored.named["label"])
-            check_labels(held["label"], classes, where)
-            columns["label"] = Classes(classes)
-        notes = {"files": where, "class names": ", ".join(names[:100]) or "unknown"}
+            values, classes, names, note = stored.labels(stored.named["label"])
+            notes |= {"labels": note} if note else {}
+            notes |= {"class names": listed(names)} if names else {}
+            if values is not None:
+                held["label"], columns["label"] = values, Classes(classes)
+        notes |= stored.notes
+        if self.path:
+            notes |= left_beside(Path(self.path), [*files, *stored.paths()])
         how = How(self.size, self.channels, self.on_bad)
         if memory is None:
             if "image" not in stored.named:
@@ -109,6 +107,8 @@ class Table(Source):
             return decoded(stored, held, columns, how, notes, self.workers)
         stamp = hashlib.sha256(f"{contents} {stored.named}".encode()).hexdigest()
         if "image" not in stored.named:
+            if not stored.columns:
+                raise ValueError(f"{where} has nothing to train on: {', '.join(notes.values())}")
             return Stored(stored, held, columns, how, stamp, torch.arange(len(stored)), notes)
         looked = None
         if self._looks(len(stored)):
@@ -132,7 +132,12 @@ class Table(Source):
         rows = opened(files)
         if not len(rows):
             raise ValueError(f"no rows: {where}")
-        return TableRows(rows, self._named(rows.column_names, where), files, counts)
+        named = self._named(rows.column_names, where)
+        stored = TableRows(rows, named, files, counts)
+        unused = [name for name in rows.column_names if name not in named.values()]
+        if unused := [name for name in unused if not name.startswith("__")]:  # of WebDataset itself
+            stored.notes["columns not used"] = listed(unused)
+        return stored
 
     def _contents(self, files: Sequence[Path], beside: Path | None) -> str:
         """A hash of the files, of which each was found to hold no more than it may."""
@@ -158,128 +163,24 @@ class Table(Source):
         }
         named = {}
         for column, (asked, known) in wanted.items():
-            if asked == "none":
-                continue
-            if asked != "auto" and asked not in there:
+            if asked not in ("auto", "none", *there):
                 raise ValueError(f"{where} has no column {asked}, only {', '.join(there)}")
-            found = [asked] if asked != "auto" else [name for name in known if name in there]
-            if found:
-                named[column] = found[0]
-        for column in OTHERS:
-            if column in there:
-                named[column] = column
+            if found := _first(known, there) if asked == "auto" else asked:
+                named[column] = found
+        named = {column: name for column, name in named.items() if name != "none"}
+        for column in VECTORS:
+            if found := _first((column,), there):
+                named[column] = found
         if not {"image", "latent", "caption"} & set(named):
-            listed = " or ".join(IMAGES[:2])
-            raise ValueError(f"{where} has no column {listed}, only {', '.join(there)}")
+            told = " or ".join(IMAGES[:2])
+            raise ValueError(f"{where} has no column {told}, only {', '.join(there)}")
         return named
 
 
-class TableRows(Encoded):
-    """Rows of a `datasets.Dataset`; `named` says which of its columns are which of ours, `counts`
-    how many rows each file has, where that is known.
-    """
-
-    def __init__(
-        self, rows: Any, named: Mapping[str, str], files: Sequence[Path], counts: Sequence[int]
-    ):
-        import datasets
-        import pyarrow
-
-        self.named, self.files = dict(named), [str(file) for file in files]
-        self.ends = list(itertools.accumulate(counts))
-        self.root = Path(files[0]).parent
-        if "image" in named:
-            try:
-                rows = rows.cast_column(named["image"], datasets.Image(decode=False))
-            except (pyarrow.ArrowException, TypeError, ValueError) as error:
-                reason = f"column {named['image']} holds no pictures"
-                raise ValueError(f"{files[0]} row 0: {reason} ({error})") from None
-        self.rows = rows.select_columns(list(dict.fromkeys(named.values())))
-        self.columns = {}
-        if "caption" in named:
-            self.columns["caption"] = Text()
-        for name in OTHERS:
-            if name in named:
-                first = torch.as_tensor(self.rows[0][named[name]])
-                self.columns[name] = Vectors(tuple(first.shape))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def name(self, place: int) -> str:
-        if not self.ends:
-            return f"{self.files[0] if len(self.files) == 1 else self.root} row {place}"
-        file = bisect.bisect_right(self.ends, place)
-        return f"{self.files[file]} row {place - (self.ends[file - 1] if file else 0)}"
-
-    def contents(self, places: Sequence[int]) -> list[bytes]:
-        found = []
-        column = self.named["image"]
-        for place, picture in zip(places, self.rows.select_columns([column])[list(places)][column]):
-            found.append(self._content(place, picture))
-        return found
-
-    def _content(self, place: int, picture: Any) -> bytes:
-        if picture is None or (picture["bytes"] is None and picture["path"] is None):
-            return b""
-        if picture["bytes"] is not None:
-            return bytes(picture["bytes"])
-        file = (self.root / (picture["path"] or "")).resolve()
-        if not picture["path"] or self.files[0].endswith((".parquet", ".arrow")):
-            raise ValueError(f"{self.name(place)}: the picture is not embedded")
-        if not file.is_relative_to(self.root.resolve()):
-            raise ValueError(f"{self.name(place)}: {picture['path']} lies outside {self.root}")
-        return file.read_bytes()
-
-    def beside(self, places: Sequence[int], names: Sequence[str]) -> Rows:
-        columns = [self.named[name] for name in names]
-        read = self.rows.select_columns(columns)[list(places)]
-        found: Rows = {}
-        for name in names:
-            values = read[self.named[name]]
-            if isinstance(self.columns[name], Text):
-                found[name] = ["" if text is None else str(text) for text in values]
-            else:
-                found[name] = torch.as_tensor(values, dtype=torch.float32)
-        return found
-
-    def labels(self, column: str) -> tuple[Tensor, list[str], int]:
-        """All labels as whole numbers, the names of the classes where known, and how many."""
-        import datasets
-        import pyarrow
-
-        feature = self.rows.features[column]
-        values = self.rows.data.column(column)
-        if values.null_count:
-            first = values.is_null().index(True).as_py()
-            raise ValueError(f"{self.name(first)} has no {column}")
-        names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
-        if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-            names = sorted(set(values.unique().to_pylist()))
-            numbers = {name: number for number, name in enumerate(names)}
-            found = torch.tensor([numbers[name] for name in values.to_pylist()])
-        elif pyarrow.types.is_integer(values.type):
-            found = torch.from_numpy(values.cast("int64").to_numpy().copy())
-        else:
-            raise ValueError(f"{self.files[0]}: {column} holds {values.type}, not classes")
-        classes = len(names) or int(found.max()) + 1
-        if classes > MOST_CLASSES:
-            raise ValueError(
-                f"{self.files[0]}: {column} goes up to {classes - 1}: rather ids than classes "
-                f"({len(found.unique())} distinct); label=none reads without"
-            )
-        return found, names, classes
-
-    def headers(self, beside: Path | None, look: Look = header) -> Tensor:
-        """(n, 3) as `look` gives them, of all rows; from the file `beside` where it is there."""
-        if beside is not None and beside.is_file():
-            return load_tensors(beside)["headers"]
-        looked = torch.zeros(len(self), 3, dtype=torch.int32)
-        for first in range(0, len(self), CHUNK):
-            places = range(first, min(len(self), first + CHUNK))
-            with unwarned():
-                looks = [look(content) for content in self.contents(places)]
-            looked[places.start : places.stop] = torch.tensor(looks, dtype=torch.int32)
-        if beside is not None:
-            replace_tensors(beside, {"headers": looked})
-        return looked
+def _first(known: Sequence[str], there: Sequence[str]) -> str | None:
+    """The first of the known names that is there, in any case."""
+    for wanted in known:
+        for name in (wanted, *there):
+            if name in there and name.lower() == wanted:
+                return name
+    return None

@@ -38,11 +38,15 @@ def same_columns(files: Sequence[Path]) -> list[int]:
     for file in files:
         try:
             with ParquetFile(file) as table:
-                names, count = set(table.schema_arrow.names), table.metadata.num_rows
+                listed, count = table.schema_arrow.names, table.metadata.num_rows
                 held = unpacked_bytes(table.metadata)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
         check_bytes(file, held)
+        names = set(listed)
+        for name in names:
+            if listed.count(name) > 1:
+                raise ValueError(f"{file} has several columns of the name {name}")
         first = names if first is None else first
         if names != first:
             some = ", ".join(sorted(names ^ first))

@@ -123,3 +123,12 @@ def passed_over(passed: Iterable[Passed], root: Path) -> dict[str, str]:
         more = ", …" if len(names) > NAMED else ""
         told.append(f"{reason}: {len(names)} ({', '.join(names[:NAMED])}{more})")
     return {"passed over": "; ".join(told)} if told else {}
+
+
+def left_beside(path: Path, taken: Collection[Path]) -> dict[str, str]:
+    """The note on all that lies in a folder and was not taken; none for a file."""
+    if not path.is_dir():
+        return {}
+    known = set(taken)
+    passed = [one for one in walk(path, ()).passed() if one[0] not in known]
+    return passed_over(passed, path)
