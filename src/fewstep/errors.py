@@ -4,7 +4,20 @@ process says so.
 A wrong value, a missing or damaged file is an ordinary ValueError or OSError and ends with code 2.
 """
 
+import errno
 import os
+import re
+
+SHORTAGE = re.compile(
+    "out of memory"  # CUDA, HIP, MPS, XPU; drivers and Triton below them
+    "|(can't|cannot|failed to|unable to) (cuda )?(m|c)?alloc"  # allocators, mmap, NCCL
+    "|not enough memory"  # the allocator of Windows
+    "|bad_?alloc"  # the C++ library
+    "|alloc(ation)?_?failed"  # cuBLAS, cuDNN, cuFFT, cuSOLVER, cuSPARSE, MIOpen
+    # oneDNN; with a descriptor it is an operation that it does not know
+    "|could not (create|execute) a primitive(?! desc)|could not create a memory",
+    re.IGNORECASE,
+)
 
 
 class RefusedError(ValueError):
@@ -24,9 +37,14 @@ class DataMemoryError(MemoryError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """PyTorch's own type on a GPU, a RuntimeError with a known text on a CPU."""
-    texts = "out of memory", "can't allocate memory", "bad_alloc"
-    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+    """Python's own type; an OSError of that number; a RuntimeError with a text by which PyTorch or
+    a library below it says so (PyTorch's own type for GPUs is one).
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    return SHORTAGE.search(str(error)) is not None
 
 
 def option_errors(error: BaseException) -> list[str]:
@@ -47,6 +65,8 @@ def connection_lost(error: BaseException) -> bool:
     """Whether PyTorch says that a process cannot be reached: a RuntimeError that names the library
     it used.
     """
+    if out_of_memory(error):
+        return False
     return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
 
 

@@ -73,8 +73,7 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        known = isinstance(error, RuntimeError | MemoryError) and out_of_memory(error)
-        self.short = known and not self.final
+        self.short = error is not None and out_of_memory(error) and not self.final
         return self.short
 
 
