@@ -167,6 +167,23 @@ class TestAnyLayout:
         assert found["diversity"] > 0.5
 
 
+def test_a_measure_that_is_undefined_is_told(values):
+    """Here diversity, to a reference of copies; the others are there."""
+    write("images")
+    for label in range(10):
+        Path(f"copies/{label}").mkdir(parents=True)
+        for copy in range(6):
+            Image.fromarray(PIXELS[LABELS.index(label)]).save(f"copies/{label}/{copy}.png")
+    found, out = values("images", "--reference", "copies", "--report", "page.html")
+    assert list(found) == ["frechet", "confirmed"]
+    assert out.splitlines()[2].split()[-1] == "–"
+    reason = "undefined: diversity (the reference has no two unlike images of one class)"
+    assert reason in out
+    assert "no two unlike images of one class" in Path("page.html").read_text()
+    write_again = ("images", "--reference", "copies", "--against", "result.json")
+    assert values(*write_again)[0] == found
+
+
 class TestRefused:
     def test_two_sizes(self, refused):
         Path("images").mkdir()

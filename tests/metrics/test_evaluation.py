@@ -226,6 +226,20 @@ class TestChosen:
             Evaluation.against(dataset, measures=[Frechet(), Diversity(), Frechet()])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_read_in_the_channels_of_the_judge(dataset, evaluation, channels):
+    """Of the reference and of what is measured."""
+    colours = held_images(dataset.images.repeat(1, channels, 1, 1), dataset.labels, 10)
+    other = Evaluation.against(colours, num=20, seed=5)
+    assert other.protocol.resolution == (1, 8, 8)
+    expected = evaluation.of_images("x", dataset.floats()[:40], dataset.labels[:40])
+    found = other.of_data("x", colours.select(torch.arange(40)), dataset.labels[:40])
+    assert found.values == expected.values
+    diverse = Evaluation.against(colours, measures=[Diversity()])  # nobody judges
+    assert diverse.protocol.resolution == (channels, 8, 8)
+    assert diverse.of_data("x", dataset, dataset.labels).values["diversity"] == pytest.approx(1)
+
+
 def test_the_teacher_of_the_same_noise(dataset, model):
     """It gets the noise and the labels of the student; so the student itself is at distance 0."""
     evaluation = Evaluation.against(dataset, measures=[TeacherDistance()], num=20, seed=5)

@@ -24,7 +24,10 @@ class Diversity(Measure):
     fault: ClassVar[Fault] = "collapse"
 
     def __call__(self, samples: ImageSet, reference: ImageSet) -> float:
-        return samples.kept(_inside_classes) / reference.kept(_inside_classes)
+        its = reference.kept(_inside_classes)
+        if its == 0:
+            raise ValueError("the reference has no two unlike images of one class")
+        return samples.kept(_inside_classes) / its
 
 
 def _inside_classes(images: ImageSet) -> float:

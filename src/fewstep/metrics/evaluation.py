@@ -17,6 +17,7 @@ from fewstep.data.labels import check_labels
 from fewstep.data.pictures import in_channels
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
+from fewstep.errors import NotFiniteError
 from fewstep.finite import check_images
 from fewstep.metrics.features import ClassifierFeatures, Features
 from fewstep.metrics.measure import ImageSet, Measure, measures_by_default
@@ -234,15 +235,27 @@ class Evaluation:
     def measured(
         self, columns: Mapping[str, Any], teacher: str | None = None
     ) -> tuple[dict[str, float], Protocol]:
-        """The values of samples with these columns (`ImageSet`), and their protocol."""
+        """The values of samples with these columns (`ImageSet`), and their protocol, which tells
+        why there is none of a measure that these sets leave undefined. ValueError where the first
+        measure is.
+        """
         self._check(columns)
         protocol = self.protocol_of(columns, len(columns["image"]), teacher)
         as_filed = {**columns, "image": rounded(columns["image"])}
         samples = ImageSet(as_filed, self.reference.extractor, self.reference.classes)
-        values = {}
+        values: dict[str, float] = {}
+        undefined = {}
         for measure in self.served(columns)[0]:
-            values[kind_of(type(measure))] = float(measure(samples, self.reference))
-        return values, protocol
+            kind = kind_of(type(measure))
+            try:
+                values[kind] = measure.value(samples, self.reference)
+            except NotFiniteError:
+                raise
+            except ValueError as error:
+                if not values:
+                    raise ValueError(f"{kind}: {error}") from None
+                undefined[kind] = str(error)
+        return values, dataclasses.replace(protocol, undefined=undefined)
 
     def _check(self, columns: Mapping[str, Any]) -> None:
         shape = tuple(columns["image"].shape[1:])

@@ -16,11 +16,13 @@ It is then measured, printed, written, reported, compared and tested as the othe
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from fewstep import plugins
@@ -142,7 +144,19 @@ class Measure(Choice, ABC):
 
     @abstractmethod
     def __call__(self, samples: ImageSet, reference: ImageSet) -> float:
-        """The value. ValueError where there are too few images for it."""
+        """The value. ValueError with the reason where it is undefined for these images, as where
+        there are too few: then it is left out, and told.
+        """
+
+    def value(self, samples: ImageSet, reference: ImageSet) -> float:
+        """The value, a finite number. ValueError where there is none."""
+        try:
+            found = float(self(samples, reference))
+        except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise ValueError(f"it cannot be computed ({error})") from error
+        if not math.isfinite(found):
+            raise ValueError(f"it is {found}, no number")
+        return found
 
     def missing(self, columns: Collection[str], reference: ImageSet) -> str | None:
         """Why it cannot be measured on samples with these columns; None where it can."""

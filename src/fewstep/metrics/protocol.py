@@ -34,7 +34,8 @@ class Protocol:
     the fingerprint of its images; split: which part of a data set it is, "" if that was not said.
     resolution: of the samples, (channels, height, width). num: the number of samples. measures: how
     the value of each kind is read. left_out: measures that nobody chose and that could not be
-    taken, with the reason. teacher: the hash of its weights and how it samples, where samples were
+    taken, with the reason. undefined: measures that have no value for these images, with the
+    reason. teacher: the hash of its weights and how it samples, where samples were
     compared with its. guidance, sampler, ema, seed: of sampled models; tried: the solvers of which
     this one was the best. unknown: what a newer fewstep wrote beside these.
     """
@@ -46,6 +47,7 @@ class Protocol:
     num: int
     measures: Mapping[str, Scale]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)
     rounding: str = ROUNDING
     split: str = ""
     seed: int | None = None
@@ -85,6 +87,7 @@ class Protocol:
         """What a reader of a table should know, in words."""
         split = f", split {self.split}" if self.split else ""
         left_out = [f"{kind} ({reason})" for kind, reason in self.left_out.items()]
+        undefined = [f"{kind} ({reason})" for kind, reason in self.undefined.items()]
         facts: dict[str, Any] = {
             "features": self.features,
             "reference": f"{self.reference} ({self.reference_images:,} images{split})",
@@ -97,6 +100,7 @@ class Protocol:
             "teacher": self.teacher,
             "best of": ", ".join(self.tried),
             "left out": "; ".join(left_out),
+            "undefined": "; ".join(undefined),
             **{f"{name} (unknown to this fewstep)": value for name, value in self.unknown.items()},
         }
         return {name: str(fact) for name, fact in facts.items() if fact not in (None, "")}

@@ -19,7 +19,8 @@ Role = Literal["", "teacher", "student", "data"]
 class Result:
     """What was measured of a model, or of images that lie somewhere.
 
-    values: by kind of measure, in the order of tables. solver: of the ODE, or the name of a sampler
+    values: by kind of measure, in the order of tables, but for what the protocol calls undefined.
+    solver: of the ODE, or the name of a sampler
     that is none; None for images. steps, evaluations: for one image, 0 for images. role: of the row
     in its comparison. headline: whether it is the row of its role that a reader should look at.
     """
@@ -56,7 +57,8 @@ class Result:
             raise ValueError(f"it has {', '.join(sorted(unknown))}, unknown to this fewstep")
         protocol = Protocol.of_plain(plain["protocol"])
         result = TypeAdapter(Result).validate_python({**plain, "protocol": protocol})
-        if not result.values or set(result.values) != set(protocol.measures):
+        measured = [*result.values, *protocol.undefined]
+        if not result.values or sorted(measured) != sorted(protocol.measures):
             raise ValueError("its values are not those of the measures in its protocol")
         return result
 
@@ -77,8 +79,8 @@ def scales_of(results: Sequence[Result]) -> dict[str, Scale]:
     """How the values of each measure that any row has are read, in the order of tables."""
     found: dict[str, Scale] = {}
     for result in results:
-        for kind in result.values:
-            found.setdefault(kind, result.protocol.measures[kind])
+        for kind, scale in result.protocol.measures.items():
+            found.setdefault(kind, scale)
     return found
 
 

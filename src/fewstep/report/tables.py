@@ -27,7 +27,8 @@ def table(results: Sequence[Result]) -> Table:
         row = [result.model, result.solver or ""]
         row += [str(result.steps or ""), str(result.evaluations or "")]
         for kind, scale in scales.items():
-            row.append(scale.shown(result.values.get(kind)))
+            undefined = kind in result.protocol.undefined
+            row.append("–" if undefined else scale.shown(result.values.get(kind)))
         rate = result.images_per_second
         row.append("" if rate is None else f"{rate:,.0f}")
         rows.append(row)
