@@ -244,6 +244,20 @@ def replace_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_bytes(path, save({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}))
 
 
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes, by name, that a safetensors file's header tells. Errors as `load_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    check_utf8(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError with its name where it is damaged or of another
     format.

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.choice import Choice, Count, Share
-from fewstep.files import load_tensors, new_folder, save_tensors, sha256, write_json
+from fewstep.files import new_folder, save_tensors, sha256, write_json
 from fewstep.finite import check_saved
 from fewstep.models.codec import CodecModule, Pixels
 from fewstep.models.conditioner import ConditionerModule, Labels
-from fewstep.models.folder import FORMAT, WEIGHTS, read_description, shipped_folder
+from fewstep.models.folder import (
+    FORMAT,
+    WEIGHTS,
+    errors_of,
+    filled,
+    read_description,
+    shape_of,
+    shipped_folder,
+)
 from fewstep.models.foreign import foreign
 from fewstep.models.source import ModelSource
 from fewstep.models.space import Space
@@ -153,13 +161,8 @@ def load_classifier(folder: Path) -> Classifier:
     described = read_description(
         folder / "model.json", "classifier", f"{folder} holds no classifier"
     )
-    try:
+    with errors_of(folder / "model.json"):
         return _described(folder, described)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__} {str(error).splitlines()[-1].strip()}"
-        raise ValueError(
-            f"{folder / 'model.json'} is damaged or does not fit its weights: {reason}"
-        ) from None
 
 
 def find_classifier(name: str | Path) -> Classifier:
@@ -171,11 +174,11 @@ def find_classifier(name: str | Path) -> Classifier:
 
 
 def _described(folder: Path, described: dict[str, Any]) -> Classifier:
-    shape, classes = tuple(described["shape"]), described["classes"]
-    network = ClassifierNetwork.parse(described["classifier"]).build(shape, classes)
-    network.load_state_dict(load_tensors(folder / WEIGHTS), strict=True)
-    if sha256(folder / WEIGHTS) != described["weights"][WEIGHTS]:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one in model.json")
+    shape, classes = shape_of(described), described["classes"]
+    if type(classes) is not int or classes < 1 or not isinstance(described["card"], dict):
+        raise ValueError(f"classes must be a whole number from 1 on, got {str(classes)[:80]}")
+    spec = ClassifierNetwork.parse(described["classifier"])
+    network = filled(folder, described, WEIGHTS, spec, lambda: spec.build(shape, classes))
     network.eval().requires_grad_(False)
     return Classifier(
         network, shape, classes, described["card"], described["weights"][WEIGHTS][:16]

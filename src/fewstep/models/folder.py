@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from fewstep.choice import origins
+from fewstep.choice import Choice, origins
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Sampler
-from fewstep.files import load_tensors, new_folder, read_json, save_tensors, sha256, write_json
+from fewstep.errors import option_errors
+from fewstep.files import (
+    load_tensors,
+    new_folder,
+    read_json,
+    save_tensors,
+    sha256,
+    tensor_shapes,
+    write_json,
+)
 from fewstep.finite import check_saved
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.foreign import foreign
 from fewstep.models.network import Network
+from fewstep.models.size import MOST_NUMBERS, MOST_TENSORS, at_most, numbers_in, shapes_of
 from fewstep.models.space import Space
 from fewstep.plugins import told
 from fewstep.text import place
@@ -90,11 +102,21 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
         reason = foreign(folder) or f"{folder} is no model folder: it has no model.json"
         raise FileNotFoundError(reason)
     described = read_description(path, "network", f"{path} does not describe a diffusion model")
+    with told(described.get("plugins")), errors_of(path):
+        return _described(folder, described, weights)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Within the block what is wrong with the content of model.json is an error that names it."""
     try:
-        with told(described.get("plugins")):
-            return _described(folder, described, weights)
-    except (KeyError, TypeError, AttributeError) as error:
+        yield
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        if str(path.parent) in str(error):  # it names a file already
+            raise
+        raise ValueError(f"{path}: {'; '.join(option_errors(error)) or error}") from None
 
 
 def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
@@ -112,29 +134,55 @@ def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
 
 
 def _described(folder: Path, described: dict[str, Any], weights: str | None) -> DiffusionModel:
-    shape = tuple(described["shape"])
-    codec = Codec.parse(described["codec"]).build()
-    conditioner = Conditioner.parse(described["conditioner"]).build()
-    network = Network.parse(described["network"]).build(Space(shape, conditioner.columns))
-    assert isinstance(network, nn.Module)
-    _take(folder, described, _file_of(folder, described, weights), network)
-    _take(folder, described, CODEC, codec)
-    _take(folder, described, CONDITIONER, conditioner)
-    guidance = Guidance(**described["guidance"])
-    if guidance.kind not in ("doubled", "input", "fixed", "none"):
-        raise ValueError(f"{folder} has guidance of an unknown kind: {guidance.kind!r}")
+    spec, shape = Network.parse(described["network"]), shape_of(described)
+    guidance = _guidance(described["guidance"])
     process, own = Process.parse(described["process"]), Process.parse(described["own"])
     parameterization = Parameterization.parse(described["parameterization"])
+    sampler = Sampler.parse(described["sampler"])
+    examples = described.get("examples", {})
+    if not isinstance(described["card"], dict) or not _are_columns(examples):
+        raise TypeError("card, examples")
+    codes, conditions = Codec.parse(described["codec"]), Conditioner.parse(described["conditioner"])
+    codec = filled(folder, described, CODEC, codes, codes.build)
+    conditioner = filled(folder, described, CONDITIONER, conditions, conditions.build)
+    space = Space(shape, conditioner.columns)
+    file = _file_of(folder, described, weights)
+    network = filled(folder, described, file, spec, lambda: spec.build(space))
     return DiffusionModel(
         Denoiser(network, process, parameterization, own).eval(),
         codec,
         conditioner,
         shape,
-        Sampler.parse(described["sampler"]),
+        sampler,
         guidance,
         described["card"],
-        examples=described.get("examples", {}),
+        examples=examples,
     )
+
+
+def shape_of(described: dict[str, Any]) -> tuple[int, ...]:
+    """Of a sample. ValueError where it is none, or too large to be one."""
+    shape = described["shape"]
+    whole = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+    if not whole or not shape or math.prod(shape) > MOST_NUMBERS:
+        raise ValueError(f"no sample has the shape {str(shape)[:80]}")
+    return tuple(shape)
+
+
+def _guidance(plain: dict[str, Any]) -> Guidance:
+    found = Guidance(**plain)
+    if found.kind not in ("doubled", "input", "fixed", "none"):
+        raise ValueError(f"guidance of an unknown kind: {found.kind!r}")
+    for name, number in zip(Guidance._fields[1:], found[1:], strict=True):
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"guidance.{name}: expected a number, got {number!r}")
+    return found
+
+
+def _are_columns(examples: Any) -> bool:
+    """Whether they are lists with something in them, by name."""
+    columns = examples.values() if isinstance(examples, dict) else [None]
+    return all(isinstance(column, list) and column for column in columns)
 
 
 def _file_of(folder: Path, described: dict[str, Any], weights: str | None) -> str:
@@ -155,18 +203,46 @@ def _file_of(folder: Path, described: dict[str, Any], weights: str | None) -> st
     return file
 
 
-def _take(folder: Path, described: dict[str, Any], file: str, module: nn.Module) -> None:
-    """Fills a module from its file, if it has weights. ValueError where they are not its own."""
+def filled(
+    folder: Path, described: dict[str, Any], file: str, spec: Choice, build: Callable[[], Any]
+) -> Any:
+    """The module that `build` makes of `spec`, with the weights of its file if it has any.
+
+    Its sizes are held against the file's before memory is taken. FileNotFoundError or ValueError
+    where the weights are missing or not its own.
+    """
+    path = folder / file
+    there = tensor_shapes(path) if path.is_file() else {}
+    # A tensor may be registered twice, and some are made beside the weights.
+    most = 2 * len(there) + 10 if there else MOST_TENSORS
+    if type(spec).__module__.startswith("fewstep."):  # others may need numbers as they are made
+        shapes = shapes_of(build, most)
+        if shapes and not path.is_file():
+            raise FileNotFoundError(f"no file {path}")
+        if reason := _difference(shapes, there):
+            raise ValueError(f"{path} does not fit its model.json: {reason}")
+    with at_most(most, 2 * numbers_in(there) + MOST_NUMBERS):
+        module = build()
     if not module.state_dict():
-        return
-    tensors = load_tensors(folder / file)
-    if sha256(folder / file) != described["weights"][file]:
-        raise ValueError(f"{folder / file} is damaged: its sha256 is not the one in model.json")
+        return module
+    tensors = load_tensors(path)
+    if sha256(path) != described["weights"][file]:
+        raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"{folder / file} does not fit its model.json: {reason}") from None
+        raise ValueError(f"{path} does not fit its model.json: {reason}") from None
+    return module
+
+
+def _difference(described: dict[str, list[int]], there: dict[str, list[int]]) -> str:
+    """The first weight that a file has otherwise than its model; '' for none, or no weights."""
+    for name in {**described, **there} if described else ():
+        mine, its = described.get(name), there.get(name)
+        if mine != its:
+            return f"{name} has the shape {its} in place of {mine}"
+    return ""
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from fewstep.models.codec import Codec, Pixels
 from fewstep.models.conditioner import Conditioner, Labels, Unconditional
 from fewstep.models.folder import load
 from fewstep.models.network import Network
+from fewstep.models.size import check_memory, shapes_of
 from fewstep.models.space import Space, described
 from fewstep.models.unet import UNet
 from fewstep.text import place
@@ -107,9 +108,13 @@ class Fresh(ModelSource):
         if reason := conditioner.spec.unfit(data):
             raise ValueError(f"the conditioner {kind_of(type(conditioner.spec))}: {reason}")
         shape = data.shape if "latent" in data.columns else self.codec.shape(data.shape)
+        space = Space(tuple(shape), conditioner.columns)
+        if type(self.network).__module__.startswith("fewstep."):
+            sizes = shapes_of(lambda: self.network.build(space))
+            check_memory(sizes, f"this {kind_of(type(self.network))}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.network.build(Space(tuple(shape), conditioner.columns))
+            network = self.network.build(space)
         assert isinstance(network, torch.nn.Module)
         denoiser = Denoiser(network, self.process, self.parameterization)
         return DiffusionModel(denoiser, codec, conditioner, tuple(shape), Ode(), Guidance())
