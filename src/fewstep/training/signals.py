@@ -24,10 +24,9 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        known = signal.Signals.__members__  # not every system has all of them
         try:
             for name in self._names:
-                one = known.get(name)
+                one = getattr(signal, name, None)  # not every system has all of them
                 if one is None or (name == "SIGHUP" and signal.getsignal(one) is signal.SIG_IGN):
                     continue
                 self._before[one] = signal.signal(one, self._note)

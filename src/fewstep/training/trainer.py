@@ -99,6 +99,8 @@ class Trainer:
             again = Seen(self.clock(start - 1), {}, 0, self._exported)
             for look in drawing:
                 look(again)
+        if self.folder is not None:
+            self.folder.write_status("running", start, self.config.steps)
         with closing(self.steps(start)) as steps:
             for seen in steps:
                 for look in looking:
