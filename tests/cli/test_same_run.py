@@ -109,6 +109,14 @@ class TestModels:
             assert flat(folder) == before
 
 
+def test_a_checkpoint_of_other_networks(refused, runs):
+    """Where no run file tells it."""
+    half = stopped(runs, "tiny", "half")
+    (half / "run.yaml").unlink()
+    words = [*TEACHER, "name=half", "teacher.network.channels=16"]
+    refused(3, *words, says=["network student has other weights", "--restart"])
+
+
 PICTURES = [*TEACHER, "data=folder"]
 
 

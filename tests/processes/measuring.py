@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tests.test_contracts import METHODS, teacher_of
+from tests.test_contracts import METHODS
 from tests.training import tiny
 from tests.training.tiny import Rhythm
 from torch import Tensor
 
 from fewstep.choice import replaced
+from fewstep.contracts.trial import teacher
 from fewstep.data.digits import Digits
 from fewstep.data.stream import Stream
+from fewstep.diffusion.process import VarianceExploding
 from fewstep.learning.method import Method
 from fewstep.models.adapters import Adaptation, FullCopy
 from fewstep.models.dit import Dit
@@ -83,7 +85,7 @@ def of_digits(
     config = TrainerConfig(**{**options, "save_every": 0, "health_every": 0, **chosen})
     made = adaptation or FullCopy()
     run = Run(Digits(), method, adaptation=made, dropout=0.0, trainer=config)
-    model = model or teacher_of(digits())
+    model = model or teacher(VarianceExploding())
     return run.prepared(digits(), model=model, folder=folder, world=world).trainer
 
 

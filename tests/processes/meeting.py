@@ -20,11 +20,12 @@ from tests.processes.measuring import (
     of_weights,
     run,
 )
-from tests.test_contracts import teacher_of
 from torch import Tensor
 
 import fewstep.training.processes as processes
+from fewstep.contracts.trial import teacher
 from fewstep.data.stream import Stream
+from fewstep.diffusion.process import VarianceExploding
 from fewstep.methods.dmd2 import DMD2
 from fewstep.models.adapters import FullCopy
 from fewstep.training.config import TrainerConfig
@@ -116,7 +117,7 @@ def spread(world: World, folder: Path) -> dict[str, Any]:
     """
     found = {}
     for sharding in ("none", "full"):
-        model, method = teacher_of(digits()), DMD2()
+        model, method = teacher(VarianceExploding()), DMD2()
         torch.manual_seed(world.rank)  # another head
         nets = method.build_nets(model, FullCopy().clones(model.denoiser))
         before = {}

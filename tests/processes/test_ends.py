@@ -7,6 +7,7 @@ imported torch already.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import select
@@ -17,6 +18,7 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from tests.processes.launch import memory, torchrun
 from tests.processes.measuring import furthest, of_logs
 from tests.training.tiny import StopError, stop_at
 
+from fewstep.cli import train
 from fewstep.cli.configure import configured
 from fewstep.cli.main import main
 from fewstep.data.digits import Digits
@@ -205,7 +208,14 @@ def assert_nothing_alone(folder, children):
     assert step is not None
     assert step <= min(child.steps for child in children) + 1
     assert abs(children[0].steps - children[1].steps) <= 1
-    assert json.loads((folder / "status.json").read_text())["state"] == "running"
+    status = json.loads((folder / "status.json").read_text())
+    if children[0].code == 1:  # the leading one had time to say it
+        assert (status["state"], status["reason"]) == (
+            "failed",
+            "another process ended or was silent",
+        )
+    else:
+        assert status["state"] == "running"
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -222,30 +232,49 @@ def test_where_one_is_killed_the_other_ends(folder, killed):
         assert_nothing_alone(folder / "run", children)
 
 
-def test_where_one_hangs_the_other_ends(folder):
-    """Each of the two once, side by side: both pairs wait for the same 10 seconds."""
+def by_command(run, folder):
+    """The same through the command line: `fewstep train run.yaml`, in the folder."""
+    folder.mkdir()
+    (folder / "run.yaml").write_text(to_yaml(run.dump()))
+
+    def act(rank, writer):
+        def look(seen):
+            os.write(writer, b".")
+            time.sleep(0.01)
+
+        os.chdir(folder)
+        sys.stdout = sys.stderr = Path(f"{rank}.txt").open("w", buffering=1)  # noqa: SIM115
+        with mock.patch.object(train, "distil", functools.partial(distil, observers=[look])):
+            main(["train", "run.yaml", "name=run"])
+
+    return act
+
+
+def test_where_one_hangs_or_dies_the_other_ends(folder):
+    """Each of the two hangs once, and dies once, side by side: all wait for the same 10 seconds."""
     run = run_of(steps=2000, timeout=10.0)
+    ways = [(number, one) for number in (signal.SIGSTOP, signal.SIGKILL) for one in range(2)]
+    homes = [folder / f"{number.name} {one}" for number, one in ways]
     with contextlib.ExitStack() as stack:
-        pairs = [
-            stack.enter_context(pair(carried_out(run, folder / str(hung)))) for hung in range(2)
-        ]
+        pairs = [stack.enter_context(pair(by_command(run, home))) for home in homes]
         for children in pairs:
             reach(children, 5)
         began = time.monotonic()
-        for hung, children in enumerate(pairs):
-            children[hung].kill(signal.SIGSTOP)
-        others = [children[1 - hung] for hung, children in enumerate(pairs)]
+        for children, (number, one) in zip(pairs, ways):
+            children[one].kill(number)
+        others = [children[1 - one] for children, (_, one) in zip(pairs, ways)]
         until(lambda: all(other.over() for other in others), "the others did not end")
-        assert [other.code for other in others] == [1, 1]
-        for other in others:
-            assert 5 < other.ended - began < 10 + 5
-        for hung, children in enumerate(
-            pairs
-        ):  # and the one that was away does not go on by itself
-            children[hung].kill(signal.SIGCONT)
-            until(children[hung].over, "the one that hung did not end")
-            assert children[hung].code == 1
-            assert_nothing_alone(folder / str(hung), children)
+        assert [other.code for other in others] == [1] * 4
+        assert all(other.ended - began < 10 + 5 for other in others)
+        assert all(other.ended - began > 5 for other in others[:2])
+        for children, home, (number, one) in zip(pairs, homes, ways):
+            said = (home / f"{1 - one}.txt").read_text().splitlines()[-1]
+            assert "another process ended, or was silent for trainer.timeout seconds" in said
+            if number == signal.SIGSTOP:  # the one that was away does not go on by itself
+                children[one].kill(signal.SIGCONT)
+                until(children[one].over, "the one that hung did not end")
+                assert children[one].code == 1
+            assert_nothing_alone(home / "runs" / "run", children)
 
 
 CONSOLE = Path(sys.executable).with_name("fewstep")
@@ -308,7 +337,7 @@ def test_an_error_of_the_configuration_is_one_line(folder):
         said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 1  # torchrun's own
     assert [line for line in said.splitlines() if line.startswith("error: ")] == [
-        "error: trainer.stepz: trainer_config has no option 'stepz'; did you mean steps? (got 4)"
+        "error: trainer.stepz: trainer_config has no option 'stepz'; did you mean steps? (got '4')"
     ]
 
 

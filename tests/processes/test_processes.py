@@ -11,9 +11,11 @@ import torch
 from tests.processes.going_on import CUT
 from tests.processes.launch import LIMIT, memory, torchrun
 from tests.processes.measuring import is_key_bias
-from tests.test_contracts import METHODS, teacher_of
+from tests.test_contracts import METHODS
 
+from fewstep.contracts.trial import teacher
 from fewstep.data.digits import Digits
+from fewstep.diffusion.process import VarianceExploding
 
 pytestmark = pytest.mark.processes
 
@@ -94,7 +96,7 @@ def test_only_key_biases_have_no_gradient():
     that were read.
     """
     digits = Digits(limit=64).dataset()
-    model = teacher_of(digits)
+    model = teacher(VarianceExploding())
     denoiser = model.denoiser.double()
     x, goal = (torch.randn(20, *digits.shape, dtype=torch.float64) for _ in range(2))
     out = denoiser(

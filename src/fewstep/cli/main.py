@@ -148,10 +148,12 @@ def code_of(error: BaseException) -> int:
 def patience(error: BaseException) -> float:
     """Seconds before this process says its error. Torchrun ends the others as soon as one has
     ended: so an error that all processes have is said by the first of them, and a lost connection
-    behind the error that caused it.
+    behind the error that caused it. Where another one is silent there is none to wait for.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0.0
+    if connection_lost(error) and "timed out" in str(error).lower():
+        return 2.0 if rank() else 0.0
     return 8.0 if connection_lost(error) else 5.0 if rank() else 0.0
 
 

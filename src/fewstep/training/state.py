@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.errors import RefusedError
 from fewstep.learning.averaging import decay_of, lerp
 from fewstep.learning.method import Method
 from fewstep.learning.roles import networks, roles_of
@@ -207,10 +208,16 @@ class State:
 
     @torch.no_grad()
     def load(self, groups: Mapping[str, Tensors]) -> None:
-        """Takes back what `saved` gave, however many processes there were then."""
+        """Takes back what `saved` gave, however many processes there were then. RefusedError where
+        it is of other networks.
+        """
         for name in self.kept:
-            now, saved = own_state(self.modules[name]), _below(name, groups["nets"])
-            assert now.keys() == saved.keys(), f"the checkpoint's {name} has other tensors"
+            now, saved = own_state(self.modules[name]), _below(name, groups.get("nets", {}))
+            if _shapes(now) != _shapes(saved):
+                raise RefusedError(
+                    f"the checkpoint's network {name} has other weights than this run's; --restart "
+                    f"begins at step 0"
+                )
             for key, value in now.items():
                 local(value).copy_(part_of(saved[key], value))
         for name, averages in self.averages.items():
@@ -242,6 +249,10 @@ def greatest(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     if not filled:
         return torch.zeros((), device=device)
     return torch.stack([n.float() for n in torch._foreach_norm(filled, math.inf)]).amax()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _below(path: str, tensors: Tensors) -> Tensors:
