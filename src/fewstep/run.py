@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from fewstep.choice import Choice, Share, kind_of
-from fewstep.data.dataset import Dataset, texts
+from fewstep.data.dataset import Dataset
+from fewstep.data.labels import empty_classes
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.errors import RefusedError, option_errors
@@ -36,7 +37,16 @@ from fewstep.training.progress import training_progress
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer
 from fewstep.training.signals import Signals
-from fewstep.training.start import check_nameable, content, held_out, lacking, renewed, unlike
+from fewstep.training.start import (
+    check_nameable,
+    content,
+    held_out,
+    lacking,
+    renewed,
+    told_of,
+    unlike,
+    with_examples,
+)
 from fewstep.training.students import save_students
 from fewstep.training.tensorboard import TensorBoard, check_tensorboard
 from fewstep.training.trainer import Trainer
@@ -96,16 +106,16 @@ class Run(Choice):
             raise ValueError(reason)
         if model is None:
             model = self.teacher.load(dataset.space, seed)
+        if isinstance(model, DiffusionModel):
+            model = with_examples(model, dataset)
         if begin is None:
             begin = model if self.start is None else self.start.load(dataset.space, seed)
         if isinstance(model, Classifier) != isinstance(self.method, Classification):
             kind = kind_of(type(self.method))
             raise ValueError(f"{kind} does not train the model of teacher={self.teacher.dump()}")
-        if isinstance(model, DiffusionModel):
-            if reason := unlike(begin.denoiser, model.denoiser):
-                raise ValueError(f"start: {reason}")
-            if not model.examples:
-                model.examples = texts(dataset, model.conditioner.spec.reads)
+        diffuses = isinstance(model, DiffusionModel)
+        if diffuses and (wrong := unlike(begin.denoiser, model.denoiser)):
+            raise ValueError(f"start: {wrong}")
         with seeded(seed, torch.device("cpu")):  # new heads
             clone = self.adaptation.clones(begin.denoiser, seed, self.dropout)
             nets = self.method.build_nets(model, clone)
@@ -225,6 +235,9 @@ def _train(
 ) -> None:
     trainer = ready.trainer
     assert trainer.folder is not None
+    if trainer.world.is_leader:
+        for line in told_of(ready.stream.dataset):
+            say(line)
     bar = training_progress(run.trainer.steps, trainer.folder.path.name, progress)
     with closing(ready.stream), bar as show:
         trainer.fit(
@@ -289,7 +302,10 @@ def _card(run: Run, ready: Prepared) -> dict[str, Any]:
     """What a saved model tells of the run that made it."""
     data = run.data.dump()
     data.pop("path", None)  # not where it lies on this machine: models are handed on
-    data |= {"fingerprint": ready.stream.fingerprint, "images": len(ready.stream.dataset)}
+    dataset = ready.stream.dataset
+    data |= {"fingerprint": ready.stream.fingerprint, "images": len(dataset)}
+    if empty := empty_classes(dataset.labels, dataset.classes):
+        data["classes_without_images"] = empty
     return {
         "method": run.method.dump(),
         "trainer": run.trainer.dump(),

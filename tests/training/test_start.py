@@ -1,8 +1,11 @@
 """A student begins with weights that mean what its teacher's mean."""
 
 import pytest
+import torch
+from tests.models.made import made
 from tests.test_contracts import TINY
 
+from fewstep.data.dataset import held_images
 from fewstep.data.digits import Digits
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Edm, Epsilon, LcmBoundary, Velocity
@@ -17,7 +20,7 @@ from fewstep.models.source import Fresh
 from fewstep.models.space import image_space
 from fewstep.run import Run, distil
 from fewstep.training.config import TrainerConfig
-from fewstep.training.start import unlike
+from fewstep.training.start import told_of, unlike, with_examples
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
 
@@ -59,3 +62,30 @@ def test_a_run_refuses_such_a_start(tmp_path):
     )
     with pytest.raises(ValueError, match=r"start: its process is .*rectified_flow"):
         distil(run, tmp_path / "run")
+
+
+def rows(*labels, classes=4):
+    images = torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
+    notes = {"files": "many", "passed over": ".gif: 1 (a.gif)"}
+    return held_images(images, torch.tensor(labels), classes, notes=notes)
+
+
+def test_classes_without_images_are_not_asked_for():
+    teacher = made(classes=4)
+    whole = with_examples(teacher, rows(0, 1, 2, 3))
+    assert whole is teacher
+    assert whole.asked_of(0, 5)["label"].tolist() == [0, 1, 2, 3, 0]
+    part = with_examples(teacher, rows(3, 1))
+    assert (part.examples, teacher.examples) == ({"label": [1, 3]}, {})
+    assert part.asked_of(1, 3)["label"].tolist() == [3, 1, 3]
+    # A student of such a teacher knows what both were trained on.
+    assert with_examples(part, rows(0, 1, 2)).examples == {"label": [1]}
+    assert with_examples(part, rows(0, 1, 2, 3)).examples == {"label": [1, 3]}
+    assert with_examples(part, rows(0, 0)).examples == {"label": [0]}
+
+
+def test_what_a_run_says_of_its_data():
+    assert told_of(rows(0, 1, 2, 3)) == ["data: passed over: .gif: 1 (a.gif)"]
+    assert told_of(rows(1, classes=3))[1:] == [
+        "warning: no images of 2 of 3 classes: 0, 2; they are not trained"
+    ]

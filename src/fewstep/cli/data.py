@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fewstep.choice import kind_of
 from fewstep.cli.configure import source_of
 from fewstep.cli.tables import print_facts
+from fewstep.data.labels import counts, empty_classes, listed
 from fewstep.models.space import described
 
 
@@ -23,11 +24,13 @@ def check(source: str, overrides: Sequence[str] | None) -> None:
     else:
         print(f"rows: {len(everything)} of {described(everything.columns)}")
     if everything.labels is not None:
-        counts = everything.labels.bincount(minlength=everything.classes).tolist()
-        print(f"classes: {everything.classes}, images in each: {' '.join(map(str, counts))}")
+        print_facts(counts(everything.labels, everything.classes))
     for split in ("train", "test"):
         print(f"split {split}: {len(chosen.choose(everything, split, empty=True))}")
     print(
         f"kept with these options: {len(kept)} (split {chosen.split}), "
         f"fingerprint {kept.fingerprint()}"
     )
+    gone = empty_classes(kept.labels, kept.classes)
+    if gone and gone != empty_classes(everything.labels, everything.classes):
+        print(f"classes without images in what is kept: {listed(gone)}")

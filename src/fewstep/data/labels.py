@@ -47,10 +47,25 @@ def check_ids(largest: int, distinct: int, rows: int, what: str) -> None:
         )
 
 
-def counted(labels: Tensor, classes: int) -> tuple[list[int], list[int]]:
-    """The classes that labels (n,) in 0 … classes - 1 hold, and how often each."""
-    values, counts = labels.unique(return_counts=True)
-    return values.tolist(), counts.tolist()
+def empty_classes(labels: Tensor | None, classes: int) -> list[int]:
+    """The classes of which there is no label; none where there are no labels at all."""
+    if labels is None:
+        return []
+    return sorted(set(range(classes)) - set(labels.unique().tolist()))
+
+
+def counts(labels: Tensor, classes: int) -> dict[str, str]:
+    """What there is of each class, to be shown: one by one where the classes are few."""
+    there, found = labels.unique(return_counts=True)
+    empty = empty_classes(labels, classes)
+    if classes <= SHOWN:
+        by_class = dict(zip(there.tolist(), found.tolist()))
+        each = " ".join(str(by_class.get(one, 0)) for one in range(classes))
+    else:
+        least, most = (0, 0) if not len(there) else (int(found.min()), int(found.max()))
+        each = f"{0 if empty else least} to {most}"
+    told = {"classes": f"{classes}, images in each: {each}"}
+    return told | ({"classes without images": listed(empty)} if empty else {})
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:

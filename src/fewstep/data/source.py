@@ -118,12 +118,19 @@ class Source(Choice, ABC):
         if self.limit:
             index = index[: self.limit]
         if not len(index) and not empty:
-            raise ValueError(
-                f"no images left of {len(everything)} after split={split}, fraction={self.fraction}"
-            )
+            after = f"no images left of {len(everything)} after split={split}"
+            raise ValueError(f"{after}, fraction={self.fraction}: {self._to_keep_some(keep)}")
         chosen = everything.select(index)
         chosen.flip = self.flip and split != "test"
         return chosen
+
+    def _to_keep_some(self, keep: Tensor) -> str:
+        """What to do where nothing is left of the images that the split keeps."""
+        if not len(keep):
+            return "the source is empty"
+        if bool(keep.any()):
+            return "a larger data.fraction keeps some"
+        return "data.split=all takes all, or another data.split_seed"
 
     def _hash(self, ids: Tensor, salt: str = "split") -> Tensor:
         """A number in [0, 1) for each id, the same on every machine (SplitMix64 of the id and the

@@ -35,6 +35,8 @@ class Stream:
         workers: int = 0,
         share: range | None = None,
     ):
+        if not len(dataset):
+            raise ValueError("no rows to train on")
         self.dataset, self.codec, self.conditioner = dataset, codec, conditioner
         self.seed, self.batch = seed, batch
         self.fingerprint = dataset.fingerprint()

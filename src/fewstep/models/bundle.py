@@ -26,7 +26,8 @@ class DiffusionModel:
 
     shape: of a sample in model space, (channels, height, width). card: plain facts (method, data,
     metrics), saved. variants: other weights of the same network by name (EMA decays), saved beside.
-    examples: what to ask for where nobody says (a few captions of the data), by column.
+    examples: what to ask for where nobody says, by column: a few captions of the data; the classes
+    that were trained, where the data had no images of some.
     """
 
     denoiser: Denoiser
@@ -99,9 +100,11 @@ class DiffusionModel:
         """
         if not self.examples:
             return self.conditioner.examples(first, num)
-        found = {}
+        found: dict[str, Any] = {}
         for name, column in self.examples.items():
             found[name] = [column[i % len(column)] for i in range(first, first + num)]
+        if "label" in found:
+            found["label"] = torch.tensor(found["label"])
         return found
 
     def evaluations(self, sampler: Sampler, guidance: float | None = None) -> int:

@@ -96,6 +96,7 @@ class Answer:
         model.conditioner.check(self.asked)  # all of it, before the first image
         if self.negative:
             model.conditioner.check(self.negative)
+        self._warn_untrained()
         self.seconds = math.nan
 
     def images(self) -> Tensor:
@@ -207,6 +208,15 @@ class Answer:
                 stacklevel=5,
             )
         return asked
+
+    def _warn_untrained(self) -> None:
+        """Of classes that the model was trained on no image of."""
+        trained = self.model.examples.get("label")
+        if trained and "label" in self.asked:
+            asked = set(torch.as_tensor(self.asked["label"]).tolist())
+            if strange := sorted(asked - set(trained)):
+                told = ", ".join(map(str, strange[:5]))
+                warnings.warn(f"this model was trained on no image of class {told}", stacklevel=5)
 
     def _denoise(self) -> Denoise:
         if self.model.guidance.kind == "input" or self.doubles:

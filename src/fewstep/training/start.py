@@ -2,6 +2,7 @@
 same when the run goes on.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 
 from fewstep.choice import Choice, kind_of
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import Dataset, texts
+from fewstep.data.labels import empty_classes, listed
 from fewstep.data.source import Source
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import option_errors
@@ -17,6 +19,9 @@ from fewstep.learning.method import Method
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.network import Network
 from fewstep.models.space import described
+from fewstep.text import in_one_line
+
+USUAL = {"source", "files", "images file", "class names"}  # notes on data that all of a kind have
 
 
 def held_out(source: Source, everything: Dataset) -> Dataset | None:
@@ -31,6 +36,33 @@ def lacking(method: Method, dataset: Dataset) -> str | None:
         held = described(dataset.columns)
         return f"{kind_of(type(method))} needs images or latents, the data has {held}"
     return None
+
+
+def with_examples(model: DiffusionModel, dataset: Dataset) -> DiffusionModel:
+    """The model with what is asked of it where nobody says: captions of the data; of the classes
+    that it knows only those that it is trained on.
+    """
+    reads = model.conditioner.spec.reads
+    examples = model.examples or texts(dataset, reads)
+    if "label" in reads and (empty := set(empty_classes(dataset.labels, dataset.classes))):
+        trained = [label for label in range(dataset.classes) if label not in empty]
+        known = [label for label in examples.get("label", trained) if label in trained]
+        examples = {**examples, "label": known or trained}
+    return model if examples == model.examples else dataclasses.replace(model, examples=examples)
+
+
+def told_of(dataset: Dataset) -> list[str]:
+    """What a run says of its data before it begins: what was passed over, and what is missing."""
+    lines = []
+    for name, fact in dataset.notes.items():
+        if name not in USUAL:
+            lines.append(f"data: {in_one_line(name)}: {in_one_line(fact)}")
+    if empty := empty_classes(dataset.labels, dataset.classes):
+        lines.append(
+            f"warning: no images of {len(empty)} of {dataset.classes} classes: {listed(empty)}; "
+            "they are not trained"
+        )
+    return lines
 
 
 def check_nameable(start: Denoiser) -> None:
