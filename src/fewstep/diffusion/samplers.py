@@ -10,14 +10,14 @@ from typing import Literal, TypeVar
 
 import torch
 
-from fewstep.choice import Choice, Count, NonNegative, Share
+from fewstep.choice import Choice, Count, NonNegative, Share, kind_of
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import PURE_NOISE, Process
-from fewstep.diffusion.solvers import Heun, History, Solver
+from fewstep.diffusion.solvers import Heun, History, Solver, second_order
 from fewstep.diffusion.times import Auto, Explicit, Times
-from fewstep.diffusion.types import Sample, Time, per_sample, where_rows
+from fewstep.diffusion.types import Grid, Sample, Time, per_sample, where_rows
 
 S = TypeVar("S", bound="Sampler")
 
@@ -35,7 +35,11 @@ class Sampler(Choice, ABC):
     @property
     @abstractmethod
     def evaluations(self) -> int:
-        """Network evaluations; twice as many where guidance doubles the batch."""
+        """Network evaluations, at most; twice as many where guidance doubles the batch."""
+
+    def cost(self, process: Process) -> int:
+        """Network evaluations in this process, exactly."""
+        return self.evaluations
 
     @abstractmethod
     def walk(
@@ -56,9 +60,24 @@ class Sampler(Choice, ABC):
         """The same sampler with n >= 1 steps."""
         return dataclasses.replace(self, steps=n)  # type: ignore[type-var]
 
+    def grid(self, process: Process) -> Grid:
+        """Its times. ValueError where they do not fall: a table has only so many."""
+        grid = self._grid(process)
+        fall = grid.diff() < 0
+        if not fall.all():
+            t = grid[1:][~fall][0].item()
+            raise ValueError(
+                f"{self.steps} steps are too many for {kind_of(type(self.times))} times in this "
+                f"{kind_of(type(process))}: they come to t={t:g} twice; take fewer"
+            )
+        return grid
+
+    def _grid(self, process: Process) -> Grid:
+        return self.times(process, self.steps)
+
     def _rows(self, process: Process, batch: int) -> list[Time]:
         """The grid as one (batch,) time per point."""
-        return [t.expand(batch) for t in self.times(process, self.steps)]
+        return [t.expand(batch) for t in self.grid(process)]
 
 
 @dataclass(frozen=True)
@@ -84,11 +103,18 @@ class Ode(Sampler):
 
     @property
     def evaluations(self) -> int:
-        """calls per step, and 1 in the step that ends at the data (where alpha(t_max) is 0, one
-        fewer than this).
-        """
+        """calls per step, and 1 in the step that ends at the data."""
         last = self.solver.calls - 1 if self.times.end == "t_data" else 0
         return self.solver.calls * self.steps - last
+
+    def cost(self, process: Process) -> int:
+        """Of the steps from alpha = 0 and to the data, which are of first order, 1 each."""
+        grid = self.grid(process)
+        whole = int(second_order(process, grid[:-1], grid[1:]).sum())
+        return self.steps + (self.solver.calls - 1) * whole
+
+    def _grid(self, process: Process) -> Grid:
+        return self.times.for_solver(process, self.steps)
 
     def walk(
         self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws

@@ -14,9 +14,16 @@ from fewstep.choice import Choice
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.process import PURE_NOISE, Process
-from fewstep.diffusion.types import Sample, Time, per_sample, where_rows
+from fewstep.diffusion.types import Mask, Sample, Time, per_sample, where_rows
 
 History = list[tuple[Time, Sample]]
+
+
+def second_order(process: Process, t: Time, s: Time) -> Mask:
+    """Which steps a second-order solver can correct: not one that ends at the data (r_s = 0), nor
+    one that starts where alpha is 0.
+    """
+    return (process.sigma(s) > 0) & (process.sigma(t) / process.alpha(t) < PURE_NOISE)
 
 
 class SolverStep:
@@ -76,7 +83,7 @@ class Solver(Choice, ABC):
         """
         x0 = denoise(x_t, t, cond)
         step = SolverStep(denoise, process, x_t, x0, t, s, cond)
-        usable = (step.r_s > 0) & step.starts_with_data
+        usable = second_order(process, t, s)
         # Whether any row is usable can be asked without waiting only of times on the CPU.
         if usable.device.type != "cpu" or bool(usable.any()):
             correction = self.correction(step, history or [])
@@ -143,7 +150,8 @@ class Dpmpp2m(Solver):
     ln(alpha/sigma) from the last one.
 
     With h = lambda_s - lambda_t and h0 the step before: x0 + h/(2 h0) (x0 - x0_before). The first
-    step is of first order.
+    step is of first order, and the last only where it ends at the data; diffusers takes the last of
+    less than 15 steps with first order also where it does not.
     """
 
     order: ClassVar[int] = 2

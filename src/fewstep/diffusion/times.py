@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from fewstep.choice import Choice, Count, Positive
+from fewstep.choice import Choice, Count, Positive, Rho
 from fewstep.diffusion.process import PURE_NOISE, Process
 from fewstep.diffusion.types import Grid
 
@@ -20,6 +20,9 @@ def _end(process: Process, end: End) -> float:
 
 
 def _spaced(start: float, stop: float, points: int) -> Grid:
+    """Even points. ValueError for more than a million: no memory is taken for them."""
+    if points > 1_000_000:
+        raise ValueError(f"{points} times are more than a grid of 1,000,000 can hold")
     return torch.linspace(start, stop, points, dtype=torch.float64)
 
 
@@ -35,6 +38,10 @@ class Times(Choice, ABC):
     def __call__(self, process: Process, n: int) -> Grid:
         """The grid of n >= 1 intervals."""
 
+    def for_solver(self, process: Process, n: int) -> Grid:
+        """The grid along which a solver goes: the same, but of `Auto` on a table."""
+        return self(process, n)
+
 
 @dataclass(frozen=True)
 class Karras(Times):
@@ -45,7 +52,7 @@ class Karras(Times):
     on.
     """
 
-    rho: Positive = 7.0
+    rho: Rho = 7.0
     """Steps are even in the rho-th root of the level: the larger, the more times near the data."""
     end: End = "t_data"
 
@@ -96,7 +103,7 @@ class Trailing(Times):
 
     def __call__(self, process: Process, n: int) -> Grid:
         size = process.t_max - process.t_data
-        times = size - torch.arange(n + 1, dtype=torch.float64) * size / n
+        times = size - _spaced(0.0, float(n), n + 1) * size / n
         if process.discrete:
             times = times.round()
         times = times + process.t_data
@@ -107,8 +114,9 @@ class Trailing(Times):
 
 @dataclass(frozen=True)
 class Uniform(Times):
-    """Even steps of the angle atan2(sigma, alpha): TrigFlow's linear
-    grid, seen from any process.
+    """Even steps of the angle atan2(sigma, alpha), in any process: TrigFlow's linear grid for data
+    of sigma_data = 1 (linspace is it for every sigma_data). On a table the times lie between the
+    indices, and those of more than about 50 steps to the data also below index 0.
     """
 
     end: End = "t_data"
@@ -126,13 +134,17 @@ class Auto(Times):
     """What the process is used with: Karras where sigma/alpha is finite at t_max, trailing indices
     for a table (down to t_min even whole steps, but with trailing=True), else even steps in t
     (rectified flow and TrigFlow begin at pure noise, which has no place on a Karras grid).
+
+    A solver goes along a table in even steps of the angle (`uniform`), or on trailing indices with
+    trailing=True. Of even indices the last step is so long (1/√n in sigma/alpha) that every solver
+    is of first order.
     """
 
     end: End = "t_data"
-    rho: Positive = 7.0
+    rho: Rho = 7.0
     """rho of the Karras grid."""
     trailing: bool = False
-    """Trailing indices on a table, also down to t_min."""
+    """Trailing indices on a table, also down to t_min and for solvers."""
 
     def __call__(self, process: Process, n: int) -> Grid:
         top = process.level(torch.tensor([process.t_max], dtype=torch.float64))
@@ -146,6 +158,11 @@ class Auto(Times):
         else:
             times = Linspace(self.end)
         return times(process, n)
+
+    def for_solver(self, process: Process, n: int) -> Grid:
+        if process.discrete and not self.trailing:
+            return Uniform(self.end)(process, n)
+        return self(process, n)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class DiffusionModel:
         """Network evaluations for one image with this sampler and guidance."""
         scale = self.guidance.default if guidance is None else guidance
         doubles = self.guidance.kind == "doubled" and scale != 1
-        return sampler.evaluations * (2 if doubles else 1)
+        return sampler.cost(self.denoiser.process) * (2 if doubles else 1)
 
     def answer(self, request: Request) -> Answer:
         """What this model will do for a request. ValueError where it cannot serve it."""

@@ -82,7 +82,7 @@ class Answer:
         self.negative = dict(request.negative)
         self.sampler = self._sampler(request)
         # A grid that cannot be made fails before the first image.
-        self.sampler.times(model.denoiser.process, self.sampler.steps)
+        self.sampler.grid(model.denoiser.process)
         self.guidance = self._guidance(request.guidance)
         self.doubles = model.guidance.kind == "doubled" and self.guidance != 1
         if self.negative and not self.doubles:
