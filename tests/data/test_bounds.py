@@ -1,6 +1,8 @@
 """What a file says of its own size costs a message, and no memory."""
 
 import gzip
+import io
+import json
 import struct
 import tarfile
 import tracemalloc
@@ -9,6 +11,7 @@ import datasets  # noqa: F401  (its import takes memory of its own)
 import numpy as np
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
 from tests.data.idx_files import write_idx, write_pair
 from tests.data.picture_files import encoded, made, tar_bytes
@@ -111,6 +114,38 @@ class TestTables:
         header = info.tobuf(tarfile.GNU_FORMAT) + bytes(512)
         (tmp_path / "x.tar").write_bytes(header * 3000 + bytes(1024))
         with pytest.raises(ValueError, match=r"x\.tar is damaged or cannot be used"):
+            Table(path=str(tmp_path)).read()
+
+    def test_an_archive_in_the_archive(self, tmp_path, monkeypatch, refusal):
+        """What reads an archive unpacks those in it, too."""
+        monkeypatch.setattr(bounds, "MOST_BYTES", 8 << 20)
+        inner = io.BytesIO()
+        np.savez_compressed(inner, np.zeros(12 << 20, np.uint8))
+        members = {"0.png": PICTURE, "0.npz": inner.getvalue()}
+        (tmp_path / "x.tar").write_bytes(tar_bytes(members, packed=False))
+        refusal(Table(path=str(tmp_path)), r"x\.tar says that it holds 12,")
+
+
+class TestJsonLines:
+    @pytest.mark.parametrize("start", ["[", '{"a":', "[[", '"]]]", [', "[\n"])
+    def test_lists_in_lists(self, tmp_path, start):
+        """A reader that recurs would end the interpreter."""
+        file = tmp_path / "x.jsonl"
+        file.write_text('{"caption": "x", "b": [' + start * 150_000 + "]}\n")
+        with pytest.raises(ValueError, match=r"x\.jsonl holds lists in lists, more than 100 deep"):
+            Table(path=str(tmp_path)).read()
+
+    def test_brackets_in_texts_are_none(self, tmp_path):
+        texts = ["[" * 300, '\\" [{' * 200, "]]", "a [cat] {here}"]
+        lines = [json.dumps({"caption": text}) for text in texts]
+        (tmp_path / "x.jsonl").write_text("\n".join(lines))
+        dataset = Table(path=str(tmp_path), split="all").dataset()
+        assert dataset.rows(torch.arange(4))["caption"] == texts
+
+    def test_a_line_without_end(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(bounds, "LONGEST_LINE", 1000)
+        (tmp_path / "x.jsonl").write_text('{"caption": "' + "a" * 2000 + '"}\n')
+        with pytest.raises(ValueError, match=r"x\.jsonl: a line of more than"):
             Table(path=str(tmp_path)).read()
 
 

@@ -1,7 +1,9 @@
 """How much a file may hold once it is unpacked; asked before the memory is taken."""
 
 import contextlib
+import re
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,16 @@ from fewstep.errors import DataMemoryError, out_of_memory
 
 MOST_BYTES = 1 << 29  # that any packed file may hold
 MOST_TIMES = 20  # a packed file may hold more where it is large itself: images pack to a fifth
+LONGEST_LINE = 64 << 20  # of JSON lines
+DEEPEST = 100  # lists in lists of JSON
+ZIPS = (".npz", ".pth")  # members of an archive that are archives themselves
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# What a damaged archive raises: also for sizes beyond 64 bits, and for names that announce names.
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error),
+    *(OverflowError, RecursionError),
+)
 
 
 def check_bytes(file: Path, held: int) -> None:
@@ -26,18 +38,44 @@ def check_bytes(file: Path, held: int) -> None:
         )
 
 
+def check_lines(file: Path) -> None:
+    """ValueError where JSON lines hold lists in lists so deep that a reader that recurs would crash
+    the interpreter, or one line that is rather an attack on the memory.
+    """
+    depth = 0
+    with file.open("rb") as stream:
+        while line := stream.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"{file}: a line of more than {LONGEST_LINE >> 20} MB")
+            begun = line.count(b"[") + line.count(b"{")
+            if begun == line.count(b"]") + line.count(b"}") and depth + begun <= DEEPEST:
+                continue  # else look at it closer, as brackets stand in texts, too
+            for mark in STRING.sub(b"", line).translate(None, NO_BRACKETS):
+                depth += 1 if mark in b"[{" else -1
+                if depth > DEEPEST:
+                    raise ValueError(f"{file} holds lists in lists, more than {DEEPEST} deep")
+
+
+def _unpacked(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    """The bytes that an archive inside the archive says that it holds."""
+    inner = archive.extractfile(member) if member.name.lower().endswith(ZIPS) else None
+    if inner is None or not zipfile.is_zipfile(inner):
+        return 0
+    with zipfile.ZipFile(inner) as members:
+        return sum(one.file_size for one in members.infolist())
+
+
 def check_archive(file: Path) -> None:
     """`check_bytes` of all members of a tar archive, packed or not: a sparse member may say any
     size. ValueError also where it is damaged.
     """
-    damaged = tarfile.TarError, OSError, EOFError, zlib.error, OverflowError, RecursionError
     held = 0
     try:
         with tarfile.open(file) as archive:
             while (member := archive.next()) is not None:
-                held += member.size
+                held += member.size + _unpacked(archive, member)
                 check_bytes(file, held)
-    except damaged as error:
+    except DAMAGED as error:
         raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
 
 

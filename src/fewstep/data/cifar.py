@@ -4,10 +4,8 @@ or not.
 
 import io
 import pickle
-import pickletools
 import re
 import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.data.bounds import DAMAGED
 from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.labels import check_labels
+from fewstep.data.pickles import check_pickle
 from fewstep.data.pictures import OnBad, Pixels
 from fewstep.data.source import Source, unpacked
 from fewstep.data.splits import of_training
@@ -136,7 +136,7 @@ def _contents(file: Path) -> dict[Path, bytes]:
             raise ValueError(
                 "its end is missing"
             )  # tarfile takes what stops at a header for a whole archive
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (*DAMAGED, ValueError) as error:
         raise ValueError(f"{file} is damaged or cut off: {error}") from None
     if not found:
         raise ValueError(f"{file} holds no CIFAR")
@@ -186,13 +186,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _pickled(file: Path, content: bytes) -> tuple[Pixels, dict[str, Tensor]]:
     try:
-        for count, (opcode, argument, _) in enumerate(
-            pickletools.genops(content)
-        ):  # ends at a length beyond the file
-            if count > MOST_OPCODES or (
-                "PUT" in opcode.name and isinstance(argument, int) and argument > count
-            ):
-                raise ValueError("it would take more memory than CIFAR needs")
+        check_pickle(content, MOST_OPCODES)
         loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         table = {_raw(key).decode(): value for key, value in loaded.items()}
         _, shape, _, fortran, values = table["data"].state

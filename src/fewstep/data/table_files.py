@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.bounds import check_archive, check_bytes
+from fewstep.data.bounds import check_archive, check_bytes, check_lines
 from fewstep.data.index import file_hash
 
 # By the end of a file's name, the reader of `datasets`.
@@ -26,6 +26,8 @@ def table_looked_at(file: Path) -> tuple[bytes, tuple[int, int, int]]:
     """The hash of a table's file, for an index. ValueError where it may not be opened."""
     if READERS[file.suffix.lower()] == "webdataset":
         check_archive(file)
+    if READERS[file.suffix.lower()] == "json":
+        check_lines(file)
     return file_hash(file), (0, 0, 0)
 
 
