@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fewstep import Run, distil, load
+from fewstep.contracts.trial import teacher
 from fewstep.data.digits import Digits
+from fewstep.diffusion.process import VarianceExploding
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.diffusion import Diffusion
 from fewstep.metrics.classifier import Classification
@@ -14,7 +16,7 @@ from fewstep.models.classifier import Classifier, ClassifierNetwork, FreshClassi
 from fewstep.models.source import Fresh
 from fewstep.training.config import TrainerConfig
 from fewstep.training.log import read_log
-from tests.test_contracts import TINY, teacher_of
+from tests.test_contracts import TINY
 
 
 def tiny_run(method=None, teacher=None, **changes):
@@ -106,7 +108,7 @@ def test_all_wrong_values_are_named():
 
 def test_a_run_is_put_together_from_what_is_given():
     digits = Digits(limit=32).dataset()
-    model = teacher_of(digits)
+    model = teacher(VarianceExploding())
     run = tiny_run(ConsistencyDistillation(bins=4))
     found = run.prepared(digits, model=model)
     assert found.model is model

@@ -110,15 +110,10 @@ class Run(Choice):
             model = with_examples(model, dataset)
         if begin is None:
             begin = model if self.start is None else self.start.load(dataset.space, seed)
-        if isinstance(model, Classifier) != isinstance(self.method, Classification):
-            kind = kind_of(type(self.method))
-            raise ValueError(f"{kind} does not train the model of teacher={self.teacher.dump()}")
-        diffuses = isinstance(model, DiffusionModel)
-        if diffuses and (wrong := unlike(begin.denoiser, model.denoiser)):
-            raise ValueError(f"start: {wrong}")
+        method = self._method_for(model, begin)
         with seeded(seed, torch.device("cpu")):  # new heads
             clone = self.adaptation.clones(begin.denoiser, seed, self.dropout)
-            nets = self.method.build_nets(model, clone)
+            nets = method.build_nets(model, clone)
         batch = self.trainer.batch
         share = (world or World()).rows(batch)
         stream = Stream(
@@ -132,8 +127,19 @@ class Run(Choice):
             share,
         )
         contents = {} if folder is None else self._contents(model, begin)
-        trainer = Trainer(self.method, nets, stream, self.trainer, folder, world, contents)
+        trainer = Trainer(method, nets, stream, self.trainer, folder, world, contents)
         return Prepared(model, nets, stream, trainer, test, begin)
+
+    def _method_for(self, model: Any, begin: Any) -> Method:
+        """The method for these models. ValueError where they do not fit it or each other."""
+        if isinstance(model, Classifier) != isinstance(self.method, Classification):
+            kind = kind_of(type(self.method))
+            raise ValueError(f"{kind} does not train the model of teacher={self.teacher.dump()}")
+        if not isinstance(model, DiffusionModel):
+            return self.method
+        if reason := unlike(begin.denoiser, model.denoiser):
+            raise ValueError(f"start: {reason}")
+        return self.method.towards(model)
 
     def _contents(self, model: Any, begin: Any) -> dict[str, Any]:
         """What the models are that the run names; new ones are those of the seed."""
@@ -282,7 +288,8 @@ def _measuring(run: Run, ready: Prepared) -> list[Observer]:
         return []
     teacher = ready.model if isinstance(run.teacher, Saved) else None
     every, device = run.trainer.health_every, ready.trainer.device
-    return [Health(run.method, ready.nets, ready.stream, ready.held_out, teacher, device, every)]
+    method = ready.trainer.method
+    return [Health(method, ready.nets, ready.stream, ready.held_out, teacher, device, every)]
 
 
 def _drawing(run: Run, ready: Prepared, say: Callable[[str], None]) -> list[Observer]:
@@ -292,7 +299,8 @@ def _drawing(run: Run, ready: Prepared, say: Callable[[str], None]) -> list[Obse
     if config.sample_every:
         samples, steps = place.path / "samples", config.sample_steps
         every = config.sample_every
-        found.append(Gallery(run.method, ready.model, samples, every, steps, world, say))
+        method = ready.trainer.method
+        found.append(Gallery(method, ready.model, samples, every, steps, world, say))
     if config.tensorboard and world.is_leader:
         found.append(TensorBoard(place.path / "tensorboard"))
     return found

@@ -245,7 +245,7 @@ def test_what_a_method_raises_is_told_with_its_line(fewstep, write):
     reason = said(ended)["trains_at_all"][1]
     assert reason.startswith("RuntimeError: The size of tensor")
     assert reason.endswith(f"({path.name}, line 41)")
-    assert "13 laws of training were not tried" in ended.out
+    assert "14 laws of training were not tried" in ended.out
     assert len(ended.err.splitlines()) == 1
 
 

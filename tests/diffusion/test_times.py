@@ -393,13 +393,19 @@ def test_explicit_times_of_one_number_of_steps_are_given_once():
 @every("process", PROCESSES)
 @pytest.mark.parametrize(("df", "low"), [(0.01, 1.0), (0.01, 0.3), (3.0, 0.5), (1e4, 2.0)])
 def test_log_student_levels(process, df, low):
-    """Against scipy's distribution, cut off at both ends; a level above 1000 is taken for pure
-    noise.
+    """Against scipy's distribution, cut off at both ends; where a process goes on to pure noise,
+    levels from 80 up are t_max, and none is above 1000.
     """
     from scipy.stats import t as student
 
     top = min(1e3, math.tan(process.angle(f64(process.t_max)).item()))
     times = LogStudent(df, 0.1, 0.4, low)(process, Draws(0, range(ROWS)))
+    if top == 1e3:
+        whole, part = (student.cdf((math.log(v) - 0.1) / 0.4, df) for v in (top, 80.0))
+        below = student.cdf((math.log(low) - 0.1) / 0.4, df)
+        at_end = (times == process.t_max).double().mean().item()
+        assert at_end == pytest.approx((whole - part) / (whole - below), rel=0.1, abs=1e-3)
+        times, top = times[times != process.t_max], 80.0
     x = (torch.log(torch.tan(process.angle(times))) - 0.1) / 0.4
     ends = student.cdf([(math.log(level) - 0.1) / 0.4 for level in (low, top)], df)
     assert x.min() >= (math.log(low) - 0.1) / 0.4 - 1e-6

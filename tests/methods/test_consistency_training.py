@@ -11,8 +11,8 @@ from tests.diffusion.cases import PROCESSES, close, every, f64
 from tests.methods.test_consistency import by_place, slopes
 from tests.oracles import Gaussian, batch_of
 from tests.stand_ins import Dropping, Exact, Gains, Kept
-from tests.test_contracts import teacher_of
 
+from fewstep.contracts.trial import teacher
 from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
@@ -292,7 +292,7 @@ def test_the_adaptive_decay_of_the_official_code():
 def trainer_of(**options):
     """Three steps of 16 digits with a tiny teacher."""
     digits = Digits(limit=64).dataset()
-    model, method = teacher_of(digits), ConsistencyTraining(**options)
+    model, method = teacher(VarianceExploding()), ConsistencyTraining(**options)
     config = TrainerConfig(steps=3, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,))
     return Run(Digits(), method, trainer=config).prepared(digits, model=model).trainer
 

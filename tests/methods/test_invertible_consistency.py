@@ -6,8 +6,8 @@ from tests.diffusion.cases import close, every, f64, rows
 from tests.methods.chains import PROCESSES, TABLE, Chain, descend, samples
 from tests.oracles import Gaussian, batch_of
 from tests.stand_ins import GainTable, net
-from tests.test_contracts import teacher_of
 
+from fewstep.contracts.trial import teacher
 from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
@@ -253,7 +253,7 @@ def test_a_guided_student_that_cannot_be_asked_without():
 
 
 def test_the_way_up_needs_a_segment_of_its_own():
-    model = teacher_of(Digits(limit=64).dataset())
+    model = teacher(VarianceExploding())
     for one in (MultiBoundary(segments=20, bins=20), MultiBoundary(segments=1, bins=1)):
         with pytest.raises(ValueError, match=r"segments|boundar"):
             InvertibleConsistency(one).build_nets(model, FullCopy().clones(model.denoiser))
@@ -267,7 +267,7 @@ def test_encoding_needs_noise_to_start_from():
 def test_each_update_moves_its_own_network_alone():
     method = InvertibleConsistency(MultiBoundary(guidance=GuidanceRange(1.0, 4.0, embed=True)))
     digits = Digits(limit=64).dataset()
-    model = teacher_of(digits)
+    model = teacher(VarianceExploding())
     nets = method.build_nets(model, FullCopy().clones(model.denoiser))
     assert nets.student.inputs == nets.encoder.inputs == ("label", "guidance")
     x0 = torch.randn(8, *digits.shape)

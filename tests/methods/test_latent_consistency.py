@@ -333,7 +333,7 @@ def test_a_teacher_that_reads_its_guidance_is_told_and_passes_the_input_on():
         VarianceExploding(), lambda x, t, cond, s: seen.append(cond["guidance"]) or x, ("guidance",)
     )
     one = batch(8)
-    denoise, cond = GuidanceRange(2.0, 4.0, embed=True)(told, one)
+    denoise, cond = GuidanceRange(2.0, 4.0, embed=True)(told, one.cond, one.draws)
     denoise(one.data, rows(1, 8), one.cond)
     assert torch.equal(seen[0], cond["guidance"])
     assert len(seen[0]) == 8  # not a doubled batch

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.diffusion.cases import rows
 from tests.methods.students import (
     assert_guides_only_what_knows_no_label,
     assert_reaches_the_exact_map,
@@ -130,9 +131,8 @@ def test_the_guidance_that_is_trained_in(g, mix, w):
 
     x = torch.zeros(3, 1)
     x0 = torch.full((3, 1), data)
-    found = method.clean(
-        method.Nets(Student(), None), x, torch.ones(3, dtype=torch.float64), x0, cond
-    )
+    t, scale = rows(1.0, 3), rows(g, 3)
+    found = method.clean(method.Nets(Student(), None), x, t, x0, cond, scale)
     # Without a label (row 2) the plain sample; with one, what the student says already.
     torch.testing.assert_close(
         found, torch.tensor([[guided], [guided], [data]], dtype=torch.float64), atol=1e-6, rtol=0
@@ -148,8 +148,9 @@ def test_the_students_own_answers_are_those_at_one_time():
 
     method = MeanFlow(guidance=GuidanceRange(2.5, 2.5), mix=0.6)
     t, x0 = torch.tensor([0.01, 0.5, 3.0, 70.0], dtype=torch.float64), samples(4, d=2)
+    student = net(VE, answer, ("label", "s"))
     found = method.clean(
-        method.Nets(net(VE, answer, ("label", "s")), None), torch.zeros(4, 2), t, x0, labels(4)
+        method.Nets(student, None), torch.zeros(4, 2), t, x0, labels(4), rows(2.5, 4)
     )
     at = t[:, None]
     torch.testing.assert_close(
@@ -161,7 +162,9 @@ def test_the_students_own_answers_have_no_dropout():
     student = Denoiser(Masked(lambda x, t, s: torch.ones_like(x)), VE, SamplePrediction())
     method = MeanFlow(guidance=GuidanceRange(2.0, 2.0), mix=0.5)
     one = torch.ones(64, 1, dtype=torch.float64)
-    found = method.clean(method.Nets(student, None), 0 * one, one[:, 0], one, labels(64))
+    found = method.clean(
+        method.Nets(student, None), 0 * one, one[:, 0], one, labels(64), rows(2.0, 64)
+    )
     torch.testing.assert_close(found, one)
     assert student.network.drop.training
 
@@ -180,9 +183,10 @@ def test_a_guided_teacher_is_mixed_in_the_g_form():
     x0 = method.clean(
         method.Nets(None, teacher),
         torch.zeros(2, 1),
-        torch.ones(2, dtype=torch.float64),
-        None,
+        rows(1.0, 2),
+        torch.zeros(2, 1),
         cond,
+        rows(3.0, 2),
     )
     torch.testing.assert_close(x0, torch.full((2, 1), 3.0, dtype=torch.float64))
 

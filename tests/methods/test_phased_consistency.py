@@ -8,9 +8,9 @@ from tests.diffusion.cases import close, every, f64, rows
 from tests.methods.chains import PROCESSES, TABLE, Chain, descend, samples
 from tests.oracles import Gaussian, batch_of
 from tests.stand_ins import GainTable, net
-from tests.test_contracts import teacher_of
 from torch import nn
 
+from fewstep.contracts.trial import teacher
 from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
@@ -143,7 +143,7 @@ class Told(nn.Module):
 
 def real(method):
     digits = Digits(limit=64).dataset()
-    model = teacher_of(digits)
+    model = teacher(VarianceExploding())
     nets = method.build_nets(model, FullCopy().clones(model.denoiser))
     nets.teacher.requires_grad_(False)
     cond = model.conditioner({"label": torch.arange(8)})

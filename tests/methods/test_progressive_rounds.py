@@ -2,17 +2,17 @@
 
 import copy
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.diffusion.cases import close, every, f64
 from tests.methods.test_progressive import MEAN, STD, affine_nets, samples
 from tests.oracles import Gaussian, batch_of
-from tests.test_contracts import teacher_of
 from tests.training.tiny import StopError, assert_same, config, model, part, real, state, stop_at
 from torch import nn
 
+from fewstep.choice import replaced
+from fewstep.contracts.trial import teacher
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import (
@@ -22,6 +22,7 @@ from fewstep.diffusion.process import (
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Euler
 from fewstep.diffusion.times import Karras, Linspace, Strided, Trailing
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.schedules import Linear
 from fewstep.methods.progressive import Progressive
@@ -242,10 +243,13 @@ def test_start_and_teacher_get_each_others_inputs(who, more):
     """They are zero at first: the teacher answers as before; and a round's end has a place for
     every weight.
     """
-    of = teacher_of(SimpleNamespace(space=image_space((1, 8, 8), 10)))
+    of = teacher(VarianceExploding())
     plain, wider = of.denoiser, FullCopy().clones(of.denoiser)("wider", inputs={more})
     of.denoiser, start = (plain, wider) if who == "start" else (wider, plain)
-    nets = METHOD.build_nets(of, FullCopy().clones(start))
+    told = who == "teacher" and more == "guidance"
+    scale = GuidanceRange(embed=True) if told else None
+    nets = replaced(METHOD, guidance=scale).build_nets(of, FullCopy().clones(start))
+    assert nets.told is told
     assert set(nets.student.inputs) == set(nets.teacher.inputs) == {"label", more}
     x, t, cond = (
         torch.randn(4, 1, 8, 8),

@@ -263,7 +263,10 @@ def test_guidance_enters_at_two_intervals_alone():
 
 @pytest.mark.parametrize(
     ("options", "share"),
-    [({}, 0.0), ({"guidance": GuidanceRange(2.0, 2.0), "label_dropout": 0.5}, 0.5)],
+    [
+        ({"velocity": "teacher"}, 0.0),
+        ({"guidance": GuidanceRange(2.0, 2.0), "label_dropout": 0.5}, 0.5),
+    ],
 )
 def test_labels_are_dropped_only_under_guidance_and_for_all_networks_alike(options, share):
     process, asked = VarianceExploding(), {}
@@ -275,22 +278,35 @@ def test_labels_are_dropped_only_under_guidance_and_for_all_networks_alike(optio
 
         return net(process, answer, ("label", "s"))
 
-    method = Shortcut(intervals=8, velocity="teacher", **options)
+    method = Shortcut(intervals=8, **options)
     parts = method.Nets(*(watched(name) for name in ("student", "target", "teacher")))
     nothing = torch.ones(512, dtype=torch.long)
     method.loss(
         parts, batch_of(samples(512), cond=Cond({"label": 0 * nothing}, {"label": nothing})), CLOCK
     )
-    (told,), (first, second), (teacher,) = (
-        asked[name] for name in ("student", "target", "teacher")
-    )
+    (told,), (first, second) = (asked[name] for name in ("student", "target"))
     assert told.double().mean().item() == pytest.approx(share, abs=0.07)
-    assert torch.equal(teacher, told)
+    assert all(torch.equal(teacher, told) for teacher in asked.get("teacher", ()))
     both = (
         torch.cat([told, nothing]) if share else told
     )  # the rows of a guided pass: with their labels, and without
     assert torch.equal(first, both)
     assert torch.equal(second, both)
+
+
+def test_a_guided_teacher_gives_one_interval_its_guidance():
+    """Which longer ones then have from it: the target's jumps are taken as they are."""
+    process, scale = VarianceExploding(), GuidanceRange(3.0, 3.0)
+    method = Shortcut(intervals=8, velocity="teacher", bootstrap=0.0, guidance=scale)
+    zero = answering(process, lambda x, t, s: torch.zeros_like(x))
+    parts = method.Nets(zero, zero, Denoiser(Labelled(), process, SamplePrediction()))
+    labels = torch.zeros(64, dtype=torch.long)
+    batch = batch_of(samples(64), cond=Cond({"label": labels}, {"label": labels + 9}))
+    found = method.loss(parts, batch, CLOCK).terms["shortcut"]
+    draws = batch_of(samples(64)).draws
+    draws.uniform(), draws.integers(3)
+    t = method.times(process, 8)[(draws.uniform() * 8).long()]
+    torch.testing.assert_close(found, (3.0 / rectified(process, t)).square().to(found))
 
 
 def test_one_interval_learns_what_the_teacher_says_of_the_label():

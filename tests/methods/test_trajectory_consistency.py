@@ -8,9 +8,8 @@ from tests.diffusion.cases import close, every, f64, rows
 from tests.methods.chains import PROCESSES, TABLE, Chain, descend, samples
 from tests.oracles import Gaussian, batch_of
 from tests.stand_ins import GainTable, net
-from tests.test_contracts import teacher_of
 
-from fewstep.data.digits import Digits
+from fewstep.contracts.trial import teacher
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import Guidance
@@ -165,8 +164,7 @@ def test_the_goal_is_the_slow_copys_jump():
 
 
 def test_inputs_of_the_networks():
-    digits = Digits(limit=64).dataset()
-    model = teacher_of(digits)
+    model = teacher(VarianceExploding())
     for options, inputs in (
         ({}, ("label",)),
         ({"told_end": True}, ("label", "s")),

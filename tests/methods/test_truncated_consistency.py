@@ -10,9 +10,9 @@ from tests.diffusion.cases import PROCESSES, close, every, f64
 from tests.methods.test_easy_consistency import samples
 from tests.oracles import Gaussian, batch_of
 from tests.stand_ins import Dropping, Exact, ExactFlow, Kept, TimeGain, denoising
-from tests.test_contracts import teacher_of
 from tests.training.tiny import StopError, stop_at
 
+from fewstep.contracts.trial import teacher
 from fewstep.data.digits import Digits
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import SamplePrediction
@@ -196,7 +196,7 @@ def test_all_three_passes_have_the_same_masks():
 
 def trainer_of(steps=6, folder=None, **options):
     digits = Digits(limit=64).dataset()
-    model, method = teacher_of(digits), TruncatedConsistency(**options)
+    model, method = teacher(VarianceExploding()), TruncatedConsistency(**options)
     config = TrainerConfig(
         steps=steps, batch=16, optimizer=Sgd(lr=0.05), ema=(0.5,), save_every=1, health_every=0
     )

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fewstep.diffusion.guidance import Guidance
 from fewstep.learning.method import Clock
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.mean_flow import MeanFlow
@@ -29,7 +30,9 @@ def test_grids_are_of_steps_that_the_student_serves(tmp_path, method, asked, dra
         made.append(steps)
         return torch.zeros(num, 1, 4, 4)
 
-    model = SimpleNamespace(with_student=lambda *_: SimpleNamespace(generate=generate))
+    model = SimpleNamespace(
+        with_student=lambda *_: SimpleNamespace(generate=generate), guidance=Guidance()
+    )
     gallery = Gallery(
         method,
         model,
@@ -53,7 +56,9 @@ def test_a_grid_of_numbers_that_are_not_finite_is_not_drawn_and_the_run_goes_on(
     def generate(num, steps):
         return torch.full((num, 1, 4, 4), math.nan if steps == 2 else 0.5)
 
-    model = SimpleNamespace(with_student=lambda *_: SimpleNamespace(generate=generate))
+    model = SimpleNamespace(
+        with_student=lambda *_: SimpleNamespace(generate=generate), guidance=Guidance()
+    )
     world = SimpleNamespace(is_leader=True)
     gallery = Gallery(MeanFlow(), model, tmp_path, 1, (1, 2, 4), world, said.append)
     gallery(

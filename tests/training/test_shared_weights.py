@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 from tests.shared_weights import LowRanks, LowRankView
-from tests.test_contracts import TINY, teacher_of
+from tests.test_contracts import TINY
 from tests.training.tiny import StopError, assert_same, bits, config, model, real, state, stop_at
 
+from fewstep.contracts.trial import teacher as tiny_teacher
 from fewstep.data.digits import Digits
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.process import VarianceExploding
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.progressive import Progressive
@@ -173,7 +175,7 @@ def test_a_view_that_is_merged_computes_the_same():
 def test_a_students_folder_holds_a_plain_network(folder):
     """Loaded without the teacher, with its averages, it answers as what `distil` returned."""
     digits = Digits(limit=64)
-    teacher = teacher_of(digits.dataset())
+    teacher = tiny_teacher(VarianceExploding())
     teacher.save(folder / "teacher")
     run = Run(
         digits,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.choice import did_you_mean
-from fewstep.contracts import sampled, trained, written
+from fewstep.contracts import guided, sampled, trained, written
 from fewstep.contracts.trial import Trial
 from fewstep.learning.method import Method
 
@@ -33,6 +33,7 @@ TRAINED: tuple[Law, ...] = (
     sampled.the_sampler_costs_what_it_says,
     sampled.the_student_saves_and_loads,
     sampled.any_process_will_do,
+    guided.a_guided_teacher_is_distilled_or_refused,
 )
 LAWS: dict[str, Law] = {law.__name__: law for law in (*WRITTEN, trained.trains_at_all, *TRAINED)}
 

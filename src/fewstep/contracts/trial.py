@@ -54,10 +54,16 @@ class Trial:
         return 16 if 16 % (4 * group) == 0 else 4 * group
 
     def prepared(
-        self, process: Process | None = None, folder: Path | None = None, **config: Any
+        self,
+        process: Process | None = None,
+        folder: Path | None = None,
+        model: DiffusionModel | None = None,
+        **config: Any,
     ) -> Tried:
-        """A run that has not begun. config: options of the trainer."""
-        model = teacher(process or VarianceExploding())
+        """A run that has not begun. model: in place of the tiny teacher of this process. config:
+        options of the trainer.
+        """
+        model = model or teacher(process or VarianceExploding())
         options: dict[str, Any] = {
             "steps": STEPS,
             "batch": self.rows,
@@ -110,7 +116,7 @@ def weights(trainer: Trainer) -> Weights:
 def students(tried: Tried) -> Iterator[tuple[Sampler, DiffusionModel]]:
     """(sampler, model) of each exported network that generates."""
     trainer = tried.trainer
-    guidance = trainer.method.student_guidance()
+    guidance = trainer.method.student_guidance(tried.model.guidance)
     for name in trainer.state.roles.exports:
         sampler = trainer.method.sampler(trainer.clock(STEPS - 1), name)
         if sampler is not None:

@@ -9,17 +9,29 @@ import torch
 
 from fewstep.choice import Choice, Count, Positive, Share
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.process import Process
+from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Time, time_dtype, to_device
 
-# Levels above it are not drawn: a sample is noise there, and float32 cannot tell two times.
-HIGHEST = 1e3
+# Levels sigma/alpha. From TOP up, where EDM begins, a sample counts as noise; a process that goes
+# beyond FAR goes on to pure noise.
+TOP, FAR = 80.0, 200.0
+
+
+def goes_to_noise(process: Process) -> bool:
+    """Whether sampling begins at pure noise, or so close to it that no density comes there."""
+    return bool(process.level(torch.tensor([process.t_max], dtype=torch.float64)) > FAR)
 
 
 def _known(process: Process, t: Time) -> Time:
-    """Times as they are, but for a table, beyond whose ends there is nothing."""
-    return t.clamp(process.t_min, process.t_max) if process.discrete else t
+    """Times as they are, but for a table, beyond whose ends there is nothing, and for a process
+    that goes on to pure noise: all levels from `TOP` up are t_max, where sampling begins.
+    """
+    if process.discrete:
+        t = t.clamp(process.t_min, process.t_max)
+    if goes_to_noise(process):
+        t = torch.where(process.level(t) >= TOP, process.t_max, t)
+    return t
 
 
 class Density(Choice, ABC):
@@ -32,8 +44,8 @@ class Density(Choice, ABC):
 
 @dataclass(frozen=True)
 class LogNormal(Density):
-    """ln(sigma/alpha) ~ N(mean, std²); EDM's (-1.2, 1.2). Not truncated,
-    except to a table's ends.
+    """ln(sigma/alpha) ~ N(mean, std²); EDM's (-1.2, 1.2). Not truncated, except to a table's ends;
+    levels from 80 up are t_max in a process that goes on to pure noise.
     """
 
     mean: float = -1.2
@@ -49,7 +61,7 @@ class LogNormal(Density):
 @dataclass(frozen=True)
 class LogStudent(Density):
     """ln(sigma/alpha) follows Student's t with `df` degrees of freedom, times std, plus mean; cut
-    off below the level `low` and above t_max (arXiv:2410.14895).
+    off below the level `low` and above t_max (arXiv:2410.14895), or above 1000.
 
     With ln(sigma/alpha) = mean + std √df sinh(y) the density of y is cosh(y)^-df, nearly even for a
     small df: so its integral, by trapezia on 1,025 points, is inverted on straight lines.
@@ -65,7 +77,7 @@ class LogStudent(Density):
     """The level sigma/alpha below which nothing is drawn."""
 
     def __call__(self, process: Process, draws: Draws) -> Time:
-        top = process.level(torch.tensor([process.t_max], dtype=torch.float64)).clamp(max=HIGHEST)
+        top = process.level(torch.tensor([process.t_max], dtype=torch.float64)).clamp(max=1e3)
         if not self.low < top:
             raise ValueError(
                 f"low={self.low:g} is not below the largest sigma/alpha, {top.item():g}"
@@ -145,3 +157,19 @@ class UniformTime(Density):
             low, high = round(process.t_min), round(process.t_max)
             return (low + draws.integers(high - low + 1)).to(time_dtype(draws.device))
         return process.t_min + (process.t_max - process.t_min) * draws.uniform()
+
+
+@dataclass(frozen=True)
+class Usual(Density):
+    """What a denoiser of the process is trained with: EDM's log-normal levels for EDM
+    (variance_exploding), else even times, whole ones of a table (arXiv:2006.11239,
+    arXiv:2011.13456, arXiv:2209.03003).
+
+    Where time ends at pure noise, or at a table's last index, a log-normal density hardly comes to
+    where sampling begins; even times do.
+    """
+
+    def __call__(self, process: Process, draws: Draws) -> Time:
+        if isinstance(process, VarianceExploding):
+            return LogNormal()(process, draws)
+        return UniformTime(whole=process.discrete)(process, draws)

@@ -37,26 +37,36 @@ def guided(denoiser: Denoiser, scale: Scale) -> Denoise:
     Where the network reads "guidance" it is told the scale; otherwise the number 1 leaves the
     denoiser as it is, and any other scale evaluates one doubled batch (2 evaluations).
     """
-    if "guidance" not in denoiser.inputs and isinstance(scale, int | float) and scale == 1:
-        return denoiser
-
-    def at(t: Time) -> Tensor:
-        g = scale(t) if callable(scale) else scale
-        if isinstance(g, Tensor):
-            return to_device(g, t.device, t.dtype).expand(t.shape)
-        return torch.full_like(t, g)
+    if "guidance" not in denoiser.inputs:
+        alone = isinstance(scale, int | float) and scale == 1
+        return denoiser if alone else doubled(denoiser, scale)
 
     def told(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
-        return denoiser(x_t, t, cond.with_values(guidance=to_device(at(t), x_t.device)), s)
+        g = to_device(_at(scale, t), x_t.device)
+        return denoiser(x_t, t, cond.with_values(guidance=g), s)
 
-    def doubled(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+    return told
+
+
+def doubled(denoiser: Denoiser, scale: Scale) -> Denoise:
+    """The denoiser under guidance in one doubled batch, whatever it reads."""
+
+    def both(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
         both_s = None if s is None else torch.cat([s, s])
         x0, x0_null = denoiser(
             torch.cat([x_t, x_t]), torch.cat([t, t]), cond.doubled(), both_s
         ).chunk(2)
-        return x0_null + per_sample(at(t), x_t) * (x0 - x0_null)
+        return x0_null + per_sample(_at(scale, t), x_t) * (x0 - x0_null)
 
-    return told if "guidance" in denoiser.inputs else doubled
+    return both
+
+
+def _at(scale: Scale, t: Time) -> Tensor:
+    """The scale of each row at its time."""
+    g = scale(t) if callable(scale) else scale
+    if isinstance(g, Tensor):
+        return to_device(g, t.device, t.dtype).expand(t.shape)
+    return torch.full_like(t, g)
 
 
 def fading(scale: float, full: float, none: float) -> Callable[[Time], Time]:

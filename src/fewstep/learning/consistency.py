@@ -9,7 +9,7 @@ import torch
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
-from fewstep.diffusion.densities import LogNormal
+from fewstep.diffusion.densities import TOP, LogNormal, goes_to_noise
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.solvers import OneStepSolver
@@ -35,14 +35,18 @@ def adjacent(
     """(t, s) with t > s: the ends of one random interval of the decreasing grid per row.
 
     density None: all intervals alike. LogNormal: with the probability that it gives to the interval
-    (arXiv:2310.14189). A grid that names a time twice (a table has only so many) has no interval
-    there.
+    (arXiv:2310.14189); in a process that goes on to pure noise all of it from sigma/alpha = 80 up
+    is given to the interval that begins there. A grid that names a time twice (a table has only so
+    many) has no interval there.
     """
     grid = torch.unique_consecutive(grid)
     if density is None:
         index = draws.integers(len(grid) - 1)
     else:
-        level = torch.log(process.level(grid))
+        level = process.level(grid)
+        if goes_to_noise(process):  # what lies above the last level is the interval of t_max
+            level = torch.cat([level[:1], level[1:].clamp(max=TOP)])
+        level = torch.log(level)
         below = torch.erf((level - density.mean) / (density.std * 2**0.5))
         share = (below[:-1] - below[1:]).clamp(min=0)
         edges = share.cumsum(0) / share.sum()

@@ -5,6 +5,7 @@ optimizers, freezing, precision, accumulation, checkpoints, averages and logs; n
 other.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
@@ -12,13 +13,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fewstep.choice import Choice
+from fewstep.choice import Choice, kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.samplers import Sampler
 from fewstep.learning.batch import Batch
-from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.guidance import GuidanceRange, GuidedBy, learned
+
+UNGUIDED = Guidance()
 
 
 class Clock(NamedTuple):
@@ -76,11 +79,41 @@ class Clone(Protocol):
 class Method(Choice, ABC):
     """A training method; its fields are its hyperparameters and its options on the command line.
 
-    guidance: of what the student learns from; methods that know it make it an option.
+    holds: the field that is the method whose guidance this one has too.
     """
 
     folder: ClassVar[str | None] = "fewstep.methods"
-    guidance = GuidanceRange()
+    holds: ClassVar[str] = ""
+    guidance: GuidanceRange | None = None
+    """Guidance of what the student learns from, in g-form: a number (1: none), or a range drawn per
+    sample; null: the teacher's own."""
+
+    @property
+    def guided_by(self) -> GuidedBy:
+        """Whose answers are guided: the teacher's, the student's own, or nobody's, for methods that
+        learn from the data alone.
+        """
+        return "teacher"
+
+    @property
+    def scales(self) -> GuidanceRange:
+        """The guidance that is learned; none where nobody says."""
+        return self.guidance or GuidanceRange()
+
+    def towards(self, model: Any) -> "Method":
+        """This method for this teacher, its guidance settled. ValueError for a teacher that it
+        cannot distil.
+        """
+        if self.holds:
+            inner = getattr(self, self.holds).towards(model)
+            return dataclasses.replace(self, **{self.holds: inner})  # type: ignore[type-var]
+        name = kind_of(type(self))
+        found = learned(self.guidance, model, self.guided_by, name)
+        if "guidance" in {field.name for field in dataclasses.fields(self)}:  # type: ignore[arg-type]
+            return dataclasses.replace(self, guidance=found)  # type: ignore[type-var]
+        if found != GuidanceRange():
+            raise ValueError(f"the teacher is guided, for which {name} has no option")
+        return self
 
     @property
     def needs(self) -> frozenset[str]:
@@ -128,9 +161,14 @@ class Method(Choice, ABC):
         """The sampler that the exported network is made for; None where it generates nothing."""
         return None
 
-    def student_guidance(self) -> Guidance:
-        """What the student's guidance argument means."""
-        return self.guidance.meaning
+    def student_guidance(self, teacher: Guidance = UNGUIDED) -> Guidance:
+        """What the student's guidance argument means, where the teacher's means that."""
+        if self.holds:
+            held: Method = getattr(self, self.holds)
+            return held.student_guidance(teacher)
+        if teacher.kind == "fixed" and self.guided_by == "teacher":
+            return teacher
+        return self.scales.meaning
 
     def serves(self, steps: int) -> bool:
         """Whether the finished student is made to sample in so many steps."""

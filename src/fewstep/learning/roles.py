@@ -45,11 +45,13 @@ def _role(purpose: Purpose, exported: bool) -> Any:
 
 
 def networks(nets: Any) -> dict[str, nn.Module]:
-    """The networks of a method by name, without those that are None."""
+    """The networks of a method by name, without those that are None and without what a method notes
+    beside them.
+    """
     present = {}
     for field in dataclasses.fields(nets):
         network = getattr(nets, field.name)
-        if network is not None:
+        if isinstance(network, nn.Module):
             present[field.name] = network
     return present
 

@@ -17,6 +17,7 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 from fewstep.learning.dropout import SharedDropout
 from fewstep.learning.method import Clock
+from fewstep.learning.weights import data_share
 from fewstep.models.network import ConditionedModule
 
 
@@ -151,9 +152,11 @@ def rectified(process: Process, t: Time, sigma_data: float = 1.0) -> Time:
 
 
 def per_log_ratio(process: Process, t: Time) -> Time:
-    """dt/d ln(sigma/alpha); sin t cos t for TrigFlow, t for VE."""
+    """dt/d ln(sigma/alpha); sin t cos t for TrigFlow, t for VE. At pure noise it is not 0, but as
+    fast as at sigma/alpha = 80 (`data_share`).
+    """
     alpha, sigma, alpha_rate, sigma_rate = process.at(t)
-    return alpha * sigma / (alpha * sigma_rate - alpha_rate * sigma)
+    return data_share(process, t) * sigma / (alpha * sigma_rate - alpha_rate * sigma)
 
 
 def per_rectified(process: Process, t: Time) -> Time:

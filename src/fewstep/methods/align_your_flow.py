@@ -11,7 +11,6 @@ import torch
 from fewstep.choice import NonNegative, Positive, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Density, LogitNormal
-from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
@@ -55,8 +54,7 @@ class AlignYourFlow(Method):
     side: Literal["eulerian", "lagrangian"] = "eulerian"
     """Which end of the jump the derivative moves: its start (eulerian) or its target
     (lagrangian)."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of what the student learns from, in g-form; one scale: a number (1: none)."""
+    guidance: GuidanceRange | None = None
     density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-0.6, 1.6))
     """Of the time t at which a jump starts."""
     target_density: Density = dataclasses.field(default_factory=lambda: LogitNormal(-4.0, 1.6))
@@ -84,13 +82,13 @@ class AlignYourFlow(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        self.guidance.one_scale(model)
-        return self.Nets(clone("student", inputs={"s"}), model.denoiser)
+        inputs = {"s"} | self.scales.inputs(model)
+        return self.Nets(clone("student", inputs=inputs), model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
-        process, cond = nets.student.process, batch.cond
-        teacher = guided(nets.teacher, self.guidance.low)
+        process = nets.student.process
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
         t, s = ordered(process, batch.draws, self.density, self.target_density, self.equal)
         x_t = process.add_noise(batch.data, batch.noise(), t)
         late, early = rectified(process, t), rectified(process, s)

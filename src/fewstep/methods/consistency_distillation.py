@@ -11,6 +11,7 @@ from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import adjacent, jump_and_goal, pair
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -37,6 +38,7 @@ class ConsistencyDistillation(SlowTarget):
     """The distance of the two answers."""
     weighting: IntervalWeighting = "uniform"
     """Weight of an interval."""
+    guidance: GuidanceRange | None = None
     target_decay: Decay = 0.95
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
     """Times of the few-step sampler that the student is saved with."""
@@ -51,18 +53,20 @@ class ConsistencyDistillation(SlowTarget):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         boundary = model.denoiser.parameterization.boundary()
-        student = clone("student", parameterization=boundary)
-        target = clone("target", parameterization=boundary)
+        inputs = self.scales.inputs(model)
+        student = clone("student", inputs=inputs, parameterization=boundary)
+        target = clone("target", inputs=inputs, parameterization=boundary)
         return self.Nets(student, target, model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample."""
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
-        x_t, x_s = pair(self.solver, nets.teacher, process, batch, t, s)
-        jump, goal = jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, batch.cond)
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
+        x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
+        jump, goal = jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, cond)
         distance = self.distance(jump, goal)
-        w = interval_weight(self.weighting, process, t, s)
+        w = interval_weight(self.weighting, process, t, s, nets.student)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:

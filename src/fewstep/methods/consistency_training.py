@@ -14,6 +14,7 @@ from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import Masks, adjacent, jump_and_goal, same_noise
+from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import moved, trained
@@ -56,6 +57,9 @@ class ConsistencyTraining(SlowTarget):
     """The student itself, a slow copy (fixed), or one that is slower on finer grids (adaptive)."""
     target_decay: Decay = 0.9
     """What a slow target keeps of itself in each step; adaptive: on the first grid."""
+    guidance: GuidanceRange | None = None
+    """1 or null: the method asks no teacher that could be guided. 1 also where the teacher samples
+    with guidance, which its student then does not learn."""
     target_masks: Masks = "shared"
     """Dropout masks of the target's pass: the student's, its own, or none."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
@@ -64,6 +68,10 @@ class ConsistencyTraining(SlowTarget):
     def __post_init__(self) -> None:
         if self.first > self.last and self.curriculum != "fixed":
             raise ValueError(f"first={self.first} intervals are more than last={self.last}")
+
+    @property
+    def guided_by(self) -> GuidedBy:
+        return "nothing"
 
     @dataclass
     class Nets:
@@ -104,7 +112,7 @@ class ConsistencyTraining(SlowTarget):
         distance = self.distance(
             *jump_and_goal(nets.student, target, x_t, t, x_s, s, batch.cond, self.target_masks)
         )
-        w = interval_weight(self.weighting, process, t, s)
+        w = interval_weight(self.weighting, process, t, s, nets.student)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:

@@ -10,13 +10,14 @@ import torch
 from fewstep.choice import Count, Decay, NonNegative, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.densities import Density, LogNormal
+from fewstep.diffusion.densities import Density, Usual
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import Sample, Time, time_dtype, to_device
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal, jump_to, one_between
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -32,7 +33,8 @@ class ConsistencyTrajectory(SlowTarget):
     to the end of the grid, where they are compared; the gradient goes through it, not into it.
 
     Between 1 and `longest` steps are taken, the same for all rows, k of them with probability
-    proportional to k. g(x, t, t) is a denoiser, which the second term teaches. Unlike the official
+    proportional to k. g(x, t, t) is a denoiser, which the second term teaches; under guidance x0 is
+    there the guided teacher's answer. Unlike the official
     code: fixed weights, for adaptive ones would depend on the rows of a pass; the mean squared
     error for LPIPS; no adversarial term; fewer teacher steps (there: up to the whole grid). gamma
     shortens sigma/alpha itself, not its distance from t_min.
@@ -50,8 +52,9 @@ class ConsistencyTrajectory(SlowTarget):
     """The distance at the end of the grid."""
     denoising: NonNegative = 1.0
     """Weight of the denoising term; 0 leaves it out."""
-    density: Density = dataclasses.field(default_factory=LogNormal)
+    density: Density = dataclasses.field(default_factory=Usual)
     """Of the times of the denoising term."""
+    guidance: GuidanceRange | None = None
     target_decay: Decay = 0.999
     gamma: Share = 0.0
     """gamma of the sampler that the student is saved with, 0 (deterministic) … 1."""
@@ -72,8 +75,9 @@ class ConsistencyTrajectory(SlowTarget):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         own = model.denoiser.parameterization
-        student = clone("student", inputs={"s"}, parameterization=own)
-        target = clone("target", inputs={"s"}, parameterization=own)
+        inputs = {"s"} | self.scales.inputs(model)
+        student = clone("student", inputs=inputs, parameterization=own)
+        target = clone("target", inputs=inputs, parameterization=own)
         return self.Nets(student, target, model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -85,10 +89,11 @@ class ConsistencyTrajectory(SlowTarget):
         first = batch.draws.integers(len(times) - steps)
         t, *later = (times[first + k] for k in range(steps + 1))
         x_t = process.add_noise(x0, batch.noise(), t)
+        teacher, told = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
         with torch.no_grad():
             x_u, u = x_t, t
             for lower in later:
-                x_u, u = self.solver(nets.teacher, process, x_u, u, lower, batch.cond), lower
+                x_u, u = self.solver(teacher, process, x_u, u, lower, told), lower
         last = times[-1].expand(len(u))
         middle = one_between(grid, last, u, batch.draws)
 
@@ -96,16 +101,15 @@ class ConsistencyTrajectory(SlowTarget):
             x_s = jump_to(nets.student, process, middle)(x_t, t, cond)
             return jump_to(nets.target, process, last)(x_s, middle, cond)
 
-        terms = {
-            "trajectory": self.distance(
-                *jump_and_goal(cleaned, cleaned, x_t, t, x_u, u, batch.cond)
-            )
-        }
+        pair = jump_and_goal(cleaned, cleaned, x_t, t, x_u, u, told)
+        terms = {"trajectory": self.distance(*pair)}
         if self.denoising:
             t = self.density(process, batch.draws)
-            error = Squared()(
-                nets.student(process.add_noise(x0, batch.noise(), t), t, batch.cond, t), x0
-            )
+            x_t = process.add_noise(x0, batch.noise(), t)
+            if self.scales != GuidanceRange():
+                with torch.no_grad():
+                    x0 = teacher(x_t, t, told)
+            error = Squared()(nets.student(x_t, t, told, t), x0)
             terms["denoising"] = (
                 self.denoising * error * weight("output", nets.student, t).to(error)
             )

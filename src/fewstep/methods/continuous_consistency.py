@@ -13,12 +13,11 @@ from torch import nn
 from fewstep.choice import NonNegative, Positive, kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Density, LogNormal
-from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Times, Uniform
 from fewstep.diffusion.types import per_sample, time_dtype
 from fewstep.learning.batch import Batch
-from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.roles import frozen, trained
@@ -33,6 +32,7 @@ from fewstep.learning.tangent import (
     trajectory_rate,
     warmed,
 )
+from fewstep.learning.weights import data_share, sigma_data_of
 from fewstep.models.heads import Uncertainty
 
 
@@ -57,13 +57,13 @@ class ContinuousConsistency(Method):
     velocity: Literal["teacher", "data"] = "teacher"
     """Whose trajectory x_t follows: the teacher's (sCD) or the straight line from the sample
     (sCT)."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of what the student learns from, in g-form; one scale: a number (1: none). Needs a
-    teacher."""
+    guidance: GuidanceRange | None = None
+    """Guidance of the teacher, in g-form: a number (1: none), or a range drawn per sample; null:
+    the teacher's own. Needs velocity=teacher."""
     density: Density = dataclasses.field(default_factory=lambda: LogNormal(-1.0, 1.8))
     """Of the training times."""
-    sigma_data: Positive = 0.5
-    """Standard deviation of the data."""
+    sigma_data: Positive | None = None
+    """Standard deviation of the data; null: as the teacher states it, else 0.5."""
     warmup: NonNegative = 0.1
     """Share of the run over which the derivative fades in."""
     floor: Positive = 0.1
@@ -76,8 +76,12 @@ class ContinuousConsistency(Method):
     """Times of the few-step sampler that the student is saved with."""
 
     def __post_init__(self) -> None:
-        if self.velocity == "data" and self.guidance != GuidanceRange():
+        if self.velocity == "data" and self.scales != GuidanceRange():
             raise ValueError("guidance needs velocity=teacher")
+
+    @property
+    def guided_by(self) -> GuidedBy:
+        return "teacher" if self.velocity == "teacher" else "nothing"
 
     @dataclass
     class Nets:
@@ -88,8 +92,7 @@ class ContinuousConsistency(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        self.guidance.one_scale(model)
-        student = clone("student")
+        student = clone("student", inputs=self.scales.inputs(model))
         process, of = student.own, student.parameterization
         skip, out, _ = of(
             process, torch.tensor([process.t_data, process.t_min], dtype=torch.float64)
@@ -110,17 +113,19 @@ class ContinuousConsistency(Method):
         t = self.density(process, batch.draws).clamp(process.t_min, process.t_max)
         x_t = process.add_noise(batch.data, batch.noise(), t)
         with torch.no_grad():
-            x0 = batch.data
+            x0, cond = batch.data, batch.cond
             if self.velocity == "teacher":
-                teacher = guided(nets.teacher, self.guidance.low)
-                x0 = teacher(x_t.to(time_dtype(x_t.device)), t, batch.cond)
+                teacher, cond = self.scales(nets.teacher, cond, batch.draws.fork("guidance"))
+                x0 = teacher(x_t.to(time_dtype(x_t.device)), t, cond)
         rate = trajectory_rate(process, x_t, x0, t, per_log_ratio(process, t))
-        jump, f, change = jump_and_rate(self.tangent, nets.student, Point(x_t, t), rate, batch.cond)
-        radius = torch.hypot(self.sigma_data * process.alpha(t), process.sigma(t))
-        sin, cos = process.sigma(t) / radius, self.sigma_data * process.alpha(t) / radius
+        jump, f, change = jump_and_rate(self.tangent, nets.student, Point(x_t, t), rate, cond)
+        sigma_data = self.sigma_data or sigma_data_of(nets.student)
+        scaled, sigma = sigma_data * data_share(process, t), process.sigma(t)
+        radius = torch.hypot(scaled, sigma)
+        sin, cos = sigma / radius, scaled / radius
         warm = warmed(clock, self.warmup)
         g = per_sample(warm / sin, f) * change + per_sample((1 - warm) * cos**2 / sin, f) * (f - x0)
-        error = regressed(jump, normalised(g, self.floor), self.sigma_data * sin)
+        error = regressed(jump, normalised(g, self.floor), sigma_data * sin)
         distance = Squared()(error, torch.zeros_like(error))
         notes = {"tangent": torch.linalg.vector_norm(g.flatten(1), dim=1).float()}
         if not self.adaptive:

@@ -8,12 +8,12 @@ from typing import Any
 
 from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.densities import Density, LogNormal
+from fewstep.diffusion.densities import Density, Usual
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
-from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.method import UNGUIDED, Clock, Clone, Losses, Method
 from fewstep.learning.roles import trained
 
 
@@ -27,8 +27,8 @@ class Diffusion(Method):
     for every teacher.
     """
 
-    density: Density = dataclasses.field(default_factory=LogNormal)
-    """Of the training times."""
+    density: Density = dataclasses.field(default_factory=Usual)
+    """Of the training times; the default is what the process is used with."""
     label_dropout: Share = 0.1
     """Share of the rows whose condition is taken away, for guidance, 0 … 1."""
     solver_steps: Count = 18
@@ -43,6 +43,11 @@ class Diffusion(Method):
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         return self.Nets(clone("student"))
 
+    def towards(self, model: Any) -> Method:
+        if "guidance" in model.denoiser.inputs:
+            raise ValueError("the network reads its guidance, which diffusion does not train")
+        return self
+
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One noise level and one noise per sample."""
         x0, noise = batch.data, batch.noise()
@@ -56,6 +61,8 @@ class Diffusion(Method):
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Ode(steps=self.solver_steps)
 
-    def student_guidance(self) -> Guidance:
-        """Doubled where an unconditional side is trained."""
-        return Guidance("doubled", 1.0, 8.0, 1.0) if self.label_dropout else Guidance()
+    def student_guidance(self, teacher: Guidance = UNGUIDED) -> Guidance:
+        """Doubled where an unconditional side is trained; a model that goes on keeps its scales."""
+        if not self.label_dropout:
+            return Guidance()
+        return teacher if teacher.kind == "doubled" else Guidance("doubled", 1.0, 8.0, 1.0)

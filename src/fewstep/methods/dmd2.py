@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.choice import Count, NonNegative
-from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.denoiser import Denoise, Denoiser
 from fewstep.diffusion.densities import Along, Density
-from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import Renoise, Sampler, renoised
 from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Sample, Time, per_sample
@@ -46,8 +45,7 @@ class DMD2(Method):
     """Weight of the adversarial loss in the student's."""
     gan_fake: NonNegative = 1e-2
     """Weight of the discriminator's loss; 0: no image of the data is read."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of what the student learns from, in g-form; one scale: a number (1: none)."""
+    guidance: GuidanceRange | None = None
     density: Density = dataclasses.field(default_factory=lambda: Along(low=0.02, high=0.98))
     """Of the times at which the two scores are compared."""
     fake_density: Density = dataclasses.field(default_factory=Along)
@@ -67,11 +65,11 @@ class DMD2(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        self.guidance.one_scale(model)
+        inputs = self.scales.inputs(model)
         # Dropout masks would be noise in the difference of two scores.
-        student = clone("student", dropout=0.0)
+        student = clone("student", inputs=inputs, dropout=0.0)
         student.parameterization = student.parameterization.boundary()  # whatever it starts from
-        fake = clone("fake", of=model.denoiser, dropout=0.0)
+        fake = clone("fake", of=model.denoiser, inputs=inputs, dropout=0.0)
         (channels,) = fake.network.taps.values()  # type: ignore[operator]
         return self.Nets(student, fake, Head(channels), model.denoiser)
 
@@ -97,6 +95,11 @@ class DMD2(Method):
                 x_t = renoised(process, student(x_t, t, batch.cond), batch.noise(), end, s)
         return student(x_t, grid[last], batch.cond)
 
+    def guided(self, nets: Nets, batch: Batch) -> tuple[Denoise, Batch]:
+        """The guided teacher, and the batch with the scales that the others read."""
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
+        return teacher, dataclasses.replace(batch, cond=cond)
+
     def logits(self, nets: Nets, x: Sample, t: Time, batch: Batch) -> Tensor:
         """The discriminator on x, noised to t."""
         x_t = nets.fake.process.add_noise(x, batch.noise(), t)
@@ -105,6 +108,7 @@ class DMD2(Method):
 
     def fake_loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """Denoising of the student's samples, and telling them from data."""
+        _, batch = self.guided(nets, batch)
         with torch.no_grad():
             x = self.made(nets.student, batch)
         t = self.fake_density(nets.fake.process, batch.draws)
@@ -120,11 +124,12 @@ class DMD2(Method):
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """½ ‖x - sg[x - g]‖², whose gradient in x is g: the difference of the two scores."""
+        teacher, batch = self.guided(nets, batch)
         x = self.made(nets.student, batch)
         with torch.no_grad():
             t = self.density(nets.teacher.process, batch.draws)
             x_t = nets.teacher.process.add_noise(x, batch.noise(), t)
-            real = guided(nets.teacher, self.guidance.low)(x_t, t, batch.cond)
+            real = teacher(x_t, t, batch.cond)
             fake = nets.fake(x_t, t, batch.cond)
             scale = (x - real).abs().flatten(1).mean(1).clamp(min=1e-6)
             goal = x - (fake - real) / per_sample(scale, x)

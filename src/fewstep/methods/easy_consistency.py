@@ -18,10 +18,11 @@ from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal, pair
+from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
-from fewstep.learning.weights import IntervalWeighting, interval_weight
+from fewstep.learning.weights import IntervalWeighting, counted_level, interval_weight
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,19 @@ class EasyConsistency(Method):
     """Stages of the run, of equal length."""
     limit: Decay = 0.999
     """The largest r/t, 0 … 1."""
+    guidance: GuidanceRange | None = None
+    """Guidance of the teacher, in g-form: a number (1: none), or a range drawn per sample; null:
+    the teacher's own. Needs a solver."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
     """Times of the few-step sampler that the student is saved with."""
+
+    def __post_init__(self) -> None:
+        if self.solver is None and self.scales != GuidanceRange():
+            raise ValueError("without a solver there is no teacher to guide: guidance must be 1")
+
+    @property
+    def guided_by(self) -> GuidedBy:
+        return "nothing" if self.solver is None else "teacher"
 
     @dataclass
     class Nets:
@@ -66,8 +78,12 @@ class EasyConsistency(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        student = clone("student", parameterization=model.denoiser.parameterization.boundary())
-        return self.Nets(student, model.denoiser)
+        boundary, inputs = model.denoiser.parameterization.boundary(), self.inputs(model)
+        return self.Nets(clone("student", inputs=inputs, parameterization=boundary), model.denoiser)
+
+    def inputs(self, model: Any) -> frozenset[str]:
+        """What the student reads beside the teacher's inputs."""
+        return frozenset() if self.solver is None else self.scales.inputs(model)
 
     def share(self, clock: Clock) -> float:
         """q^-(a+1) of this stage: how far r is below t, relative to t, where t is large."""
@@ -76,7 +92,7 @@ class EasyConsistency(Method):
 
     def lower(self, process: Process, t: Time, share: float) -> Time:
         """r, at least t_min."""
-        level = process.level(t)
+        level = counted_level(process, t)
         ratio = 1 - share * (1 + self.k * torch.sigmoid(-self.b * level))
         return process.at_level(level * ratio.clamp(min=0)).clamp(min=process.t_min)
 
@@ -89,11 +105,10 @@ class EasyConsistency(Method):
         # above".
         t = torch.maximum(t, process.at_level(1.001 * process.level(end)))
         r = self.lower(process, t, self.share(clock))
-        x_t, x_r = pair(self.solver, nets.teacher, process, batch, t, r)
-        distance = self.distance(
-            *jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, batch.cond)
-        )
-        w = interval_weight(self.weighting, process, t, r)
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
+        x_t, x_r = pair(self.solver, teacher, process, batch, t, r)
+        distance = self.distance(*jump_and_goal(nets.student, nets.student, x_t, t, x_r, r, cond))
+        w = interval_weight(self.weighting, process, t, r, nets.student)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:

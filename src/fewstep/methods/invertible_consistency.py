@@ -5,14 +5,13 @@ each direction.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from fewstep.choice import NonNegative
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.types import Sample, Time
@@ -48,14 +47,16 @@ class InvertibleConsistency(Method):
     decode with the student.
     """
 
+    holds: ClassVar[str] = "reverse"
+
     reverse: MultiBoundary = dataclasses.field(default_factory=MultiBoundary)
     """The student's own training, downwards."""
     cycle: NonNegative = 1.5
     """Weight of the two updates that tie the networks to each other; 0 leaves them out."""
 
     def __post_init__(self) -> None:
-        one = self.reverse.guidance
-        if self.cycle and not one.embed and not one.low == one.high == 1:
+        one = self.reverse.scales
+        if self.cycle and not one.embed and not one.plain:
             raise ValueError(
                 "a guided student that does not read its guidance cannot undo an unguided jump: "
                 "set cycle=0"
@@ -73,7 +74,7 @@ class InvertibleConsistency(Method):
         down = self.reverse.build_nets(model, clone)
         # ValueError where the encoder has no segments.
         self.reverse.ends(model.denoiser.process, lifted=True)
-        inputs = self.reverse.guidance.inputs(model)
+        inputs = self.reverse.scales.inputs(model)
         encoder = clone("encoder", of=model.denoiser, inputs=inputs)
         return self.Nets(down.student, encoder, model.denoiser)
 
@@ -95,7 +96,8 @@ class InvertibleConsistency(Method):
         one, process = self.reverse, nets.teacher.process
         t, s = adjacent(one.times(process, one.bins)[:-1], batch.draws, process)
         end = at_or_above(one.ends(process), t)
-        teacher, cond = dataclasses.replace(one.guidance, low=1.0, high=1.0)(nets.teacher, batch)
+        alone = dataclasses.replace(one.scales, low=1.0, high=1.0)
+        teacher, cond = alone(nets.teacher, batch.cond, batch.draws)
         x_s, x_t = pair(one.solver, teacher, process, batch, s, t)
         encoder = jump_to(nets.encoder, process, end)
         jump, goal = jump_and_goal(encoder, encoder, x_s, s, x_t, t, cond)
@@ -131,7 +133,7 @@ class InvertibleConsistency(Method):
 
     def start(self, batch: Batch, process: Process, t: Time) -> tuple[Cond, Sample]:
         """The condition without guidance, and a sample at t."""
-        cond = self.reverse.guidance.told(batch.cond, torch.ones_like(t))
+        cond = self.reverse.scales.told(batch.cond, torch.ones_like(t))
         return cond, process.add_noise(batch.data, batch.noise(), t)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
@@ -142,6 +144,3 @@ class InvertibleConsistency(Method):
 
     def for_steps(self, steps: int) -> Method:
         return dataclasses.replace(self, reverse=self.reverse.for_steps(steps))
-
-    def student_guidance(self) -> Guidance:
-        return self.reverse.student_guidance()

@@ -40,10 +40,9 @@ class LatentConsistency(SlowTarget):
     """The grid whose intervals are trained on; it ends at t_min."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     """The solver of the teacher's steps."""
-    guidance: GuidanceRange = dataclasses.field(
+    guidance: GuidanceRange | None = dataclasses.field(
         default_factory=lambda: GuidanceRange(1.0, 5.0, embed=True)
     )
-    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two answers."""
     target_decay: Decay = 0.95
@@ -64,7 +63,7 @@ class LatentConsistency(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        inputs, boundary = self.guidance.inputs(model), boundary_of(model.denoiser)
+        inputs, boundary = self.scales.inputs(model), boundary_of(model.denoiser)
         student = clone("student", inputs=inputs, parameterization=boundary)
         target = clone("target", inputs=inputs, parameterization=boundary)
         return self.Nets(student, target, model.denoiser)
@@ -73,7 +72,7 @@ class LatentConsistency(SlowTarget):
         """One interval, one noise and one guidance scale per sample."""
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
-        teacher, cond = self.guidance(nets.teacher, batch)
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         return Losses(
             {

@@ -12,13 +12,12 @@ from fewstep.choice import Decay, Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Density, LogitNormal
-from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Times, Uniform
-from fewstep.diffusion.types import Sample, Time, time_dtype, where_rows
+from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
-from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import AdaptivePower, Distance
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
@@ -61,8 +60,7 @@ class MeanFlow(Method):
     """Share of the rows with s = t, plain flow matching, 0 … 1."""
     distance: Distance = dataclasses.field(default_factory=AdaptivePower)
     """The distance of the regression."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of what the student learns from, in g-form; one scale: a number (1: none)."""
+    guidance: GuidanceRange | None = None
     mix: Decay = 0.0
     """Share of the student's own velocity in the guided one, for velocity=data."""
     label_dropout: Share = 0.1
@@ -75,8 +73,12 @@ class MeanFlow(Method):
     def __post_init__(self) -> None:
         if self.mix and self.velocity == "teacher":
             raise ValueError("mix is for velocity=data: a teacher is guided by its own two answers")
-        if not self.guidance.low:
+        if not self.scales.low:
             raise ValueError("guidance must be above 0, else nothing of the sample is learned")
+
+    @property
+    def guided_by(self) -> GuidedBy:
+        return "teacher" if self.velocity == "teacher" else "student"
 
     @dataclass
     class Nets:
@@ -86,17 +88,19 @@ class MeanFlow(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        self.guidance.one_scale(model)
-        return self.Nets(clone("student", inputs={"s"}), model.denoiser)
+        inputs = {"s"} | self.scales.inputs(model)
+        return self.Nets(clone("student", inputs=inputs), model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One pair of times and one noise per sample."""
         process, draws = nets.student.process, batch.draws
         t, s = ordered(process, draws, self.density, self.target_density, self.equal)
-        guides = self.velocity == "data" and self.guidance.low != 1
+        guides = self.velocity == "data" and not self.scales.plain
         cond = batch.cond.dropped(self.label_dropout, draws) if guides else batch.cond
+        scale = self.scales.scale(draws.fork("guidance"))
+        cond = self.scales.told(cond, scale)
         x_t = process.add_noise(batch.data, batch.noise(), t)
-        x0 = self.clean(nets, x_t, t, batch.data, cond)
+        x0 = self.clean(nets, x_t, t, batch.data, cond, scale)
         jump, error = flow_error(self.tangent, nets.student, Point(x_t, t, s), x0, cond)
         error = regressed(jump, error, rectified(process, t))
         nothing = torch.zeros_like(error)
@@ -106,17 +110,19 @@ class MeanFlow(Method):
         )
 
     @torch.no_grad()
-    def clean(self, nets: Nets, x_t: Sample, t: Time, x0: Sample, cond: Cond) -> Sample:
+    def clean(
+        self, nets: Nets, x_t: Sample, t: Time, x0: Sample, cond: Cond, scale: Time
+    ) -> Sample:
         """The x0 to which the velocity that is learned points: (x - x0)/t in rectified flow."""
-        g, wide = self.guidance.low, x_t.to(time_dtype(x_t.device))
+        wide = x_t.to(time_dtype(x_t.device))
         if self.velocity == "teacher":
-            return guided(nets.teacher, g)(wide, t, cond)
-        if g == 1 and not self.mix:
+            return self.scales.guided(nets.teacher, scale)(wide, t, cond)
+        if self.scales.plain and not self.mix:
             return x0
-        w = g * (1 - self.mix)
+        w = per_sample(scale * (1 - self.mix), wide)
         with without_dropout(nets.student):
             mixed = w * x0 + self.mix * nets.student(wide, t, cond, t)
-            if g == 1:
+            if self.scales.plain:
                 return mixed
             mixed = mixed + (1 - w - self.mix) * nets.student(wide, t, cond.unconditional(), t)
         return where_rows(cond.is_null(), x0.to(mixed), mixed)

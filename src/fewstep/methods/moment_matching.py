@@ -1,23 +1,28 @@
 """Inductive moment matching (Zhou et al. 2025, arXiv:2503.07565)."""
 
 import dataclasses
+import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.choice import Count, NonNegative, Positive
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.process import Process
+from fewstep.diffusion.densities import TOP, goes_to_noise
+from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Times, Uniform
-from fewstep.diffusion.types import Sample, Time, to_device
+from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
+from fewstep.learning.discrepancy import discrepancy, partners
 from fewstep.learning.dropout import SharedDropout
+from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import trained
 from fewstep.learning.tangent import rectified
+from fewstep.learning.weights import SIGMA_DATA, data_share, sigma_data_of
 
 
 @dataclass(frozen=True)
@@ -40,16 +45,23 @@ class MomentMatching(Method):
 
     samples: Count = 4
     """Rows of a group, whose times are common and whose samples are compared."""
-    sigma_data: Positive = 0.5
-    """Standard deviation of the data."""
+    sigma_data: Positive | None = None
+    """Standard deviation of the data; null: as the teacher states it, else 0.5."""
     k: NonNegative = 12.0
-    """r lies the 2^-k-th part of the range of sigma/alpha below t, or at s."""
+    """r lies 160/2^k in sigma/(sigma_data alpha) below t, or at s: the same in every process."""
     a: NonNegative = 1.0
     """Power of alpha in the weight over time."""
     b: float = 5.0
     """Bias of the sigmoid in the weight over time."""
+    guidance: GuidanceRange | None = None
+    """1 or null: the method asks no teacher that could be guided. 1 also where the teacher samples
+    with guidance, which its student then does not learn."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Uniform("t_min"))
     """Times of the few-step sampler that the student is saved with."""
+
+    @property
+    def guided_by(self) -> GuidedBy:
+        return "nothing"
 
     @dataclass
     class Nets:
@@ -58,33 +70,42 @@ class MomentMatching(Method):
         student: Denoiser = trained(exported=True)
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
+        kinds = model.classes or (math.inf if model.conditioner.columns else 0)
+        if self.samples <= kinds:
+            warnings.warn(
+                f"moment matching: in groups of samples={self.samples} rows with {kinds:g} "
+                f"conditions most rows meet none of their own and learn the mean; take several "
+                f"times the conditions",
+                stacklevel=2,
+            )
         return self.Nets(clone("student", inputs={"s"}))
 
     def group(self) -> int:
         return self.samples
 
-    def at(self, process: Process, level: Time) -> Time:
-        """The time of a level."""
-        return process.at_level(level * self.sigma_data)
-
-    def times(self, process: Process, batch: Batch) -> tuple[Time, Time, Time]:
+    def times(self, student: Denoiser, batch: Batch) -> tuple[Time, Time, Time]:
         """(t, r, s), the same for all rows of a group."""
-        ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
-        low, high = rectified(process, ends, self.sigma_data).tolist()
-        high = min(high, 1 - 1e-3)  # beyond it sigma/alpha has no finite range
+        process, sigma_data = student.process, self.sigma_data or sigma_data_of(student)
+        low, high = ends(process, sigma_data)
         draws = batch.draws.grouped(self.samples)
         first, second = draws.uniform(), draws.uniform()
         late = low + (high - low) * first
+        begins = torch.zeros_like(late, dtype=torch.bool)
+        if goes_to_noise(process):  # what lies above the last level is t_max itself
+            top = TOP / (sigma_data + TOP)
+            begins, late = late >= top, late.clamp(max=top)
         early = low + (late - low) * second
-        step = (high / (1 - high) - low / (1 - low)) / 2**self.k
+        clean, noisy = ends(VarianceExploding(), SIGMA_DATA)
+        step = (noisy / (1 - noisy) - clean / (1 - clean)) / 2**self.k
         down = torch.maximum(late / (1 - late) - step, early / (1 - early))
-        top, bottom = late / (1 - late), early / (1 - early)
-        return self.at(process, top), self.at(process, down), self.at(process, bottom)
+        levels = late / (1 - late), down, early / (1 - early)
+        t, r, s = (process.at_level(level * sigma_data) for level in levels)
+        return torch.where(begins, process.t_max, t), r, s
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One triple of times per group, one noise per sample."""
         student, process = nets.student, nets.student.process
-        t, r, s = self.times(process, batch)
+        t, r, s = self.times(student, batch)
         noise = batch.noise()
         x_t, x_r = (process.add_noise(batch.data, noise, u) for u in (t, r))
         masks = SharedDropout(x_t.device)
@@ -94,52 +115,25 @@ class MomentMatching(Method):
             y_r = process.step(x_r, student(x_r, r, batch.cond, s), r, s)
         keep = process.sigma(s) / process.sigma(t)
         width = ((process.alpha(s) - process.alpha(t) * keep) * student.coefficients(t).out).abs()
-        distance = self.discrepancy(y_t, y_r, width, *self.partners(batch))
+        distance = discrepancy(y_t, y_r, width, *partners(batch, self.samples))
         return Losses(
-            {"matching": self.weight(process, t).to(distance) * distance}, {"distance": distance}
+            {"matching": self.weight(student, t).to(distance) * distance}, {"distance": distance}
         )
 
-    def weight(self, process: Process, t: Time) -> Time:
+    def weight(self, student: Denoiser, t: Time) -> Time:
         """w(t), with -dλ/dt = 2/(t (1 - t)) of rectified flow."""
-        sigma = rectified(process, t, self.sigma_data)
+        share, noise = data_share(student.process, t), student.process.sigma(t)
+        sigma = noise / ((self.sigma_data or sigma_data_of(student)) * share + noise)
         alpha = 1 - sigma
         rate = torch.sigmoid(self.b - 2 * torch.log(alpha / sigma)) / (alpha * sigma)
         return rate * alpha**self.a / (alpha**2 + sigma**2)
 
-    def partners(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(places, shares), both (batch, samples): where the rows of each row's group stand, and
-        what each counts.
-
-        A row that is not here (outside of training a group may be cut) counts nothing; one with
-        another condition is no partner, but it counts in the mean.
-        """
-        place = {row: i for i, row in enumerate(batch.draws.rows)}
-        members = []
-        for row in place:
-            first = row // self.samples * self.samples
-            members.append([place.get(other, -1) for other in range(first, first + self.samples)])
-        table = torch.tensor(members)
-        places, here = (to_device(v, batch.data.device) for v in (table.clamp(min=0), table >= 0))
-        shares = here / here.sum(1, keepdim=True)
-        for value in batch.cond.values.values():
-            rows = value.reshape(len(value), 1, -1)
-            shares = shares * (rows == rows[places, 0]).all(2)
-        return places, shares
-
-    def discrepancy(
-        self, y_t: Sample, y_r: Sample, width: Time, places: Tensor, shares: Tensor
-    ) -> Tensor:
-        """Each row's part of the V-statistic, (batch,): k(t, t') + k(r, r') - 2 k(t, r'), mean."""
-        late, early = y_t.flatten(1), y_r.flatten(1)
-        scale = (width * late.shape[1]).clamp(min=1e-12).to(late)[:, None]
-
-        def kernel(a: Tensor, b: Tensor) -> Tensor:
-            return torch.exp(-torch.linalg.vector_norm(a[:, None] - b[places], dim=2) / scale)
-
-        # Half of each k(t, r') belongs to the one row, half to the other.
-        inside = kernel(late, late) + kernel(early, early)
-        parts = inside - kernel(late, early) - kernel(early, late)
-        return (parts * shares.to(late)).sum(1)
-
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(steps=2, times=self.sample_times)
+
+
+def ends(process: Process, sigma_data: float) -> tuple[float, float]:
+    """Where the process begins and ends, in the time of rectified flow."""
+    times = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+    low, high = rectified(process, times, sigma_data).tolist()
+    return low, high

@@ -20,7 +20,7 @@ from fewstep.learning.consistency import (
     jump_to,
     pair,
 )
-from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import frozen, trained
@@ -49,14 +49,17 @@ class MultiBoundary(Method):
     """The grid whose intervals are trained on."""
     solver: OneStepSolver | None = dataclasses.field(default_factory=Euler)
     """The solver of the teacher's steps; null trains without a teacher."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
+    guidance: GuidanceRange | None = None
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two jumps."""
 
     def __post_init__(self) -> None:
-        if self.solver is None and not self.guidance.low == self.guidance.high == 1:
+        if self.solver is None and self.scales != GuidanceRange():
             raise ValueError("without a solver there is no teacher to guide: guidance must be 1")
+
+    @property
+    def guided_by(self) -> GuidedBy:
+        return "nothing" if self.solver is None else "teacher"
 
     @dataclass
     class Nets:
@@ -67,7 +70,7 @@ class MultiBoundary(Method):
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         self.ends(model.denoiser.process)  # boundaries that cannot be fail here
-        inputs, own = self.guidance.inputs(model), model.denoiser.parameterization
+        inputs, own = self.scales.inputs(model), model.denoiser.parameterization
         return self.Nets(clone("student", inputs=inputs, parameterization=own), model.denoiser)
 
     def ends(self, process: Process, lifted: bool = False) -> Grid:
@@ -88,7 +91,7 @@ class MultiBoundary(Method):
         process = nets.teacher.process
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
         end = at_or_below(self.ends(process), s)
-        teacher, cond = self.guidance(nets.teacher, batch)
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = jump_to(nets.student, process, end)
         jump, goal = jump_and_goal(student, student, x_t, t, x_s, s, cond)

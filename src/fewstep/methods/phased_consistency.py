@@ -66,8 +66,7 @@ class PhasedConsistency(Method):
     """The grid whose intervals are trained on."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     """The solver of the teacher's steps."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
+    guidance: GuidanceRange | None = None
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two jumps."""
     adversarial: NonNegative = 0.1
@@ -82,7 +81,7 @@ class PhasedConsistency(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        inputs, own = self.guidance.inputs(model), model.denoiser.parameterization
+        inputs, own = self.scales.inputs(model), model.denoiser.parameterization
         student = clone("student", inputs=inputs, parameterization=own)
         (channels,) = model.denoiser.network.taps.values()
         return self.Nets(student, Head(channels), model.denoiser)
@@ -102,7 +101,7 @@ class PhasedConsistency(Method):
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
         ends = self.ends(process, self.segments)
         end = at_or_below(ends, s)
-        teacher, cond = self.guidance(nets.teacher, batch)
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = jump_to(nets.student, process, end)
         return Jumps(

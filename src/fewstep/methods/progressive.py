@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from fewstep.choice import Count
-from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.denoiser import Denoise, Denoiser
+from fewstep.diffusion.guidance import doubled
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import time_dtype, to_device
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import moved, trained
@@ -45,6 +47,9 @@ class Progressive(Method):
     """The solver of the teacher's steps."""
     distance: Distance = dataclasses.field(default_factory=Squared)
     """The distance of the student from its goal."""
+    guidance: GuidanceRange | None = None
+    """Guidance of the teacher, in g-form: a number (1: none), or a range drawn per sample; null:
+    the teacher's own. The first round learns it, the others keep it."""
     weighting: Weighting = "truncated_snr"
     """Weight over time."""
 
@@ -60,10 +65,14 @@ class Progressive(Method):
 
     @dataclass
     class Nets:
-        """The student, and the teacher that it becomes."""
+        """The student, and the teacher that it becomes.
+
+        told: the first teacher reads its guidance; another one is guided in two evaluations.
+        """
 
         student: Denoiser = trained(exported=True)
         teacher: Denoiser = moved()
+        told: bool = False
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         process = model.denoiser.process
@@ -77,7 +86,7 @@ class Progressive(Method):
                 )
         # Another start keeps its weights, but it must predict and read as the teacher that it
         # becomes.
-        inputs = set(model.denoiser.inputs) - {"label"}
+        inputs = set(model.denoiser.inputs) - {"label"} | self.scales.inputs(model)
         student = clone("student", inputs=inputs, parameterization=model.denoiser.parameterization)
         teacher = clone(
             "teacher", of=model.denoiser, inputs=set(student.inputs) - {"label"}, dropout=0.0
@@ -86,7 +95,7 @@ class Progressive(Method):
             raise ValueError(
                 "the student becomes the teacher: its start must have the teacher's network"
             )
-        return self.Nets(student, teacher)
+        return self.Nets(student, teacher, "guidance" in model.denoiser.inputs)
 
     def rounds(self) -> list[int]:
         """The student's steps, round by round."""
@@ -110,13 +119,17 @@ class Progressive(Method):
         first = batch.draws.integers(n) * self.factor
         t, *later = (grid[first + k] for k in range(self.factor + 1))
         x_t = process.add_noise(batch.data, batch.noise(), t)
+        scale = self.scales.scale(batch.draws.fork("guidance"))
+        cond, teacher = self.scales.told(batch.cond, scale), nets.teacher
+        guides = clock.phase == 0 and not nets.told and not self.scales.plain
+        follows: Denoise = doubled(teacher, scale) if guides else teacher
         with torch.no_grad():
             # In float64: over a short step the division would blow up the rounding of x_t.
             x, now = x_t.to(time_dtype(x_t.device)), t
             for s in later:
-                x, now = self.solver(nets.teacher, process, x, now, s, batch.cond), s
+                x, now = self.solver(follows, process, x, now, s, cond), s
             goal = process.x0_between(x_t.to(x.dtype), x, t, later[-1]).to(x_t.dtype)
-        distance = self.distance(nets.student(x_t, t, batch.cond), goal)
+        distance = self.distance(nets.student(x_t, t, cond), goal)
         w = weight(self.weighting, nets.student, t)
         return Losses({"progressive": distance * w.to(distance)}, {"distance": distance})
 

@@ -11,13 +11,13 @@ import torch
 
 from fewstep.choice import Count, Decay, Share
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.guidance import doubled
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.times import Auto, Strided, Times
 from fewstep.diffusion.types import per_sample, time_dtype, to_device, where_rows
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import without_dropout
-from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
@@ -34,8 +34,8 @@ class Shortcut(SlowTarget):
     copy's two jumps; on the others one interval learns the velocity, of the data or of a teacher.
     So all jumps come to be chains of first-order steps over the finest grid. u = (x_t - x0)/t is
     the velocity of rectified flow, and s is the input that tells the length of the jump. guidance:
-    of the two jumps of one interval that k = 1 learns from; longer ones inherit it, and one
-    interval itself stays without (it is not for sampling then).
+    of the teacher; for the data of the two jumps of one interval that k = 1 learns from: longer
+    ones inherit it, and one interval itself stays without (it is not for sampling then).
 
     Departures: the lengths and which rows bootstrap are drawn per row (the official code cuts each
     batch into equal groups), nothing is clipped to ±4, and labels are dropped only where guidance
@@ -50,9 +50,10 @@ class Shortcut(SlowTarget):
     """What one interval learns from: the sample and its noise, or the teacher."""
     bootstrap: Share = 0.25
     """Share of the rows that learn from two jumps of half the length, 0 … 1."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of the jumps of one interval from which longer ones learn, in g-form: a number (1:
-    none)."""
+    guidance: GuidanceRange | None = None
+    """Guidance of the teacher or, for velocity=data, of the jumps of one interval from which longer
+    ones learn, in g-form: a number (1: none), or a range drawn per sample; null: the teacher's
+    own."""
     label_dropout: Share = 0.1
     """Share of the rows that lose their label where guidance needs it, 0 … 1."""
     distance: Distance = dataclasses.field(default_factory=Squared)
@@ -63,6 +64,10 @@ class Shortcut(SlowTarget):
         if self.intervals < 2 or self.intervals & (self.intervals - 1):
             raise ValueError(f"intervals={self.intervals} must be a power of 2, at least 2")
 
+    @property
+    def guided_by(self) -> GuidedBy:
+        return "teacher" if self.velocity == "teacher" else "student"
+
     @dataclass
     class Nets:
         """The student, its slow copy, and the frozen teacher, from whose weights it starts."""
@@ -72,9 +77,9 @@ class Shortcut(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        self.guidance.one_scale(model)
-        student = clone("student", inputs={"s"})
-        target = clone("target", inputs={"s"})
+        inputs = {"s"} | self.scales.inputs(model)
+        student = clone("student", inputs=inputs)
+        target = clone("target", inputs=inputs)
         return self.Nets(student, target, model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -87,16 +92,20 @@ class Shortcut(SlowTarget):
         length = 2**level
         first = (draws.uniform() * (self.intervals // length)).long() * length
         t, middle, s = grid[first], grid[first + length // 2], grid[first + length]
-        guides = self.guidance.low != 1
+        guides = self.velocity == "data" and not self.scales.plain
         cond = batch.cond.dropped(self.label_dropout, draws) if guides else batch.cond
+        scale = self.scales.scale(draws.fork("guidance"))
+        cond = self.scales.told(cond, scale)
         x_t = process.add_noise(batch.data, batch.noise(), t)
         # Rows that do not bootstrap go through the same passes, unread: their number must not
         # decide who meets whom.
         with torch.no_grad(), without_dropout(nets.target):
             x = x_t.to(time_dtype(x_t.device))
-            plain = batch.data if self.velocity == "data" else nets.teacher(x, t, cond)
-            scale = torch.where(level == 1, self.guidance.low, 1.0)
-            target = guided(nets.target, scale) if guides else nets.target
+            plain = batch.data
+            if self.velocity == "teacher":
+                plain = self.scales.guided(nets.teacher, scale)(x, t, cond)
+            joined = torch.where(level == 1, scale, 1.0)
+            target = doubled(nets.target, joined) if guides else nets.target
             half = process.step(x, target(x, t, cond, middle), t, middle)
             end = process.step(half, target(half, middle, cond, s), middle, s)
             goal = where_rows(doubles, process.x0_between(x, end, t, s), plain.to(x))

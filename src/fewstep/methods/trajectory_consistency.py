@@ -41,8 +41,7 @@ class TrajectoryConsistency(SlowTarget):
     """The grid whose intervals are trained on."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     """The solver of the teacher's steps."""
-    guidance: GuidanceRange = dataclasses.field(default_factory=GuidanceRange)
-    """Guidance of the teacher, in g-form: a number, or a range drawn per sample."""
+    guidance: GuidanceRange | None = None
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two jumps."""
     told_end: bool = False
@@ -60,7 +59,7 @@ class TrajectoryConsistency(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        inputs = self.guidance.inputs(model) | ({"s"} if self.told_end else set())
+        inputs = self.scales.inputs(model) | ({"s"} if self.told_end else set())
         own = model.denoiser.parameterization
         student = clone("student", inputs=inputs, parameterization=own)
         target = clone("target", inputs=inputs, parameterization=own)
@@ -71,7 +70,7 @@ class TrajectoryConsistency(SlowTarget):
         process = nets.teacher.process
         grid = self.times(process, self.bins)
         t, s = adjacent(grid, batch.draws, process)
-        teacher, cond = self.guidance(nets.teacher, batch)
+        teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         end = one_between(grid, grid[-1].expand(len(s)), s, batch.draws)
         student, target = (jump_to(net, process, end) for net in (nets.student, nets.target))

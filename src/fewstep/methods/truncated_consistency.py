@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -42,6 +42,8 @@ class TruncatedConsistency(Method):
     the dropout masks of the student.
     """
 
+    holds: ClassVar[str] = "easy"
+
     easy: EasyConsistency = dataclasses.field(default_factory=EasyConsistency)
     """The first stage, and what both stages share."""
     share: Decay = 0.5
@@ -72,7 +74,9 @@ class TruncatedConsistency(Method):
                 f"teacher's times"
             )
         boundary = model.denoiser.parameterization.boundary()
-        student, first = (clone(name, parameterization=boundary) for name in ("student", "first"))
+        inputs = self.easy.inputs(model)
+        student = clone("student", inputs=inputs, parameterization=boundary)
+        first = clone("first", inputs=inputs, parameterization=boundary)
         return self.Nets(student, model.denoiser, first)
 
     def phases(self, steps: int) -> Sequence[int]:
@@ -98,14 +102,16 @@ class TruncatedConsistency(Method):
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
-        process, cond = nets.student.process, batch.cond
+        process = nets.student.process
         density = LogStudent(self.df, math.log(self.edge), self.std, self.edge)
         t = density(process, batch.draws)
         edge = to_device(self.edge_of(process), t.device, t.dtype)
         at_edge = batch.draws.uniform() < self.edge_probability
         t = torch.where(at_edge, edge, torch.maximum(t, edge))
         r = self.easy.lower(process, t, 1 - self.easy.limit)
-        x_t, x_r = pair(self.easy.solver, nets.teacher, process, batch, t, r)
+        scales, draws = self.easy.scales, batch.draws.fork("guidance")
+        teacher, cond = scales(nets.teacher, batch.cond, draws)
+        x_t, x_r = pair(self.easy.solver, teacher, process, batch, t, r)
         masks = SharedDropout(x_t.device)
         with masks:
             jump = nets.student(x_t, t, cond)
@@ -122,7 +128,7 @@ class TruncatedConsistency(Method):
             self.edge_weight / max(self.edge_probability, 1e-9),
             1 / (1 - self.edge_probability),
         ).to(t)
-        w = part * interval_weight(self.easy.weighting, process, t, r)
+        w = part * interval_weight(self.easy.weighting, process, t, r, nets.student)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})
 
     def after_step(self, nets: Nets, clock: Clock) -> None:

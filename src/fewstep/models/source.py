@@ -117,7 +117,8 @@ class Fresh(ModelSource):
             network = self.network.build(space)
         assert isinstance(network, torch.nn.Module)
         denoiser = Denoiser(network, self.process, self.parameterization)
-        return DiffusionModel(denoiser, codec, conditioner, tuple(shape), Ode(), Guidance())
+        guidance = Guidance("doubled", 1.0, 8.0, 1.0) if conditioner.null else Guidance()
+        return DiffusionModel(denoiser, codec, conditioner, tuple(shape), Ode(), guidance)
 
     def _conditioner(self, data: Space) -> Conditioner:
         if not self.conditional:

@@ -43,7 +43,8 @@ class Gallery:
             sampler = self.method.sampler(seen.clock, name)
             if sampler is None or not self.world.is_leader:
                 continue
-            made = self.model.with_student(net, sampler, self.method.student_guidance(), {}, {})
+            guidance = self.method.student_guidance(self.model.guidance)
+            made = self.model.with_student(net, sampler, guidance, {}, {})
             prefix = "" if name == "student" else f"{name}-"
             served = filter(self.method.serves, self.steps)
             for steps in list(served) or [sampler.steps]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import DivergedError, NotFiniteError
+from fewstep.learning.method import UNGUIDED
 from fewstep.models.adapters import merged
 from fewstep.models.bundle import DiffusionModel
 from fewstep.training.run_folder import RunFolder
@@ -28,7 +29,8 @@ def save_students(
         for decay in config.ema[1:]:
             network = merged(state.exported(name, decay)).get_submodule("network")
             variants[f"{decay:g}"] = network.state_dict()
-        sampler, guidance = method.sampler(clock, name), method.student_guidance()
+        sampler = method.sampler(clock, name)
+        guidance = method.student_guidance(getattr(model, "guidance", UNGUIDED))
         net = merged(state.exported(name))
         if isinstance(net, Denoiser):
             net.autocast = None  # as it is when it is loaded
