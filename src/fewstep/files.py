@@ -28,6 +28,7 @@ NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 DAY = 86400.0
 LARGEST_JSON = 64 << 20
 _writing: set[str] = set()  # what this process writes now
+IN_RUNS = re.compile(r"\.(?:tmp|del)-(?:step-\d+-)?\d+(?:-.+)?")
 OURS = re.compile(r"\.(?:tmp|del)-(\d+)-([0-9a-f]{6})-fewstep-[0-9a-f]{8}")
 
 
@@ -147,9 +148,9 @@ def remove(path: Path) -> None:
 def remove_leftovers(folder: Path, own: bool = False) -> None:
     """Removes what a killed process was writing (.tmp-…) or removing (.del-…) in a folder.
 
-    own: it is a run's folder and locked, so that whatever has such a name is fewstep's and, unless
-    its process lives, left over. Elsewhere the name must be exactly ours; what another machine
-    left goes when it is a day old.
+    own: it is a run's folder and locked, so that whatever has such a name and a number is fewstep's
+    and, unless its process lives, left over. Elsewhere the name must be exactly ours; what another
+    machine left goes when it is a day old.
     """
     for path in [*folder.glob(".tmp-*"), *folder.glob(".del-*")]:
         if _left_over(path, own):
@@ -160,7 +161,7 @@ def remove_leftovers(folder: Path, own: bool = False) -> None:
 def _left_over(path: Path, own: bool) -> bool:
     known = OURS.fullmatch(path.name)
     if known is None or path.name in _writing:
-        return own and known is None
+        return own and known is None and IN_RUNS.fullmatch(path.name) is not None
     process, host = known.groups()
     if host == _host() and os.name == "posix":
         return int(process) == os.getpid() or not _lives(int(process))

@@ -54,7 +54,8 @@ class RunFolder:
         self.world.on_leader(lock.take)
         try:
             self.world.on_leader(self._check_links)
-            self.clean()
+            if (self.path / "run.yaml").is_file():
+                self.clean()
             yield
         finally:
             if lock.taken and {name.name for name in self.path.iterdir()} <= {".lock", "index"}:
@@ -164,9 +165,8 @@ class RunFolder:
     def clean(self) -> None:
         """Removes what a killed process was writing."""
         if self.world.is_leader:
-            own = (self.path / "run.yaml").is_file()
             for folder in (self.path, self.path / "samples", self.path / "index"):
-                remove_leftovers(folder, own)
+                remove_leftovers(folder, own=True)
 
     def write_status(self, state: str, step: int, steps: int, reason: str = "") -> None:
         """How far the run is: running, stopped, diverged, failed, trained or finished."""
