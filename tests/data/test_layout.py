@@ -41,7 +41,8 @@ def sets(folder, *names):
         ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
         ("seg_train__seg_train", "seg_test__seg_test"),
         ("data__train", "data__test"),
-        ("mytrain", "mytest"),  # they hold the same sub-folders
+        ("mytrain", "mytest"),
+        ("pettrainers", "held_out"),  # they hold the same sub-folders
         ("train", "held_back"),
     ],
 )
@@ -89,6 +90,12 @@ def test_doubt_is_an_error_with_a_choice(tmp_path, names, reason):
 )
 def test_classes_that_look_like_sets_or_hold_folders(tmp_path, names, classes):
     assert read(write(tmp_path, *names)).notes["class names"] == classes
+
+
+def test_pictures_of_sets_without_classes(tmp_path):
+    dataset = read(write(tmp_path, "traincats__1", "traincats__2", "testcats__1"))
+    assert (len(dataset), dataset.labels) == (2, None)
+    assert dataset.notes["passed over"] == "beside traincats: 1 (testcats/1.png)"
 
 
 def test_sets_inside_the_classes(tmp_path):

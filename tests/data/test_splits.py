@@ -60,6 +60,8 @@ def paths(*names):
         ("my_test/train-0 my_test/test-0", "my_test/train-0"),  # the nearest name speaks
         ("test-0 test-1", "test-0 test-1"),
         ("a b", "a b"),
+        ("cifartrain1 cifartrain2 cifartest1", "cifartrain1 cifartrain2"),
+        ("latest contest", "latest contest"),
     ],
 )
 def test_files_of_the_training_set(names, taken):

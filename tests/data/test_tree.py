@@ -33,18 +33,24 @@ def test_everything_is_taken_or_passed_over(tmp_path):
     }
 
 
-def test_links_in_circles_end(tmp_path):
-    write(tmp_path, "a/1.png", "b/2.png")
-    (tmp_path / "a" / "up").symlink_to(tmp_path)
-    (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
-    tree = walk(tmp_path)
-    names = [str(file.relative_to(tmp_path)) for file in tree.files()]
-    assert names == ["a/1.png", "b/2.png", "b/to_a/1.png"]
-    reasons = {str(path.relative_to(tmp_path)): reason for path, reason in tree.passed()}
-    assert reasons == {
-        "a/up": "link to a folder above it",
-        "b/to_a/up": "link to a folder above it",
-    }
+def test_no_folder_is_read_twice_and_links_in_circles_end(tmp_path):
+    home, other = tmp_path / "home", tmp_path / "other"
+    write(home, "a/1.png", "b/2.png")
+    write(other, "3.png")
+    for link, target in (
+        ("a/up", home),
+        ("a/out", tmp_path),
+        ("b/to_a", home / "a"),
+        ("c", other),
+    ):
+        (home / link).symlink_to(target)
+    (other / "round").symlink_to(other)
+    tree = walk(home)
+    names = [str(file.relative_to(home)) for file in tree.files()]
+    assert names == ["a/1.png", "b/2.png", "c/3.png"]
+    passed = [str(path.relative_to(home)) for path, _ in tree.passed()]
+    assert passed == ["a/out", "a/up", "b/to_a", "c/round"]
+    assert {reason for _, reason in tree.passed()} == {"link to a folder that is read itself"}
 
 
 def test_levels(tmp_path):

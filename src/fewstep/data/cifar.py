@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from fewstep.data.bounds import DAMAGED
 from fewstep.data.dataset import Dataset, held_images
-from fewstep.data.labels import check_labels
+from fewstep.data.labels import UNLABELLED, check_labels, unlabelled
 from fewstep.data.pickles import check_pickle
 from fewstep.data.pictures import OnBad, Pixels
 from fewstep.data.source import Source, unpacked
-from fewstep.data.splits import of_training
+from fewstep.data.splits import check_sets, of_training
 from fewstep.data.table import Table
 from fewstep.data.tree import files_below, left_beside
 from fewstep.models.space import Space, image_space
@@ -83,6 +84,7 @@ class Cifar(Source):
             )
             found = tables.found(self.path, "CIFAR (Parquet, *.bin, data_batch_*, *.tar.gz)")
             return tables.read_files(found, memory=None)
+        self._check_training(files)
         batches = {name: content for file in files for name, content in _contents(file).items()}
         images, labels, classes = zip(
             *(self._batch(name, content) for name, content in batches.items())
@@ -90,7 +92,20 @@ class Cifar(Source):
         pixels = torch.from_numpy(np.concatenate(images).reshape(-1, *SHAPE))
         notes = {"files": ", ".join(map(str, batches))}
         notes |= left_beside(Path(self.path), files)
+        if unlabelled(torch.cat(labels), max(classes)):
+            notes["labels"] = UNLABELLED
+            return held_images(pixels, None, 0, notes=notes)
+        for file, numbers in zip(batches, labels):
+            check_labels(numbers, max(classes), str(file))
         return held_images(pixels, torch.cat(labels), max(classes), notes=notes)
+
+    def _check_training(self, files: Sequence[Path]) -> None:
+        """ValueError where test batches would take the place of others that cannot be read."""
+        check_sets(files, Path(self.path))
+        if all(file.stem == "test_batch" for file in files) and Path(self.path).is_dir():
+            for other in files_below(Path(self.path)):
+                if other.name.startswith("data_batch"):
+                    raise ValueError(f"{other} cannot be read beside {files[0]}")
 
     def _batch(self, file: Path, content: bytes) -> tuple[Pixels, Tensor, int]:
         """Pixels (n, 3072), the labels that were asked for, and the number of their classes."""
@@ -102,7 +117,6 @@ class Cifar(Source):
             raise ValueError(
                 f"{file} is no CIFAR: {len(labels[kind])} labels, pixels of shape {images.shape}"
             )
-        check_labels(labels[kind], CLASSES[kind], str(file))
         return images, labels[kind], CLASSES[kind]
 
 

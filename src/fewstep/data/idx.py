@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.choice import Count
 from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.idx_file import COLOURS, IMAGES, LABELS, Sizes, header, read_idx
-from fewstep.data.labels import UNLABELLED, check_labels
+from fewstep.data.labels import UNLABELLED, check_labels, unlabelled
 from fewstep.data.source import Source, located
 from fewstep.data.splits import OTHER, TRAINING, set_of
 from fewstep.data.tree import Passed, passed_over, walk
@@ -101,8 +101,8 @@ class Idx(Source):
         labels = torch.from_numpy(read_idx(file, (LABELS,)).astype(np.int64))
         if len(labels) != count:
             raise ValueError(f"{file} has {len(labels)} labels for the {count} images of {images}")
-        if count and self.classes <= 255 and bool((labels == 255).all()):
-            return None  # -1 as a byte
+        if unlabelled(labels, self.classes):
+            return None
         check_labels(labels, self.classes, f"{file} (data.classes={self.classes})")
         return labels
 

@@ -68,6 +68,12 @@ def counts(labels: Tensor, classes: int) -> dict[str, str]:
     return told | ({"classes without images": listed(empty)} if empty else {})
 
 
+def unlabelled(labels: Tensor, classes: int = 0) -> bool:
+    """Whether all labels are -1, also as a byte where that is no class."""
+    none = (labels == -1) | ((labels == 255) & (0 < classes <= 255))
+    return bool(len(labels)) and bool(none.all())
+
+
 def check_labels(labels: Tensor, classes: int, where: str) -> None:
     """ValueError where a label is not in 0 … classes - 1, with the first such image."""
     bad = ((labels < 0) | (labels >= classes)).nonzero()

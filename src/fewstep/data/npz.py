@@ -13,6 +13,7 @@ import torch
 
 from fewstep.data.bounds import check_bytes, memory_for
 from fewstep.data.dataset import Dataset, held_images
+from fewstep.data.labels import UNLABELLED, check_ids, check_labels, unlabelled
 from fewstep.data.source import Source
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
@@ -43,8 +44,12 @@ class Npz(Source):
         if len(numbers) != len(images):
             raise ValueError(f"{file} has {len(numbers)} labels for {len(images)} images")
         labels = torch.from_numpy(numbers.astype(np.int64))
-        classes = int(labels.max()) + 1 if len(labels) else 0
-        return held_images(images, labels, classes, notes=notes)
+        if not len(labels) or unlabelled(labels):
+            return held_images(images, None, 0, notes=notes | {"labels": f"arr_1 is {UNLABELLED}"})
+        largest, distinct = max(int(numbers.max()), 0), len(labels.unique())
+        check_ids(largest, distinct, len(labels), f"{file}: arr_1")
+        check_labels(labels, largest + 1, f"{file}: arr_1")
+        return held_images(images, labels, largest + 1, notes=notes)
 
 
 def _arrays(file: Path) -> tuple[Array, Array | None]:

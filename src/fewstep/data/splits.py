@@ -71,9 +71,27 @@ def training_of(names: Collection[str]) -> str | None:
 def _told(names: Collection[str]) -> dict[str, Told]:
     """What each name speaks of; of other sets only beside a training set."""
     told = {name: found for name in names if (found := set_of(name))}
+    told = told or glued(names)
     if any(found.kind == TRAINING for found in told.values()):
         return told
     return {name: found for name, found in told.items() if found.kind != OTHER}
+
+
+def glued(names: Collection[str]) -> dict[str, Told]:
+    """What names speak of that are the same but for the words of a training set and of others
+    (mytrain, mytest); nothing where they are not.
+    """
+    found, rests = {}, set()
+    for name in names:
+        split = re.fullmatch(
+            r"(.*?)(training|train|testing|test|valid|val|dev|eval)(.*)", name.lower()
+        )
+        if not split:
+            return {}
+        found[name] = Told(KINDS[split[2]], ())
+        rests.add((split[1], re.sub(r"[^a-z]", "", split[3])))
+    kinds = {told.kind for told in found.values()}
+    return found if len(rests) == 1 and len(kinds) > 1 and TRAINING in kinds else {}
 
 
 def _check_beside(names: Collection[str], told: Mapping[str, Told]) -> None:
@@ -98,6 +116,10 @@ def of_training(files: Sequence[Path], root: Path, by_name: bool = False) -> lis
     where there are only such. by_name: where names speak of a training set, its files alone.
     """
     kinds = {file: _of_path(file, root) for file in files}
+    if not any(kinds.values()):
+        stems = {file: re.sub(r"[^a-z]", "", file.stem.lower()) for file in files}
+        alike = glued(set(stems.values()))
+        kinds = {file: alike[stem].kind if alike else None for file, stem in stems.items()}
     for wanted in ((TRAINING,),) * by_name + ((TRAINING, OTHER, None),):
         if found := [file for file in files if kinds[file] in wanted]:
             return found

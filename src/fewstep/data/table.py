@@ -19,7 +19,7 @@ from fewstep.data.labels import listed
 from fewstep.data.lazy import MEMORY, Stored, decoded, pictures
 from fewstep.data.pictures import Channels, How, OnBad, checked_header, header
 from fewstep.data.source import Source, bytes_of, located
-from fewstep.data.splits import of_training
+from fewstep.data.splits import check_sets, of_training
 from fewstep.data.table_files import READERS, opened, same_columns, table_looked_at
 from fewstep.data.table_rows import VECTORS, TableRows
 from fewstep.data.tree import files_below, left_beside
@@ -74,6 +74,7 @@ class Table(Source):
         path = located(self.path, WHAT)
         if files[0].stem.lower() == "metadata" and path.is_dir():
             files = [file for file in files if file.stem.lower() == "metadata"]
+            check_sets(files, path)
             if len(files) > 1:
                 told = listed([file.parent for file in files[:3]])
                 raise ValueError(f"several folders hold metadata, {told}: data.path= names one")

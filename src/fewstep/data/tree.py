@@ -12,6 +12,7 @@ OF_SYSTEMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume
 NAMED = 3  # files that are named for each reason
 
 Passed = tuple[Path, str]  # what is passed over, and why
+Above = tuple[tuple[int, int], ...]  # the numbers of the folders that hold one, by the system
 
 
 @dataclass
@@ -54,23 +55,23 @@ def walk(path: Path, suffixes: Collection[str] | None = None, depth: int = DEPTH
     can be read, None for all. OSError where a folder cannot be looked into.
     """
     if path.is_dir():
-        return _walk(path, suffixes, depth, ())
+        return _walk(path, suffixes, depth, (), path.resolve())
     readable = path.is_file() and (suffixes is None or path.suffix.lower() in suffixes)
     return Tree(path, {path.name: path} if readable else {})
 
 
 def _walk(
-    path: Path, suffixes: Collection[str] | None, depth: int, above: tuple[tuple[int, int], ...]
+    path: Path, suffixes: Collection[str] | None, depth: int, above: Above, root: Path
 ) -> Tree:
     found, stat = Tree(path), path.stat()
     here = (*above, (stat.st_dev, stat.st_ino))
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            reason = _reason(entry, suffixes, depth, here)
+            reason = _reason(entry, suffixes, depth, here, root)
             if reason:
                 found.others.append((path / entry.name, reason))
             elif entry.is_dir():
-                inner = _walk(path / entry.name, suffixes, depth - 1, here)
+                inner = _walk(path / entry.name, suffixes, depth - 1, here, root)
                 found.inner[entry.name] = inner
             else:
                 found.inner[entry.name] = path / entry.name
@@ -81,7 +82,8 @@ def _reason(
     entry: os.DirEntry[str],
     suffixes: Collection[str] | None,
     depth: int,
-    here: tuple[tuple[int, int], ...],
+    here: Above,
+    root: Path,
 ) -> str | None:
     """Why this is passed over; None where it is not."""
     if entry.name.startswith(".") or entry.name in OF_SYSTEMS:
@@ -90,9 +92,10 @@ def _reason(
         file = Path(entry.path)
         if not file.exists():  # also where links go round in circles
             return "link to nothing"
-        stat = file.stat()
-        if (stat.st_dev, stat.st_ino) in here:
-            return "link to a folder above it"
+        stat, target = file.stat(), file.resolve()
+        inside = target.is_relative_to(root) or root.is_relative_to(target)
+        if (stat.st_dev, stat.st_ino) in here or (inside and target.is_dir()):
+            return "link to a folder that is read itself"
     if entry.is_dir():
         return None if depth > 1 else "deeper folder"
     if not entry.is_file():
