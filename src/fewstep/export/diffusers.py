@@ -94,7 +94,7 @@ def _checked(model: DiffusionModel) -> UNetModule:
     assert isinstance(network, UNetModule)
     if (
         network.spec.extra
-        or network.spec.time_input != "log_sigma"
+        or network.spec.time_input not in ("log_sigma", None)
         or network.spec.multipliers[0] != 1
     ):
         raise ValueError(

@@ -2,7 +2,8 @@
 
 Against the published network: it has no second set of output channels (the learned variance), and
 it knows dropout, on what each branch adds, as transformers use it (Vaswani et al. 2017,
-arXiv:1706.03762).
+arXiv:1706.03762). The fixed position embeddings have the row in their first half and the column in
+the second, cosines before sines in each; the published ones have the column first, and the sines.
 """
 
 import math
@@ -46,7 +47,7 @@ class Dit(Network):
     """Hidden width of the MLPs, in widths."""
     dropout: Share = 0.0
     """Dropout inside the blocks."""
-    time_input: TimeInput = "log_sigma"
+    time_input: TimeInput | None = None
     extra: tuple[str, ...] = ()
 
     def build(self, space: Space) -> NetworkModule:

@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from fewstep.choice import Choice, kind_of, replaced
 from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.process import Process
 from fewstep.diffusion.types import Sample, Time
 from fewstep.models.space import Classes, Space
 
 TimeInput = Literal["log_sigma", "identity", "thousand"]
 M = TypeVar("M", bound=nn.Module)
+N = TypeVar("N", bound="Network")
 
 
 class Network(Choice, ABC):
@@ -29,10 +31,19 @@ class Network(Choice, ABC):
     folder: ClassVar[str | None] = "fewstep.models"
     known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
 
-    time_input: TimeInput
-    """The number that stands for t inside the network: 250 ln t, t itself, or 1000 t."""
+    time_input: TimeInput | None
+    """The number that stands for t inside the network: 250 ln t, t itself, or 1000 t; none: t
+    itself where the process is a table, 250 ln t for all others.
+    """
     extra: tuple[str, ...]
     """Inputs beside x, t and the label: guidance, s. Methods add what they need."""
+
+    def for_process(self: N, process: Process) -> N:
+        """The same, for the times of this process: what `time_input` leaves open is said."""
+        if getattr(self, "time_input", "") is not None:
+            return self
+        chosen: TimeInput = "identity" if process.discrete else "log_sigma"
+        return replaced(self, time_input=chosen)
 
     @abstractmethod
     def build(self, space: Space) -> NetworkModule:
@@ -178,13 +189,14 @@ def zeroed(module: M) -> M:
     return module
 
 
-def noise_features(t: Time, kind: TimeInput) -> Time:
+def noise_features(t: Time, kind: TimeInput | None) -> Time:
     """The number that the time embedding takes, of the network's own t: 250 ln t (0 stands for
-    1e-20), t, or 1000 t.
+    1e-20; also where nothing is said), t, or 1000 t.
 
-    250 ln sigma is openai's scaling of EDM's ¼ ln sigma for sinusoids that expect 0 … 1000.
+    250 ln sigma is openai's scaling of EDM's ¼ ln sigma for sinusoids that expect 0 … 1000. The
+    times -1 and 0 of a table are one there.
     """
-    if kind == "log_sigma":
+    if kind in ("log_sigma", None):
         return 250 * torch.log(t.clamp(min=1e-20))
     return 1000 * t if kind == "thousand" else t
 

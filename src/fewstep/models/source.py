@@ -114,7 +114,7 @@ class Fresh(ModelSource):
             check_memory(sizes, f"this {kind_of(type(self.network))}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = self.network.build(space)
+            network = self.network.for_process(self.process).build(space)
         assert isinstance(network, torch.nn.Module)
         denoiser = Denoiser(network, self.process, self.parameterization)
         guidance = Guidance("doubled", 1.0, 8.0, 1.0) if conditioner.null else Guidance()

@@ -48,7 +48,7 @@ class UNet(Network):
     """Groups of the group norms; every number of channels divides by it."""
     dropout: Share = 0.0
     """Dropout inside the residual blocks."""
-    time_input: TimeInput = "log_sigma"
+    time_input: TimeInput | None = None
     extra: tuple[str, ...] = ()
 
     def build(self, space: Space) -> NetworkModule:
