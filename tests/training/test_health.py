@@ -26,13 +26,6 @@ METHODS = [cls for cls in Method.kinds().values() if cls.__module__.startswith("
 LOSS = "health.held_out_loss"
 
 
-class Measured(Single):
-    """Nothing is sampled of it."""
-
-    def sampler(self, clock, net="student"):
-        return None
-
-
 class Sampled(Diffusion):
     """Its network is sampled as a test says."""
 
@@ -146,7 +139,7 @@ def test_a_run_that_was_stopped_measures_the_same_bits(tmp_path):
         folder = tmp_path / name
         for stop in [3, None] if name == "stopped" else [None]:
             torch.manual_seed(len(name) + (stop or 0))
-            one = trainer(Measured(dropout=0.5), folder, config(log_every=1, save_every=3))
+            one = trainer(Single(dropout=0.5), folder, config(log_every=1, save_every=3))
             held_out = data(images_seed=7).dataset
             health = Health(one.method, one.nets, one.data, held_out, None, one.device, every=5)
             looks = [stop_at(stop)] if stop else []

@@ -156,9 +156,9 @@ def announce(writer):
     """Tells the parent when a save begins and ends."""
     real = Checkpoints.save
 
-    def save(self, step, saved):
+    def save(self, step, saved, prune):
         os.write(writer, BEGIN)
-        real(self, step, saved)
+        real(self, step, saved, prune)
         os.write(writer, END)
 
     Checkpoints.save = save

@@ -99,6 +99,9 @@ class Single(Choice):
     def group(self) -> int:
         return 1
 
+    def sampler(self, clock: Clock, net: str = "student") -> None:
+        return None
+
     def student_loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
         x0, noise = batch.data, batch.noise()
         t = batch.draws.uniform().float().view(-1, 1, 1, 1)

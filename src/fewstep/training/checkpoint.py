@@ -6,13 +6,14 @@ comes later is found by the hashes. There is no pointer to the newest one: the n
 is used.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,21 +44,29 @@ class CheckpointContent(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run. `keep`: how many stay, at least 2. say: where notices about
-    damage go.
+    """The checkpoints of one run. `keep`: how many of the newest stay, at least 2; every: those of
+    multiples of this step stay too (0: none), and that with the lowest score. say: where notices
+    about damage go.
     """
 
     def __init__(
-        self, folder: Path, keep: int = 2, say: Callable[[str], None] = print, writes: bool = True
+        self,
+        folder: Path,
+        keep: int = 2,
+        say: Callable[[str], None] = print,
+        writes: bool = True,
+        every: int = 0,
     ):
-        self.folder, self.keep, self.say = folder, max(2, keep), say
+        self.folder, self.keep, self.every, self.say = folder, max(2, keep), every, say
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder, own=True)
 
-    def save(self, step: int, content: CheckpointContent) -> None:
-        """Writes step `step`. Nothing appears under the final name before all of it is on the disk.
-        OSError where that has no space for it.
+    def save(self, step: int, content: CheckpointContent, prune: bool = True) -> None:
+        """Writes step `step`, and removes those that need not stay. Nothing appears under the final
+        name before all of it is on the disk. OSError where that has no space for it.
+
+        The fact `score`, where it is given, says how good it is: the lower, the better.
         """
         final = self.folder / f"step-{step:08d}"
         if os.path.lexists(final):
@@ -83,7 +92,8 @@ class Checkpoints:
             sync(self.folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-        self._prune()
+        if prune:
+            self._prune()
         remove_leftovers(self.folder, own=True)
 
     def _check_room(self, content: CheckpointContent) -> None:
@@ -189,10 +199,25 @@ class Checkpoints:
         path.rename(target)
 
     def _prune(self) -> None:
-        """Removes all but the newest. A link stays: whoever put it there wants to keep it."""
-        for path in self._all()[: -self.keep]:
-            if not path.is_symlink():
+        """Removes what need not stay. A link stays: whoever put it there wants to keep it."""
+        found = self._all()
+        best = self._best(found)
+        for path in found[: -self.keep]:
+            milestone = self.every and _step(path) % self.every == 0
+            if path != best and not milestone and not path.is_symlink():
                 self._remove(path)
+
+    def _best(self, found: Sequence[Path]) -> Path | None:
+        """That with the lowest score, the first of equal ones; None where none has a score. It
+        never goes, so it is the best of all that there were.
+        """
+        scores = {}
+        for path in found:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                score = read_json(path / "manifest.json")["facts"].get("score")
+                if isinstance(score, float):
+                    scores[path] = score
+        return min(scores, key=scores.__getitem__, default=None)
 
     def _remove(self, path: Path) -> None:
         doomed = self.folder / f".del-{path.name}-{os.getpid()}"

@@ -53,7 +53,11 @@ class TrainerConfig(Choice):
     save_every: Natural = 500
     """Steps between checkpoints; 0: none before the end."""
     keep: Count = 2
-    """Checkpoints that stay; at least two do."""
+    """Newest checkpoints that stay; at least two do."""
+    keep_every: Natural = 0
+    """Checkpoints of multiples of this step stay for good; 0: none."""
+    keep_best: str = ""
+    """A number of the log, as health.distance: the checkpoint with its lowest value stays too."""
     log_every: Count = 50
     """Steps between lines of the log."""
     health_every: Natural = 100
@@ -64,6 +68,9 @@ class TrainerConfig(Choice):
     """Steps of the grids that sample_every writes, one grid for each number."""
     max_skips: Natural = 10
     """Steps of any 100 that may be left out for a loss or gradient that is not finite."""
+    spikes: Literal["tell", "roll_back"] = "tell"
+    """Where a loss or gradient norm jumps: tell says it; roll_back also goes back to the newest
+    checkpoint and on with other batches, three times at most."""
     timeout: Positive = 600.0
     """Seconds of silence after which another process counts as lost."""
     stop_signals: tuple[Extra, ...] = ()
@@ -83,11 +90,14 @@ class TrainerConfig(Choice):
         "device",
         "save_every",
         "keep",
+        "keep_every",
+        "keep_best",
         "log_every",
         "health_every",
         "sample_every",
         "sample_steps",
         "max_skips",
+        "spikes",
         "stop_signals",
         "tensorboard",
     )

@@ -2,6 +2,7 @@
 due.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -88,7 +89,9 @@ class Guard:
 class SaveEvery:
     """Writes a checkpoint every so many steps and at the end; the leading process writes.
 
-    content: what it holds; a collective call, for what is sharded is gathered.
+    content: what it holds; a collective call, for what is sharded is gathered. best: a number of
+    the log, of which the checkpoint with the lowest value is kept; "" for none. Behind a step that
+    was left out no other checkpoint is removed: the last good one may be among them.
     """
 
     def __init__(
@@ -97,13 +100,29 @@ class SaveEvery:
         checkpoints: Checkpoints,
         content: Callable[[], CheckpointContent],
         world: World,
+        best: str = "",
     ):
         self.every, self.checkpoints, self.content, self.world = every, checkpoints, content, world
+        self.best = best
 
     def __call__(self, seen: Seen) -> None:
         if seen.ends or seen.due(self.every):
             content = self.content()
-            self.world.on_leader(lambda: self.checkpoints.save(seen.done, content))
+            if self.best:
+                content.facts["score"] = self._score(seen)
+            good = not float(seen.numbers["skipped"])
+            self.world.on_leader(lambda: self.checkpoints.save(seen.done, content, good))
+
+    def _score(self, seen: Seen) -> float | None:
+        """The number that decides which is best; None where there is none."""
+        if self.best not in seen.numbers:
+            self.checkpoints.say(
+                f"warning: step {seen.done} has no {self.best}, so its checkpoint is not compared "
+                f"(trainer.keep_best)"
+            )
+            return None
+        score = float(seen.numbers[self.best])
+        return score if math.isfinite(score) else None
 
 
 class Status:

@@ -1,7 +1,8 @@
 """What a training step shows to those that look on."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ class Seen:
     clock: of the step. numbers: for the log, 0-d tensors on the device that nobody has read yet; an
     observer that stands before the log may add to them. lines: what the log read behind this step,
     the newest line last; empty where it read nothing. stop: the signal that ends the run here, 0
-    if none.
+    if none. losses: what the gradients were of, 0-d on the device, by the networks that trained.
     """
 
     def __init__(
@@ -24,7 +25,9 @@ class Seen:
         numbers: dict[str, Tensor | float],
         stop: int,
         make: Callable[[], dict[str, nn.Module]],
+        losses: Mapping[str, Tensor] = MappingProxyType({}),
     ):
+        self.losses = losses
         self.clock, self.numbers, self.stop, self._make = clock, numbers, stop, make
         self.lines: list[dict[str, Any]] = []
 

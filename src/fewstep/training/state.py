@@ -227,6 +227,7 @@ class State:
                     value.copy_(part_of(saved[key], self.parameters[name][key]))
         for name in self.optimizers:
             self._load_optimizer(name, _below(name, groups["optim"]))
+        self.scales.clear()
         for path, value in groups["scale"].items():
             group, _, part = path.rpartition("/")
             scale = self.scales.setdefault(group, LossScale(self.device))

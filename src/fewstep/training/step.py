@@ -46,11 +46,12 @@ class Sums(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """What an update did. numbers: for the log, unread. bad: 0-d bool on the device, whether it
-    was left out because something was not finite.
+    """What an update did. numbers: for the log, unread. total: the loss. bad: whether it was left
+    out because something was not finite. Both 0-d on the device.
     """
 
     numbers: dict[str, Tensor | float]
+    total: Tensor
     bad: Tensor
 
 
@@ -201,7 +202,7 @@ class Step:
         if scale:
             scale.note(bad)
         state.forget_gradients(update.trains)
-        return Updated({**sums.means, f"norm.{group}": norm, "rate": rate}, bad)
+        return Updated({**sums.means, f"norm.{group}": norm, "rate": rate}, sums.total, bad)
 
     def _take_less(self, names: tuple[str, ...]) -> None:
         """Halves the rows of a pass, in whole groups, and lets go of the gradients so far."""

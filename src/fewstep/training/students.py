@@ -8,7 +8,6 @@ from fewstep.errors import DivergedError, NotFiniteError
 from fewstep.learning.method import UNGUIDED
 from fewstep.models.adapters import merged
 from fewstep.models.bundle import DiffusionModel
-from fewstep.training.run_folder import RunFolder
 from fewstep.training.trainer import Trainer
 
 
@@ -35,12 +34,7 @@ def save_students(
         if isinstance(net, Denoiser):
             net.autocast = None  # as it is when it is loaded
         made = model.with_student(net, sampler, guidance, card, variants)
-        try:
-            trainer.world.on_leader(lambda: _save(made, folder / name))  # noqa: B023
-        except DivergedError as error:
-            place = RunFolder(folder, trainer.world)
-            place.write_status("diverged", config.steps, config.steps, str(error))
-            raise
+        trainer.world.on_leader(lambda: _save(made, folder / name))  # noqa: B023
         models[name] = made
     return models
 

@@ -1,5 +1,6 @@
 """The loop. It knows the contract of methods (learning/method.py) and no method."""
 
+import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer, Seen
 from fewstep.training.signals import Signals
 from fewstep.training.skips import Skips
+from fewstep.training.spikes import ROLL_BACKS, SpikeError, Spikes
 from fewstep.training.start import plain, renewed
 from fewstep.training.state import State
 from fewstep.training.step import Data, Step
@@ -61,6 +63,7 @@ class Trainer:
         self.step = Step(method, nets, data, config, self.state)
         self.batches = 0  # that were drawn so far
         self.skips = Skips(self.device)
+        self.spikes, self.roll_backs = Spikes(self.world), 0
         starts = tuple(method.phases(config.steps))
         assert sorted({0, *starts}) == list(starts), f"phases must begin at 0 and rise: {starts}"
         self.phases = (*starts, config.steps)
@@ -90,23 +93,55 @@ class Trainer:
         if self.folder is not None:
             self.folder.clean()
             writes = self.world.is_leader
-            checkpoints = Checkpoints(self.folder.checkpoints, self.config.keep, say, writes)
+            checkpoints = Checkpoints(
+                self.folder.checkpoints, self.config.keep, say, writes, self.config.keep_every
+            )
         start = 0 if checkpoints is None else self.resume(checkpoints, say)
         for doubt in doubts(self.config, self.phases):
             say(f"warning: {doubt}")
-        looking = (*measures, *self._records(start, checkpoints), *drawing, *observers)
         if start:
             again = Seen(self.clock(start - 1), {}, 0, self._exported)
             for look in drawing:
                 look(again)
         if self.folder is not None:
             self.folder.write_status("running", start, self.config.steps)
+        while True:
+            records = self._records(start, checkpoints, say)
+            try:
+                self._run(start, (*measures, *records, *drawing, *observers))
+                break
+            except SpikeError as spike:
+                assert checkpoints is not None
+                start = self._go_back(checkpoints, str(spike), say)
+        if self.folder is not None:
+            self.folder.write_status("trained", self.config.steps, self.config.steps)
+
+    def _run(self, start: int, looking: Sequence[Observer]) -> None:
         with closing(self.steps(start)) as steps:
             for seen in steps:
                 for look in looking:
                     look(seen)
-        if self.folder is not None:
-            self.folder.write_status("trained", self.config.steps, self.config.steps)
+
+    def _jumped(
+        self, checkpoints: Checkpoints | None, say: Callable[[str], None], seen: Seen, said: str
+    ) -> None:
+        """Raises SpikeError where the run is to go back; else it says what jumped."""
+        may = self.config.spikes == "roll_back" and self.roll_backs < ROLL_BACKS and not seen.stop
+        if checkpoints is None or not may or self.world.on_leader(checkpoints.newest) is None:
+            say(f"warning: {said}")
+        else:
+            raise SpikeError(said)
+
+    def _go_back(self, checkpoints: Checkpoints, said: str, say: Callable[[str], None]) -> int:
+        """The newest checkpoint again, and then batches that nobody has seen; returns its step."""
+        drawn, again = self.batches, self.roll_backs + 1
+        start = self.resume(checkpoints, say)
+        self.batches, self.roll_backs = drawn, again
+        say(
+            f"warning: {said}; back to step {start}, and on with other batches "
+            f"({again} of {ROLL_BACKS} times)"
+        )
+        return start
 
     def steps(self, start: int = 0) -> Generator[Seen]:
         """Trains one step at a time, from step `start` to the last, and shows each behind it.
@@ -117,45 +152,54 @@ class Trainer:
         with Signals(self.config.stop_signals) as signals:
             for number in range(start, self.config.steps):
                 clock = self.clock(number)
-                numbers = self._take(clock)
+                numbers, losses = self._take(clock)
                 # A signal that comes later belongs to the next step.
-                seen = Seen(clock, numbers, self.world.max(signals.number), self._exported)
+                stop = self.world.max(signals.number)
+                seen = Seen(clock, numbers, stop, self._exported, losses)
                 yield seen
                 seen.release()
                 if seen.stop and not seen.last:
                     raise SystemExit(128 + seen.stop)
 
-    def _take(self, clock: Clock) -> dict[str, Tensor | float]:
-        """One step: all updates of the method, what moves behind them, the averages."""
+    def _take(self, clock: Clock) -> tuple[dict[str, Tensor | float], dict[str, Tensor]]:
+        """One step: all updates of the method, what moves behind them, the averages. Its numbers
+        and losses.
+        """
         if clock.step and clock.phase_step == 0:
             self.state.restart()
         self.skips.begin(clock.step, self.batches)
         numbers: dict[str, Tensor | float] = {}
+        losses = {}
         for index, update in enumerate(self.method.updates(clock)):
             number, self.batches = self.batches, self.batches + 1
             done = self.step(update, clock, index, number)
             self.skips.note(clock.step, done.bad)
             numbers |= done.numbers
+            losses["+".join(update.trains)] = done.total
         numbers["skipped"] = self.skips.of(clock.step)
         self.method.after_step(self.nets, clock)
         self.state.average(clock.phase_step)
-        return numbers
+        return numbers, losses
 
     def _exported(self) -> dict[str, nn.Module]:
         return {name: self.state.exported(name) for name in self.state.roles.exports}
 
-    def _records(self, start: int, checkpoints: Checkpoints | None) -> list[Observer]:
+    def _records(
+        self, start: int, checkpoints: Checkpoints | None, say: Callable[[str], None]
+    ) -> list[Observer]:
         """What a run writes; without a folder it only counts skipped steps."""
         config, folder = self.config, self.folder
         saving = config.save_every if folder is not None else 0
         reading = Reading(config.log_every, saving)
         guard = Guard(self.skips, config.max_skips, reading, self._named, self.state.broken, folder)
+        jumps = self.spikes.watch(reading, functools.partial(self._jumped, checkpoints, say))
         if folder is None or checkpoints is None:
-            return [guard]
-        records: list[Observer] = []
+            return [jumps, guard]
+        records: list[Observer] = [jumps]
         if self.world.is_leader:
             records.append(RunLog(Log(folder.log, start, checkpoints.say), reading))
-        save = SaveEvery(config.save_every, checkpoints, self.content, self.world)
+        best = config.keep_best
+        save = SaveEvery(config.save_every, checkpoints, self.content, self.world, best)
         return [*records, guard, save, Status(folder, reading)]
 
     def _named(self, steps: Sequence[int]) -> dict[str, Any]:
@@ -172,13 +216,15 @@ class Trainer:
 
     def content(self) -> CheckpointContent:
         """What a checkpoint holds of this moment; a collective call."""
-        return CheckpointContent(self.state.saved(), self._facts())
+        tensors = self.state.saved() | {"spikes": self.spikes.saved()}
+        return CheckpointContent(tensors, self._facts())
 
     def _facts(self) -> dict[str, Any]:
         return _lasting(plain(self._identity())) | {
             "batches": self.batches,
             "skipped": self.skips.flags.nonzero()[:, 0].tolist(),
             "numbers": self.skips.numbers,
+            "roll_backs": self.roll_backs,
             "setting": {
                 "processes": self.world.size,
                 "sharding": self.config.sharding,
@@ -229,7 +275,10 @@ class Trainer:
             )
         self.state.load(tensors)
         self.batches = facts["batches"]
+        self.roll_backs = facts.get("roll_backs", 0)
+        self.spikes.load(tensors.get("spikes", {}))
         self.skips.numbers = list(facts["numbers"])
+        self.skips.flags.zero_()
         self.skips.flags[facts["skipped"]] = True
         return step
 
