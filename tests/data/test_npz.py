@@ -150,3 +150,10 @@ def test_more_than_it_may_hold(tmp_path, content):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 << 20
+
+
+def test_other_arrays_are_named(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=PIXELS, labels=LABELS, note=np.zeros(1))
+    dataset = read(tmp_path / "x.npz")
+    assert dataset.labels is None
+    assert dataset.notes["arrays not used"] == "labels, note"

@@ -219,3 +219,21 @@ def test_latents_alone_can_be_checked(tmp_path):
     dataset = Table(path=str(tmp_path)).read()
     with pytest.raises(ValueError, match=r"x\.parquet row 2: latent has the shape"):
         dataset.verify()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "file_name,label\n", r"no rows: .*a\.csv"),
+        ("a.csv", "file_name,label\na\0b,1\n", r"a\.csv row 0: 'a.*b' is no name of a file"),
+        ("a.csv", "text,label\na,1\nb,\n", r"a\.csv row 1 has no label"),
+        ("a.csv", "text,label\na,1e15\nb,0\n", r"a\.csv: column label goes up to 10{15} with 2"),
+        ("a.csv", "text;label\na;1\n", r"a\.csv has no column img .*only text;label"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "b", "label": 2}\n', r"a\.jsonl row 0 has no label"),
+        ("a.jsonl", '{"text": "a", "label": [1]}\n', r"a\.jsonl: column label holds list"),
+    ],
+)
+def test_texts_that_are_no_tables(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Table(path=str(tmp_path)).read()

@@ -36,14 +36,14 @@ def listed(names: Sequence[object]) -> str:
     return ", ".join(map(str, names[:SHOWN])) + more
 
 
-def check_ids(largest: int, distinct: int, rows: int, what: str) -> None:
+def check_ids(largest: int, distinct: int, rows: int, what: str, remedy: str = "") -> None:
     """ValueError where `distinct` whole numbers up to `largest`, or words, are rather ids of rows
-    than classes.
+    than classes. remedy: a way to read them all the same.
     """
     if rather_ids(largest, distinct) or (distinct > SPARSE and 2 * distinct > rows):
         raise ValueError(
             f"{what} goes up to {largest} with {distinct} distinct labels in {rows} rows: rather "
-            "ids than classes; label=none reads without"
+            f"ids than classes{remedy}"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fewstep.data.bounds import check_bytes, memory_for
 from fewstep.data.dataset import Dataset, held_images
-from fewstep.data.labels import UNLABELLED, check_ids, check_labels, unlabelled
+from fewstep.data.labels import UNLABELLED, check_ids, check_labels, listed, unlabelled
 from fewstep.data.source import Source
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
@@ -39,6 +39,10 @@ class Npz(Source):
         pixels, numbers = _arrays(file)
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         notes = {"file": str(file), "labels": "none" if numbers is None else "arr_1"}
+        with zipfile.ZipFile(file) as archive:
+            others = [name for name in archive.namelist() if name not in (IMAGES, LABELS)]
+        if others:
+            notes["arrays not used"] = listed([name.removesuffix(".npy") for name in others])
         if numbers is None:
             return held_images(images, None, 0, notes=notes)
         if len(numbers) != len(images):

@@ -25,7 +25,10 @@ from fewstep.data.table_rows import VECTORS, TableRows
 from fewstep.data.tree import files_below, left_beside
 from fewstep.models.space import Classes, Column
 
-IMAGES = ("img", "image", "jpg", "jpeg", "png", "webp", "file_name", "image_path", "path")
+IMAGES = (
+    *("img", "image", "jpg", "jpeg", "jpe", "jfif", "png", "webp"),
+    *("file_name", "image_path", "path"),
+)
 LABELS = ("label", "fine_label", "labels", "cls", "class")
 CAPTIONS = ("caption", "text", "prompt", "txt")
 LOOKED_AT_ANYWAY = 100_000  # rows whose pictures take seconds to look at

@@ -21,6 +21,8 @@ READERS = {
     ".tar": "webdataset",
 }
 
+NO_ROWS = ("corresponds to no data", "Must pass at least one table")  # as `datasets` says it
+
 
 def table_looked_at(file: Path) -> tuple[bytes, tuple[int, int, int]]:
     """The hash of a table's file, for an index. ValueError where it may not be opened."""
@@ -85,6 +87,8 @@ def opened(files: Sequence[Path]) -> Any:
             reader, data_files={"train": [str(file) for file in files]}, split="train", **options
         )
     except Exception as error:  # what is damaged makes it raise types of several libraries
+        if any(text in str(error.__cause__ or error) for text in NO_ROWS):
+            raise ValueError(f"no rows: {', '.join(map(str, files))}") from None
         raise unusable(files, error.__cause__ or error) from None
 
 

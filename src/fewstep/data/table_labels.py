@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep.data.labels import UNLABELLED, check_ids, check_labels, numbered
 
 Name = Callable[[int], str]
+WITHOUT = "; label=none reads without"
 
 
 class Read(NamedTuple):
@@ -41,7 +42,7 @@ def read_labels(values: Any, known: Sequence[str], column: str, name: Name, wher
     elif types.is_boolean(kind):
         values = values.cast("uint8")
     elif not (types.is_integer(kind) or types.is_null(kind)):
-        raise ValueError(f"{what} holds {kind}, not classes; label=none reads without")
+        raise ValueError(f"{what} holds {kind}, not classes{WITHOUT}")
     return _numbers(values, known, column, name, what)
 
 
@@ -53,7 +54,7 @@ def _whole(values: Any, column: str, name: Name) -> Any:
     first = compute.index(compute.not_equal(values, compute.floor(values)), True).as_py()
     if first >= 0:
         broken = values[first].as_py()
-        raise ValueError(f"{name(first)}: {column} is {broken}, no class; label=none reads without")
+        raise ValueError(f"{name(first)}: {column} is {broken}, no class{WITHOUT}")
     return values
 
 
@@ -63,7 +64,7 @@ def _missing(values: Any, column: str, name: Name) -> bool:
         return True
     if values.null_count:
         first = values.is_null().index(True).as_py()
-        raise ValueError(f"{name(first)} has no {column}; label=none reads without")
+        raise ValueError(f"{name(first)} has no {column}{WITHOUT}")
     return False
 
 
@@ -76,7 +77,7 @@ def _numbers(values: Any, known: Sequence[str], column: str, name: Name, what: s
     if ends["min"] == ends["max"] == -1:
         return Read(None, note=f"{column} is {UNLABELLED}")
     if not known or ends["max"] > len(known) + 2**31:
-        check_ids(int(ends["max"]), distinct, len(values), what)
+        check_ids(int(ends["max"]), distinct, len(values), what, WITHOUT)
     found = torch.from_numpy(values.cast("int64").to_numpy().copy())
     classes = len(known) or max(int(ends["max"]), 0) + 1
     check_labels(found, classes, what)
@@ -94,7 +95,7 @@ def _words(values: Any, column: str, name: Name, what: str) -> Read:
     if words == ["-1"]:
         return Read(None, note=f"{column} is {UNLABELLED}")
     numbers, classes = numbered(words)
-    check_ids(classes - 1, len(words), len(values), what)
+    check_ids(classes - 1, len(words), len(values), what, WITHOUT)
     by_word = np.array([numbers[word] for word in words], np.int64)
     found = torch.from_numpy(by_word[encoded.indices.to_numpy()])
     return Read(found, classes, list(numbers))

@@ -68,6 +68,8 @@ class TableRows(Encoded):
             return b""
         if picture["bytes"] is not None:
             return bytes(picture["bytes"])
+        if "\0" in (picture["path"] or ""):
+            raise ValueError(f"{self.name(place)}: {picture['path']!r} is no name of a file")
         file = (self.root / (picture["path"] or "")).resolve()
         if not picture["path"] or self.files[0].endswith((".parquet", ".arrow")):
             raise ValueError(f"{self.name(place)}: the picture is not embedded")

@@ -100,7 +100,7 @@ def _reason(
         return None if depth > 1 else "deeper folder"
     if not entry.is_file():
         return "special file"
-    suffix = Path(entry.name).suffix.lower()
+    suffix = os.path.splitext(entry.name)[1].lower()  # faster than Path where files are many
     if suffixes is None or suffix in suffixes:
         return None
     return suffix or "no suffix"
