@@ -30,8 +30,9 @@ from fewstep.yaml import typed
 if TYPE_CHECKING:
     from pydantic_core import PydanticCustomError
 
-Count = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
+MOST = 2**31 - 1  # of whole numbers, where an option says no other limit
+Count = Annotated[int, Ge(1), Le(MOST)]
+Natural = Annotated[int, Ge(0), Le(MOST)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]

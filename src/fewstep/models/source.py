@@ -111,7 +111,7 @@ class Fresh(ModelSource):
         space = Space(tuple(shape), conditioner.columns)
         if type(self.network).__module__.startswith("fewstep."):
             sizes = shapes_of(lambda: self.network.build(space))
-            check_memory(sizes, f"this {kind_of(type(self.network))}")
+            check_memory(sizes, f"teacher.network, this {kind_of(type(self.network))},")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.network.for_process(self.process).build(space)

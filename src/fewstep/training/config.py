@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from fewstep.choice import Choice, Count, Decay, Natural, NonNegative, Positive
 from fewstep.learning.schedules import Constant, Schedule
@@ -20,7 +20,7 @@ class TrainerConfig(Choice):
 
     steps: Count = 1000
     """Steps of the run; each does all of the method's updates."""
-    batch: Count = 128
+    batch: Annotated[int, Ge(1), Le(1_000_000)] = 128
     """Images of one update, over all processes together."""
     micro_batch: Natural = 0
     """Images in one pass, accumulated to the batch; 0: all at once."""
@@ -138,7 +138,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # "meta" makes tensors and holds none
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
