@@ -129,10 +129,12 @@ def check_utf8(path: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; ValueError with its name where it is damaged or too large."""
-    if (size := path.stat().st_size) > LARGEST_JSON:
-        raise ValueError(f"{path} is damaged: {size} bytes are no such file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_JSON + 1)  # of /dev/zero, too, which has no size
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"{path} is damaged: such a file has less than {LARGEST_JSON:,} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 

@@ -54,6 +54,15 @@ def test_what_is_no_result_is_refused(tmp_path, change, says):
         read_result(path)
 
 
+@pytest.mark.parametrize("name", ["model", "values", "protocol"])
+def test_what_a_result_must_have(tmp_path, name):
+    plain = json.loads(json.dumps(result(lower=1.0).plain()))
+    del plain[name]
+    write_json(tmp_path / "x.json", plain)
+    with pytest.raises(ValueError, match=rf"x\.json is no result.*{name}"):
+        read_result(tmp_path / "x.json")
+
+
 def test_the_best_is_that_of_the_first_measure():
     rows = [result(lower=2.0, higher=0.9), result(lower=1.0, higher=0.1)]
     assert best_of(rows) is rows[1]
