@@ -98,6 +98,22 @@ def test_what_needs_no_weights_may_have_any_name(done, runs):
     assert r"caf\udce9" in Path(f"{BYTES}.html").read_text()
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "猫"])
+def test_names_as_long_as_a_file_system_allows(done, runs, letter):
+    longest = 255 // len(letter.encode())
+    words = ("sample", "runs/cd", "--num", "20", "--out")
+    folder = letter * longest
+    for suffix in (".npz", ".png"):
+        done(*words, letter * (longest - len(suffix)) + suffix)
+    done(*words, folder)
+    page, result = (letter * (longest - 5) + suffix for suffix in (".html", ".json"))
+    said = ("--num", "20", "--measures", "frechet")
+    done("evaluate", folder, *said, "--out", result, "--report", page)
+    done(*TEACHER, f"name={folder}")
+    assert "is finished already" in done("train", f"runs/{folder}/run.yaml")
+    assert not list(Path().rglob(".tmp-*"))
+
+
 def unobeyed(text):
     return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
 

@@ -1,6 +1,7 @@
 """`fewstep plan`."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fewstep.data.dataset import held_images
 from fewstep.learning.averaging import share_of_start
 from fewstep.learning.dropout import seeded
 from fewstep.models.folder import shipped
+from fewstep.models.size import MOST_NUMBERS
 from fewstep.models.source import ModelSource, Saved
 from fewstep.models.space import Space, image_space
 from fewstep.recipes import listed
@@ -43,12 +45,14 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
         )
     sides, labels = ((), 0) if known is None else (known.shape, known.classes)
     if shape is not None:
-        words = shape.split(",")
-        if len(words) != 3 or not all(word.strip().isdecimal() and int(word) for word in words):
+        words = [word.strip() for word in shape.split(",")]
+        if len(words) != 3 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in words):
             raise ValueError(
                 f"--shape {shape!r} must be channels,height,width: for example 3,32,32"
             )
         sides = tuple(map(int, words))
+        if math.prod(sides) > MOST_NUMBERS:
+            raise ValueError(f"--shape {shape}: no sample has more than {MOST_NUMBERS:,} numbers")
     return sides, labels if classes is None else classes
 
 

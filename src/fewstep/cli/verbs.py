@@ -12,6 +12,8 @@ from fewstep.cli.tables import print_list
 from fewstep.recipes import listed
 from fewstep.text import place
 
+MOST_IMAGES = 10_000_000  # they are in memory together
+
 
 def carry_out(verb: str, options: dict[str, Any], name: str | None = None) -> None:
     """Calls the function of a verb's file, of the same name if no other is given."""
@@ -26,7 +28,9 @@ def demo(
     overrides: list[str] | None = typer.Argument(
         None, help="As for train: trainer.steps=200, name=…"
     ),
-    num: int = typer.Option(2000, min=20, help="Samples for each row of the table."),
+    num: int = typer.Option(
+        2000, min=20, max=MOST_IMAGES, help="Samples for each row of the table."
+    ),
     seed: int = typer.Option(0, help="The seed of the samples."),
     measures: str | None = typer.Option(
         None, help="Which (fewstep inspect measures); all that digits can serve if not given."
@@ -85,7 +89,9 @@ def sample(
     out: Path = typer.Option(
         help="x.npz (arr_0 images, arr_1 labels), x.png (a grid), or a folder of PNG files."
     ),
-    num: int | None = typer.Option(None, min=1, help="How many images; 16, or one per label."),
+    num: int | None = typer.Option(
+        None, min=1, max=MOST_IMAGES, help="How many images; 16, or one per label."
+    ),
     labels: str | None = typer.Option(
         None, help="Class labels, 3,3,5; none given: balanced classes."
     ),
@@ -129,7 +135,7 @@ def evaluate(
     features: str | None = typer.Option(
         None, help="A classifier: its run's folder; the shipped one of digits if not given."
     ),
-    num: int = typer.Option(2000, min=2, help="How many images to sample."),
+    num: int = typer.Option(2000, min=2, max=MOST_IMAGES, help="How many images to sample."),
     steps: int | None = typer.Option(None, min=1, help="Solver steps; else the model's own."),
     evaluations: int | None = typer.Option(
         None, min=1, help="Of a teacher: the best of --solvers with so many network evaluations."
