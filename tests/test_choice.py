@@ -99,6 +99,7 @@ def another(choice, name):
         (2, 3),
         (0.5, 0.25),
         ("s",),
+        ("SIGUSR1",),
         ((0.5,),),
         {"student": Sgd()},
     ]
