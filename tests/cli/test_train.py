@@ -11,7 +11,9 @@ from fewstep import load
 from fewstep.cli.configure import RUNS, configured
 from fewstep.data.digits import Digits
 from fewstep.diffusion.solvers import Euler
+from fewstep.errors import NotFiniteError
 from fewstep.learning.schedules import Cosine
+from fewstep.models.bundle import DiffusionModel
 from fewstep.recipes.digits import digits_teacher
 from fewstep.run import Run
 from fewstep.training.trainer import Trainer
@@ -79,6 +81,23 @@ class TestTrain:
         assert weights(unfinished) == weights(runs / "tiny")
         assert [line["step"] for line in logged(unfinished)] == [1, 2, 3]
         assert json.loads((unfinished / "status.json").read_text())["state"] == "finished"
+
+    def test_samples_that_are_not_finite_are_left_out_of_the_report(
+        self, done, runs, unfinished, monkeypatch
+    ):
+        real = DiffusionModel.generate
+
+        def generate(self, num, steps=None):
+            if (num, steps) == (60, 1):
+                raise NotFiniteError("60 of the first 60 images")
+            return real(self, num=num, steps=steps)
+
+        monkeypatch.setattr(DiffusionModel, "generate", generate)
+        out = done(*TEACHER, "name=half")
+        assert "warning: no samples with 1 step in the report: 60 of the first 60" in out
+        page = (unfinished / "report.html").read_text()
+        assert "2 steps" in page
+        assert "1 step<" not in page
 
     def test_a_run_that_was_killed_before_its_student_was_saved(self, done, runs, unfinished):
         shutil.copytree(

@@ -2,7 +2,7 @@
 
 from fewstep.cli.configure import configured
 from fewstep.cli.tables import print_options
-from fewstep.errors import rank
+from fewstep.errors import NotFiniteError, rank
 from fewstep.models.bundle import DiffusionModel
 from fewstep.options import values
 from fewstep.report.run_report import progress_section, samples_section, write_report
@@ -30,7 +30,11 @@ def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool
         served = filter(run.method.serves, (1, 2, 4))
         for steps in sorted({*served, model.sampler.steps}):
             caption = "1 step" if steps == 1 else f"{steps} steps"
-            images.append((caption, model.generate(num=60, steps=steps)))
-        sections.insert(0, samples_section(images, columns=10))
+            try:
+                images.append((caption, model.generate(num=60, steps=steps)))
+            except NotFiniteError as error:
+                print(f"warning: no samples with {caption} in the report: {error}")
+        if images:
+            sections.insert(0, samples_section(images, columns=10))
     page = write_report(folder, folder.name, sections, {})
     print(f"finished: {folder}/student, report {page}")
