@@ -59,6 +59,10 @@ class TestSample:
         )
         done("sample", "runs/cd", "--out", "x.npz", "--labels", "3,5", "--num", "5")
         assert arrays("x.npz")["arr_1"].tolist() == [3, 5, 3, 5, 3]
+        done("sample", "runs/tiny", "--out", "y.npz", "--labels", "3,none", "--num", "3")
+        assert arrays("y.npz")["arr_1"].tolist() == [3, -1, 3]
+        done("sample", "runs/tiny", "--out", "none", "--labels", "none", "--num", "2")
+        assert sorted(path.name for path in Path("none").iterdir()) == ["000000.png", "000001.png"]
         done("sample", "runs/cd", "--out", "x.npz", "--labels", "3,5", "--num", "1")
         assert arrays("x.npz")["arr_1"].tolist() == [3]
 
@@ -81,6 +85,7 @@ class TestSample:
                 2,
             ),
             ("tiny", ("--steps", "3", "--guidance", "2"), None, 10),
+            ("tiny", ("--steps", "3", "--guidance", "2", "--fading", "1,10"), None, 10),
             ("tiny", ("--steps", "3", "--guidance", "1"), None, 5),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -173,6 +178,8 @@ class TestSample:
         (("--device", "quark"), ["quark"]),
         (("--guidance", "3"), ["guidance", "no unconditional side"]),
         (("--guidance", "nan"), "guidance"),
+        (("--fading", "1"), "--fading '1': expected two times"),
+        (("--fading", "1,2"), "fading needs guidance"),
         (("--ema", "0.5"), ["0.5", "only its own"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -85,6 +85,16 @@ def test_small_images_are_resized_and_large_ones_are_not(packages):
     )  # bilinear: straight lines
 
 
+@pytest.mark.parametrize(
+    ("shape", "seen"),
+    [((64, 512), (224, 1792)), ((300, 64), (1050, 224)), ((300, 256), (300, 256))],
+)
+def test_images_keep_their_shape_and_their_shorter_side_counts(packages, shape, seen):
+    x = torch.zeros(1, 3, *shape)
+    Lpips("lpips")(x, x)
+    assert tuple(Recorder.made[-1].seen[0].shape[-2:]) == seen
+
+
 def test_grey_images_get_three_equal_channels(packages):
     a, b = images(channels=1)
     Lpips()(a, b)

@@ -14,7 +14,7 @@ class Nets:
     head: nn.Module | None = trained()
     encoder: nn.Module = trained(exported=True)
     target: nn.Module | None = moved()
-    teacher: nn.Module = frozen()
+    teacher: nn.Module = frozen(twin=True)
 
 
 def five(**absent):
@@ -24,13 +24,13 @@ def five(**absent):
 
 def test_each_network_has_the_role_that_stands_beside_it():
     assert roles_of(five()) == Roles(
-        ("student", "head", "encoder"), ("target",), ("student", "encoder")
+        ("student", "head", "encoder"), ("target",), ("student", "encoder"), ("teacher",)
     )
 
 
 def test_a_network_that_is_absent_has_no_role():
     nets = five(head=None, target=None)
-    assert roles_of(nets) == Roles(("student", "encoder"), (), ("student", "encoder"))
+    assert roles_of(nets) == Roles(("student", "encoder"), (), ("student", "encoder"), ("teacher",))
     assert list(networks(nets)) == ["student", "encoder", "teacher"]
     assert networks(nets)["teacher"] is nets.teacher
 

@@ -11,6 +11,7 @@ from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Explicit, Karras
 from fewstep.errors import NotFiniteError
+from fewstep.models.request import Request
 
 
 @pytest.fixture
@@ -152,6 +153,44 @@ class TestGuidance:
         with pytest.warns(UserWarning, match=r"guidance 0 is outside 1 to 8"):
             a, b = (model.generate([label] * 4, guidance=0.0) for label in (2, 8))
         assert torch.allclose(a, b, atol=1e-5)
+
+    def test_an_image_without_a_label_can_be_asked_for(self, model):
+        """It is that of guidance 0; in a list beside labels, and one for all."""
+        with pytest.warns(UserWarning, match="guidance 0"):
+            plain = model.generate([2] * 4, guidance=0.0)
+        assert torch.allclose(model.generate([None], num=4), plain, atol=1e-5)
+        mixed = model.generate([3, None, 5, None])
+        assert torch.allclose(mixed[1::2], plain[1::2], atol=1e-5)
+        assert torch.allclose(mixed[::2], model.generate([3, 3, 5, 5])[::2], atol=1e-5)
+        with pytest.raises(ValueError, match="no image without a label"):
+            made(null=False).generate([None], num=2)
+        model.guidance = Guidance("fixed", 3.0, 3.0, 3.0)
+        with pytest.warns(UserWarning, match="images without a condition"):
+            model.generate([None], num=2)
+
+    def test_guidance_that_fades(self, model):
+        """The whole scale at times up to `full`, none from `none` on: here at 80 alone, or not."""
+        plain, whole = model.generate(num=4), model.generate(num=4, guidance=4.0)
+        for fading, expected in (((80.0, 80.0), whole), ((0.0, 0.001), plain)):
+            found = model.generate(num=4, guidance=4.0, fading=fading)
+            assert torch.allclose(found, expected, atol=1e-5)
+        between = model.generate(num=4, guidance=4.0, fading=(1.0, 10.0))
+        assert (between - plain).abs().max() > 1e-4
+        assert (between - whole).abs().max() > 1e-4
+        answer = model.answer(Request(num=4, guidance=4.0, fading=(1.0, 10.0)))
+        assert answer.evaluations == 2 * model.evaluations(model.sampler, 1.0)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"fading": (2.0, 1.0), "guidance": 3.0}, "up to a noisier one, got 2, 1"),
+            ({"fading": (1.0, float("inf")), "guidance": 3.0}, "noisier"),
+            ({"fading": (1.0, 2.0)}, "fading needs guidance"),
+        ],
+    )
+    def test_guidance_that_cannot_fade(self, model, options, message):
+        with pytest.raises(ValueError, match=message):
+            model.generate(num=2, **options)
 
     @pytest.mark.parametrize(
         ("guidance", "warned"), [(None, 0), (1.0, 0), (8.0, 0), (8.5, 1), (-1.0, 1)]

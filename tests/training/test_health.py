@@ -7,12 +7,16 @@ import torch
 from tests.training.tiny import Single, StopError, config, data, model, stop_at, trainer
 from torch import nn
 
+from fewstep.contracts.guided import guided as guided_teacher
 from fewstep.contracts.trial import Trial, digits, weights
 from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.samplers import Ode, Renoise
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Clock, Method
+from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.diffusion import Diffusion
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Pixels
@@ -80,6 +84,27 @@ def test_the_samples_that_are_compared(seed, sampler, judged):
         abs=1e-6,
     )
     assert (found["health.distance"] < 1e-6) == (seed == 0 and judged == TEACHER)
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_a_guided_student_is_compared_with_the_guided_teacher(embed):
+    """And a student that reads its guidance is asked for the middle of its range."""
+    teacher = guided_teacher(Guidance("doubled", 1.0, 8.0))
+    method = ConsistencyDistillation(guidance=GuidanceRange(2.0, 4.0, embed)).towards(teacher)
+    trainer = Run(Digits(), method, trainer=config()).prepared(digits(), model=teacher).trainer
+    health = Health(method, trainer.nets, trainer.data, None, teacher, torch.device("cpu"))
+    net, process = teacher.denoiser.eval(), teacher.denoiser.process
+    draws = Draws(SEED, range(IMAGES), stream="health")
+    wanted = teacher.sampler(
+        guided(net, 3.0), process, health.noise, health.cond, draws.fork("sampler")
+    )
+    assert torch.equal(health.goal, wanted)
+    told = []
+    student = trainer.state.exported("student")
+    student.register_forward_pre_hook(lambda module, given: told.append(given[2]))
+    health.measured(CLOCK, {"student": student})
+    assert [cond.values.get("guidance") is not None for cond in told] == [embed]
+    assert not embed or set(told[0]["guidance"].tolist()) == {3.0}
 
 
 def test_it_measures_when_it_is_due_and_adds_to_the_numbers(tmp_path):

@@ -96,9 +96,14 @@ def test_what_is_no_denoiser_is_left_alone(precision, kept):
 
 
 @pytest.mark.parametrize("precision", MODES)
-def test_in_which_arithmetic_the_networks_of_a_method_run(precision):
-    """The products of each network, by the dtype that its last layer gives."""
-    one = real(DMD2(fake_steps=1), None, config(steps=1, precision=precision))
+@pytest.mark.parametrize(
+    "method", [DMD2(fake_steps=1), ConsistencyDistillation(bins=4)], ids=["dmd2", "cd"]
+)
+def test_in_which_arithmetic_the_networks_of_a_method_run(method, precision):
+    """The products of each network, by the dtype that its last layer gives. A twin computes as
+    those that train.
+    """
+    one = real(method, None, config(steps=1, precision=precision))
     active, frozen = MODES[precision]
     seen = {}
     for name, module in one.state.modules.items():
@@ -108,16 +113,30 @@ def test_in_which_arithmetic_the_networks_of_a_method_run(precision):
             )
     one.fit()
     active, frozen = active or torch.float32, frozen or torch.float32
-    assert seen == {"student": active, "fake": active, "teacher": frozen}
+    twin = "teacher" in one.state.roles.twins
+    assert twin is isinstance(method, DMD2)
+    for name in seen:
+        assert seen[name] == (frozen if name == "teacher" and not twin else active)
     for name, module in one.state.modules.items():
-        assert {p.dtype for p in module.parameters()} == {
-            frozen if name == "teacher" else torch.float32
-        }
+        cast = name == "teacher" and not twin
+        assert {p.dtype for p in module.parameters()} == {frozen if cast else torch.float32}
     saved = [value for tensors in one.state.saved().values() for value in tensors.values()]
     assert {value.dtype for value in saved} == {
         torch.float32
     }  # weights, averages, optimizers, scales
     assert one.state.exported("student").network.last.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", MODES)
+def test_two_scores_that_begin_alike_have_no_difference(precision):
+    """Of distribution matching, whose `fake` begins as the teacher: no gradient of rounding."""
+    one = real(DMD2(gan=0.0, gan_fake=0.0), None, config(steps=1, precision=precision))
+    handed_in = one.state.modules["teacher"]
+    clock = one.clock(0)
+    draws = Draws(0, range(8), stream="loss")
+    losses = one.method.loss(one.nets, one.data(0, range(8), draws), clock)
+    assert torch.equal(losses.terms["matching"], torch.zeros(8))
+    assert handed_in.autocast == MODES[precision][0]
 
 
 # Activations computed again

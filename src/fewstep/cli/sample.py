@@ -24,6 +24,7 @@ def sample(
     times: str | None,
     sampler: str | None,
     guidance: float | None,
+    fading: str | None,
     seed: int,
     batch: int | None,
     device: str,
@@ -41,23 +42,43 @@ def sample(
         asked["caption"] = prompt
     away = {} if negative is None else {"caption": [negative]}
     if labels is not None and num is not None:
-        asked["label"] = asked["label"].repeat(num // len(asked["label"]) + 1)[:num]
-    request = Request(asked, away, num, steps, _times(times), sampler, guidance, seed, batch)
+        asked["label"] = (asked["label"] * (num // len(asked["label"]) + 1))[:num]
+    request = Request(
+        asked, away, num, steps, _times(times), sampler, guidance, seed, batch, _fading(fading)
+    )
     answer = loaded.answer(request)
-    write_images(out, answer.images(), answer.asked.get("label"))
+    images = answer.images()
+    write_images(out, images, _shown(answer.asked.get("label")))
     print(
         f"{out}: {answer.num} images, {answer.sampler.steps} steps, {answer.evaluations} "
         f"evaluations each, {answer.num / answer.seconds:,.0f} images/s"
     )
 
 
-def _labels(text: str) -> Tensor:
+def _labels(text: str) -> list[int | None]:
     try:
-        return torch.tensor([int(word) for word in text.split(",")])
+        return [None if word.strip() == "none" else int(word) for word in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"--labels {text!r}: expected whole numbers with commas between them"
+            f"--labels {text!r}: expected whole numbers, or none, with commas between them"
         ) from None
+
+
+def _shown(labels: Any) -> Tensor | None:
+    """Labels for files: -1 where there is none."""
+    if labels is None or isinstance(labels, Tensor):
+        return labels
+    return torch.tensor([-1 if label is None else label for label in labels])
+
+
+def _fading(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        full, none = (float(word) for word in text.split(","))
+    except ValueError:
+        raise ValueError(f"--fading {text!r}: expected two times, FULL,NONE") from None
+    return full, none
 
 
 def _times(text: str | None) -> list[float] | None:

@@ -93,7 +93,7 @@ def sample(
         None, min=1, max=MOST_IMAGES, help="How many images; 16, or one per label."
     ),
     labels: str | None = typer.Option(
-        None, help="Class labels, 3,3,5; none given: balanced classes."
+        None, help="Class labels, 3,none,5, where none is no label; balanced classes if not given."
     ),
     prompt: list[str] | None = typer.Option(
         None, help="What a model of captions is to show; once for all images, or once for each."
@@ -109,6 +109,9 @@ def sample(
         None, help="euler, heun, midpoint, dpmpp_2m, renoise or flow_map."
     ),
     guidance: float | None = typer.Option(None, help="Guidance scale; 1 is none."),
+    fading: str | None = typer.Option(
+        None, help="FULL,NONE: the whole guidance at times up to FULL, none from NONE on."
+    ),
     seed: int = typer.Option(0, help="Image i depends on the seed and i alone."),
     batch: int | None = typer.Option(None, min=1, help="Images at a time."),
     device: str = typer.Option("auto", help="cpu, cuda, mps …"),

@@ -190,7 +190,8 @@ def bf16_follows_fp32(trial: Trial, precision: Precision = "bf16") -> str | None
         done = trainer.step(trainer.method.updates(clock)[0], clock, 0, 0)
         losses.append(float(next(iter(done.numbers.values()))))
     for net, module in trainer.state.modules.items():
-        kept = net in trainer.state.kept or not isinstance(module, Denoiser)
+        kept = net in (*trainer.state.kept, *trainer.state.roles.twins)
+        kept = kept or not isinstance(module, Denoiser)
         wanted = {torch.float32 if kept else MODES[precision][1]}
         if {p.dtype for p in module.parameters()} != wanted:
             return f"the weights of {net} are not in {wanted.pop()}"

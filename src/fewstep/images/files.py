@@ -46,5 +46,5 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
         check_images(images)
         with new_folder(path) as beside:
             for i, image in enumerate(images):
-                label = "" if labels is None else f"{int(labels[i])}_"
+                label = "" if labels is None or labels[i] < 0 else f"{int(labels[i])}_"
                 (beside / f"{label}{i:06d}.png").write_bytes(png(grid_image(image[None], 1)))

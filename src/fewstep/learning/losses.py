@@ -106,8 +106,8 @@ class Lpips(Distance):
     own installation.
 
     package: "piq", with average pooling as in the official code of consistency models; "lpips", of
-    LPIPS's authors. Samples are images in [-1, 1]; grey ones get three equal channels, those less
-    than 256 wide are resized to 224×224.
+    LPIPS's authors. Samples are images in [-1, 1]; grey ones get three equal channels, those whose
+    shorter side is less than 256 are resized so that it has 224, whatever their shape.
     """
 
     package: Literal["piq", "lpips"] = "piq"
@@ -123,8 +123,10 @@ class Lpips(Distance):
                 f"{tuple(x.shape[1:])}"
             )
         x = x.float().expand(-1, 3, -1, -1)
-        if x.shape[-1] < 256:
-            x = F.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False)
+        height, width = x.shape[-2:]
+        if (shorter := min(height, width)) < 256:
+            size = round(224 * height / shorter), round(224 * width / shorter)
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         return (x + 1) / 2 if self.package == "piq" else x
 
 

@@ -17,12 +17,14 @@ Purpose = Literal["trained", "moved", "frozen"]
 
 class Roles(NamedTuple):
     """Names of the networks that are there: those with an optimizer (`trains`), those that
-    `after_step` writes (`moves`), and those that are saved, each with its averages (`exports`).
+    `after_step` writes (`moves`), those that are saved, each with its averages (`exports`), and
+    frozen ones that compute as those that train (`twins`).
     """
 
     trains: tuple[str, ...]
     moves: tuple[str, ...]
     exports: tuple[str, ...]
+    twins: tuple[str, ...] = ()
 
 
 def trained(exported: bool = False) -> Any:
@@ -35,13 +37,15 @@ def moved() -> Any:
     return _role("moved", False)
 
 
-def frozen() -> Any:
-    """A network that never changes."""
-    return _role("frozen", False)
+def frozen(twin: bool = False) -> Any:
+    """A network that never changes. twin: it computes as those that train do, in every precision,
+    for a loss that takes the difference of two answers: rounding is then the same in both.
+    """
+    return _role("frozen", False, twin)
 
 
-def _role(purpose: Purpose, exported: bool) -> Any:
-    return dataclasses.field(metadata={"purpose": purpose, "exported": exported})
+def _role(purpose: Purpose, exported: bool, twin: bool = False) -> Any:
+    return dataclasses.field(metadata={"purpose": purpose, "exported": exported, "twin": twin})
 
 
 def networks(nets: Any) -> dict[str, nn.Module]:
@@ -66,4 +70,5 @@ def roles_of(nets: Any) -> Roles:
         trains=tuple(f.name for f in fields if f.metadata["purpose"] == "trained"),
         moves=tuple(f.name for f in fields if f.metadata["purpose"] == "moved"),
         exports=tuple(f.name for f in fields if f.metadata["exported"]),
+        twins=tuple(f.name for f in fields if f.metadata["twin"]),
     )

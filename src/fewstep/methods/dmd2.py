@@ -62,7 +62,7 @@ class DMD2(Method):
         student: Denoiser = trained(exported=True)
         fake: Denoiser = trained()
         head: nn.Module = trained()
-        teacher: Denoiser = frozen()
+        teacher: Denoiser = frozen(twin=True)  # of fake: at the beginning their difference is 0
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs = self.scales.inputs(model)

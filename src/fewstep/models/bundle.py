@@ -119,7 +119,7 @@ class DiffusionModel:
 
     def generate(
         self,
-        labels: Sequence[int] | Tensor | None = None,
+        labels: Sequence[int | None] | Tensor | None = None,
         prompts: Sequence[str] | str | None = None,
         *,
         negative: str | None = None,
@@ -130,12 +130,15 @@ class DiffusionModel:
         guidance: float | None = None,
         seed: int = 0,
         batch: int | None = None,
+        fading: tuple[float, float] | None = None,
     ) -> Tensor:
         """Images, float32 in [0, 1], (num, channels, height, width), on the CPU.
 
-        labels, prompts: one per image, or one for all; none given: balanced classes, or captions of
-        the data. negative: what guidance leads away from. steps: solver steps, default the
-        sampler's own; times: what to evaluate at, in their place. guidance: in g-form (1: none).
+        labels, prompts: one per image, or one for all; an entry None is an image without a label.
+        None given: balanced classes, or captions of the data. negative: what guidance leads away
+        from. steps: solver steps, default the sampler's own; times: what to evaluate at, in their
+        place. guidance: in g-form (1: none). fading: (full, none), the whole of it at times up to
+        `full` and none from `none` on.
         Image i depends on (seed, i) alone, up to the rounding of the arithmetic. Raises ValueError
         for what the model cannot serve.
         """
@@ -145,7 +148,7 @@ class DiffusionModel:
         if prompts is not None:
             asked["caption"] = [prompts] if isinstance(prompts, str) else list(prompts)
         away = {} if negative is None else {"caption": [negative]}
-        request = Request(asked, away, num, steps, times, sampler, guidance, seed, batch)
+        request = Request(asked, away, num, steps, times, sampler, guidance, seed, batch, fading)
         return self.answer(request).images()
 
     def save(self, folder: Path) -> None:

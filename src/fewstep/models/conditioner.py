@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.choice import Choice, Count
 from fewstep.diffusion.conditioning import Cond
@@ -109,7 +109,7 @@ class Labels(Conditioner):
 
 
 class LabelsModule(ConditionerModule):
-    """Labels as they are, (batch,) int64."""
+    """Labels as they are, (batch,) int64; an entry None asks for "any", where that is known."""
 
     def __init__(self, spec: Labels):
         super().__init__()
@@ -118,19 +118,27 @@ class LabelsModule(ConditionerModule):
         self.columns = {"label": Classes(spec.classes, spec.null)}
 
     def forward(self, asked: Mapping[str, Any]) -> Cond:
-        labels = torch.as_tensor(asked["label"], dtype=torch.long)
+        labels = self.numbers(asked["label"])
         null = {"label": labels.new_full((1,), self.classes)} if self.null else {}
         return Cond({"label": labels}, null)
 
     def check(self, asked: Mapping[str, Any]) -> None:
         if "label" not in asked:
             raise ValueError("this model needs class labels")
-        labels = torch.as_tensor(asked["label"], dtype=torch.long)
+        labels = self.numbers([label for label in asked["label"] if label is not None])
+        if len(labels) < len(asked["label"]) and not self.null:
+            raise ValueError("this model knows no image without a label")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(
                 f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … "
                 f"{int(labels.max())}"
             )
+
+    def numbers(self, column: Any) -> Tensor:
+        """Labels as whole numbers; None, no label, is the class behind the last."""
+        if not isinstance(column, Tensor):
+            column = [self.classes if label is None else int(label) for label in column]
+        return torch.as_tensor(column, dtype=torch.long)
 
     def examples(self, first: int, num: int) -> dict[str, Any]:
         return {"label": torch.arange(first, first + num) % self.classes}

@@ -16,7 +16,7 @@ from fewstep.choice import did_you_mean, flat
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.guidance import fading, guided
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.times import Explicit
@@ -37,8 +37,9 @@ class Request:
     asked: columns by name ({"label": [3, 5]}, {"caption": ["a cat"]}), one entry per image or one
     for all. negative: the same for what guidance leads away from, in place of "no condition".
     times: to evaluate at, first to last, in place of steps. sampler: one, or its name; the name of
-    a solver stands for the ODE sampler with it. guidance: in g-form, 1 is none. batch: images at a
-    time.
+    a solver stands for the ODE sampler with it. guidance: in g-form, 1 is none. fading: (full,
+    none), dynamic guidance: the whole scale at times up to `full`, 1 from `none` on, a line between
+    the two. batch: images at a time.
     """
 
     asked: Mapping[str, Any] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Request:
     guidance: float | None = None
     seed: int = 0
     batch: int | None = None
+    fading: tuple[float, float] | None = None
 
 
 class Seen(NamedTuple):
@@ -90,6 +92,7 @@ class Answer:
                 "a negative condition needs guidance in two evaluations, which this model "
                 f"{'is not asked for' if model.guidance.kind == 'doubled' else 'does not have'}"
             )
+        self.fading = self._fading(request.fading)
         self.evaluations = model.evaluations(self.sampler, self.guidance)
         pixels = model.shape[-1] * model.shape[-2] if len(model.shape) > 1 else 1
         self.batch = request.batch or max(16, min(256, 32768 // pixels))
@@ -97,6 +100,7 @@ class Answer:
         if self.negative:
             model.conditioner.check(self.negative)
         self._warn_untrained()
+        self._warn_unconditional()
         self.seconds = math.nan
 
     def images(self) -> Tensor:
@@ -218,10 +222,34 @@ class Answer:
                 told = ", ".join(map(str, strange[:5]))
                 warnings.warn(f"this model was trained on no image of class {told}", stacklevel=5)
 
+    def _fading(self, asked: tuple[float, float] | None) -> tuple[float, float] | None:
+        if asked is None:
+            return None
+        full, none = asked
+        if not full <= none or not all(math.isfinite(t) for t in asked):
+            raise ValueError(f"fading goes from a time up to a noisier one, got {full:g}, {none:g}")
+        if not self.doubles and self.model.guidance.kind != "input":
+            raise ValueError(
+                f"fading needs guidance that can be changed and a scale other than 1: it is "
+                f"{self.model.guidance.kind}, the scale {self.guidance:g}"
+            )
+        return asked
+
+    def _warn_unconditional(self) -> None:
+        """Only the unconditional side of a model that is guided by it was trained for sure."""
+        columns = [c for c in self.asked.values() if not isinstance(c, Tensor)]
+        if self.model.guidance.kind != "doubled" and any(None in column for column in columns):
+            warnings.warn(
+                "this model may not have been trained for images without a condition",
+                stacklevel=5,
+            )
+
     def _denoise(self) -> Denoise:
-        if self.model.guidance.kind == "input" or self.doubles:
+        if self.model.guidance.kind != "input" and not self.doubles:
+            return self.model.denoiser
+        if self.fading is None:
             return guided(self.model.denoiser, self.guidance)
-        return self.model.denoiser
+        return guided(self.model.denoiser, fading(self.guidance, *self.fading))
 
     def _cond(self, rows: range) -> Cond:
         """The condition of these images, on the model's device."""

@@ -13,6 +13,7 @@ from fewstep.data.dataset import Dataset
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.samplers import Ode
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Clock, Method
@@ -31,9 +32,9 @@ class Health:
     global random state does so from the same seed; so the numbers are those of the weights alone.
 
     held_out_loss: the first update's loss on images that training never sees. With a teacher also,
-    from the same noises: distance: root mean square between the student's samples and the teacher's
-    (in model space); contrast and diversity: the samples' spread over pixels and over images,
-    relative to the teacher's.
+    from the same noises and under the student's guidance: distance: root mean square between the
+    student's samples and the teacher's (in model space); contrast and diversity: the samples'
+    spread over pixels and over images, relative to the teacher's.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Health:
         self.teacher = teacher
         if teacher is not None:
             self.draws = Draws(SEED, range(IMAGES), stream="health", device=device)
+            self.guidance = method.student_guidance(teacher.guidance)
             self.noise = self.draws.fork("noise").normal(*teacher.shape)
             self.cond = teacher.conditioner(teacher.asked_of(0, IMAGES)).to(device)
             with evaluating([teacher.denoiser]), seeded(SEED, device):
-                self.goal = self._sampled(teacher.denoiser.to(device), teacher.sampler)
+                denoiser = teacher.denoiser.to(device)
+                self.goal = self._sampled(denoiser, teacher.guidance.kind, teacher.sampler)
 
     def __call__(self, seen: Seen) -> None:
         """Adds the numbers to those of the step, where it is due."""
@@ -85,7 +88,8 @@ class Health:
                 continue
             # A map to the data is judged by one jump; what goes along the ODE by the steps it has
             # learned so far.
-            x = self._sampled(net, sampler if isinstance(sampler, Ode) else sampler.with_steps(1))
+            chosen = sampler if isinstance(sampler, Ode) else sampler.with_steps(1)
+            x = self._sampled(net, self.guidance.kind, chosen)
             prefix = "" if name == "student" else f"{name}."
             numbers[f"{prefix}distance"] = (x - self.goal).square().mean().sqrt().item()
             numbers[f"{prefix}contrast"] = (_contrast(x) / _contrast(self.goal)).item()
@@ -93,10 +97,11 @@ class Health:
         return numbers
 
     @torch.no_grad()
-    def _sampled(self, denoiser: Denoiser, sampler: Any) -> Tensor:
-        return sampler(
-            denoiser, denoiser.process, self.noise, self.cond, self.draws.fork("sampler")
-        )
+    def _sampled(self, denoiser: Denoiser, kind: str, sampler: Any) -> Tensor:
+        """Samples at the student's default guidance, where the network can be asked for it."""
+        can = kind in ("doubled", "input")
+        asked = guided(denoiser, self.guidance.default) if can else denoiser
+        return sampler(asked, denoiser.process, self.noise, self.cond, self.draws.fork("sampler"))
 
 
 @contextmanager

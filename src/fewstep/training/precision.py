@@ -20,18 +20,21 @@ MODES: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {
 
 
 def in_precision(
-    module: nn.Module, precision: Precision, kept: bool, shared: bool = False
+    module: nn.Module, precision: Precision, kept: bool, shared: bool = False, twin: bool = False
 ) -> nn.Module:
     """The network in this arithmetic, the one that was handed in or another denoiser of it.
 
     kept: it trains or moves, so its weights stay in fp32. A frozen one is cast, in a copy, where
     the mode has another type for it. shared: others share its weights, so they stay as they are,
-    and it computes under autocast.
+    and it computes under autocast. twin: it computes as those that train.
     """
     active, frozen = MODES[precision]
     if not isinstance(module, Denoiser):
         return module
     if kept:
+        module.autocast = active
+    elif twin:
+        module = around(module.network, module)
         module.autocast = active
     elif frozen is not None:
         if shared:

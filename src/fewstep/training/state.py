@@ -66,7 +66,8 @@ class State:
         for name, network in found.items():
             kept = name in self.kept
             shared = any(id(p) in lent_ids for p in network.parameters())
-            module = in_precision(network, self.config.precision, kept, shared)
+            twin = name in self.roles.twins
+            module = in_precision(network, self.config.precision, kept, shared, twin)
             module.to(self.device).train(kept).requires_grad_(False)
             for parameter in own_parameters(module).values():
                 parameter.requires_grad_(name in self.roles.trains)
