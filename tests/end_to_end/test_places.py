@@ -2,6 +2,7 @@
 terminal and the figures of speed differ.
 """
 
+import os
 import re
 import time
 
@@ -95,3 +96,15 @@ def test_while_the_clock_jumps(tmp_path, monkeypatch, plain):
     monkeypatch.setattr(time, "time", lambda: began - 3600 * next(looks))
     monkeypatch.chdir(tmp_path)
     assert_same(made(tmp_path), plain)
+
+
+def test_files_are_as_private_as_the_user_wants(tmp_path, monkeypatch, plain):
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o077)
+    try:
+        found = made(tmp_path)
+    finally:
+        os.umask(before)
+    assert_same(found, plain)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
