@@ -38,7 +38,7 @@ class Npz(Source):
         (file,) = self.found(self.path, "images (.npz)")
         pixels, numbers = _arrays(file)
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        notes = {"file": str(file), "labels": "none" if numbers is None else "arr_1"}
+        notes = {"files": str(file)}
         with zipfile.ZipFile(file) as archive:
             others = [name for name in archive.namelist() if name not in (IMAGES, LABELS)]
         if others:

@@ -5,7 +5,6 @@ channels.
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ MOST_PIXELS = 64_000_000  # a larger picture is rather an attack on the memory
 MOST_BAD = 0.01  # the share of bad pictures above which leaving them out would change the data
 MOST_RESIZED = 1 << 24  # pixels of a resized picture above which its middle is cut out before
 LUMA = 19595, 38470, 7471  # of red, green and blue in grey, in 65,536ths, as Pillow has them
+LARGE = 4096  # bytes of a picture's file; of smaller ones threads wait for each other
 STRIP = 1 << 20  # pixels that are laid on white together
 GREY_MODES = ("1", "L", "LA", "I", "I;16")  # Pillow's
 GREY, ODD = 1, 2  # of a header: whether the picture is grey, and its metadata cannot be read
@@ -52,28 +52,30 @@ class Picture(NamedTuple):
 
 
 def decode_all(
-    pictures: Sequence[tuple[str, Path | bytes]], how: How, workers: int
+    pictures: Sequence[tuple[str, bytes]], how: How, workers: int
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
     """Images (n, channels, height, width) uint8, their places in `pictures` (n,), and notes on
     those left out.
 
-    pictures: names, with the file or its content. workers: threads; their number changes nothing in
-    the result. ValueError names the picture.
+    pictures: names, with the content of the file. workers: threads, if the pictures are worth it;
+    their number changes nothing in the result. ValueError names the picture.
     """
 
-    def attempt(picture: tuple[str, Path | bytes]) -> Picture | str:
+    def attempt(picture: tuple[str, bytes]) -> Picture | str:
         name, content = picture
         try:
             with memory_for(name):
-                there = content.read_bytes() if isinstance(content, Path) else content
-                return read(there, how.size, how.channels)
+                return read(content, how.size, how.channels)
         except MemoryError:
             raise
         except Exception as error:  # damaged content makes Pillow raise nearly every type there is
             return f"{name}: {error}"
 
-    with unwarned(), ThreadPoolExecutor(max(workers, 1)) as pool:
-        outcomes = list((pool.map if workers else map)(attempt, pictures))
+    threads = (
+        workers if sum(len(content) for _, content in pictures) >= LARGE * len(pictures) else 0
+    )
+    with unwarned(), ThreadPoolExecutor(max(threads, 1)) as pool:
+        outcomes = list((pool.map if threads else map)(attempt, pictures))
     bad, odd, found = [], [], {}
     for (name, _), place, outcome in zip(pictures, range(len(pictures)), outcomes):
         if isinstance(outcome, str):
