@@ -53,6 +53,13 @@ def test_what_is_left_of_the_first_weights(fewstep):
     assert "warning" not in warmed
 
 
+def test_checkpoints_that_stay_are_counted(fewstep):
+    plain = fewstep("plan", "digits_teacher", *SMALL, "trainer.keep=1").out
+    assert "disk: 3 checkpoints of" in plain
+    kept = ("trainer.steps=300", "trainer.keep_every=100", "trainer.keep_best=health.distance")
+    assert "disk: 7 checkpoints of" in fewstep("plan", "digits_teacher", *SMALL, *kept).out
+
+
 def test_a_finished_run_is_the_teacher(fewstep, runs):
     """Of 8 channels, where the recipe of that name does not exist."""
     ended = fewstep("plan", "digits_cd", "teacher=runs/tiny", *LOOP)

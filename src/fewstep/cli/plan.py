@@ -109,14 +109,19 @@ def show(run: Run, plan: Plan) -> None:
         f"measured on {plan.tried} rows in {plan.precision} on {where}"
     )
     print(
-        f"disk: {trainer.keep + 1} checkpoints of {_mib(plan.checkpoint)} MiB (one of them being "
-        f"written), "
-        f"student {_mib(plan.student)} MiB"
+        f"disk: {_checkpoints(trainer)} checkpoints of {_mib(plan.checkpoint)} MiB "
+        f"(one of them being written), student {_mib(plan.student)} MiB"
     )
     phases = (*run.method.phases(trainer.steps), trainer.steps)
     print(f"averages: {', '.join(_shares(trainer, shortest(phases)))} first weights at the end")
     for doubt in doubts(trainer, phases):
         print(f"warning: {doubt}")
+
+
+def _checkpoints(config: TrainerConfig) -> int:
+    """How many there are at most, with the one that is being written."""
+    milestones = config.steps // config.keep_every if config.keep_every else 0
+    return max(2, config.keep) + 1 + milestones + bool(config.keep_best)
 
 
 def _shares(config: TrainerConfig, updates: int) -> list[str]:
