@@ -1,5 +1,6 @@
 """`fewstep sample`: images, options, and the places that they are written to."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,16 @@ class TestOutputs:
         Path("file").write_text("mine")
         refused(2, "export", "runs/cd", "--to", "diffusers", "--out", "file", says="file")
         assert Path("file").read_text() == "mine"
+
+    def test_an_export_keeps_the_umask(self, done, runs):
+        before = os.umask(0o077)
+        try:
+            done("export", "runs/cd", "--to", "diffusers", "--out", "out")
+        finally:
+            os.umask(before)
+        files = [path for path in Path("out").rglob("*") if path.is_file()]
+        assert len(files) >= 4
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
     def test_an_unknown_export(self, refused, runs):
         refused(2, "export", "runs/cd", "--to", "onxx", says=["onxx", "diffusers"])
