@@ -54,3 +54,25 @@ def test_it_is_not_taken_for_a_plain_folder_of_pictures(tmp_path):
     """Who wants nine groups says so: the kind found for a path has one class per folder."""
     write_wnids(tmp_path)
     assert Source.kind_at(tmp_path) == "folder"
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    """Other classes, what is beyond `per_folder`, other sets, whatever they are called."""
+    write_wnids(tmp_path / "Train", each=2)
+    write_wnids(tmp_path / "val2012")
+    (tmp_path / "Train" / "n00000001").mkdir()
+    (tmp_path / "Train" / "n00000001" / "x.png").write_bytes(b"")
+    dataset = Imagenet9(path=str(tmp_path), size=8, per_folder=1).read()
+    told = dataset.notes["passed over"]
+    for reason in ("beside Train: ", "beyond per_folder: ", "outside the nine groups: "):
+        assert reason in told
+    everything = sum(file.is_file() for file in tmp_path.rglob("*"))
+    counts = [int(part.split(": ")[1].split(" ")[0]) for part in told.split("; ")]
+    assert len(dataset) + sum(counts) == everything
+
+
+def test_a_folder_of_a_group_without_a_picture(tmp_path):
+    write_wnids(tmp_path)
+    (tmp_path / "n02085782").mkdir()
+    with pytest.raises(ValueError, match=r"no picture .*n02085782"):
+        Imagenet9(path=str(tmp_path)).read()
