@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from pydantic_core import PydanticCustomError
 
 MOST = 2**31 - 1  # of whole numbers, where an option says no other limit
-Count = Annotated[int, Ge(1), Le(MOST)]
+MANY = 2**20  # of what has its place in memory: rows, bins, classes, steps of a sampler
+Count = Annotated[int, Ge(1), Le(MANY)]
 Natural = Annotated[int, Ge(0), Le(MOST)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0)]

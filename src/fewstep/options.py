@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from annotated_types import Ge, Gt, Le, Lt
 
 import fewstep
-from fewstep.choice import MOST, Choice, flat, kind_of, needed
+from fewstep.choice import MANY, MOST, Choice, flat, kind_of, needed
 
 NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 
@@ -119,7 +119,7 @@ def _limits(constraints: tuple[Any, ...]) -> str:
             low = f">= {one.ge}"
         elif isinstance(one, Gt):
             low = f"> {one.gt}"
-        elif isinstance(one, Le) and one.le != MOST:
+        elif isinstance(one, Le) and one.le not in (MANY, MOST):
             high = f"<= {one.le}"
         elif isinstance(one, Lt) and one.lt != math.inf:
             high = f"< {one.lt}"

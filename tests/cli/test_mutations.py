@@ -125,6 +125,7 @@ def mutated(rng, text):
         "trainer.batch=100000000000000000000",
         "trainer.batch=1000000000000",
         "trainer.steps=100000000000000000000",
+        "trainer.sample_steps=[2147483647]",
         "trainer.device=meta",
         "teacher.network.multipliers=[]",
         "teacher.network.blocks=1000000000000",

@@ -391,3 +391,10 @@ def test_gamma_lands_at_a_shortened_level():
     sampler(recording, VE, torch.randn(2, 3), Cond(), Draws(0, range(2)))
     grid = Karras()(VE, 3)
     close(f64(*targets), torch.cat([0.8 * grid[1:3], grid[3:]]), rtol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", [Ode(), Renoise(), FlowMap()], ids=lambda s: type(s).__name__)
+def test_steps_have_a_limit_before_their_times_take_memory(sampler):
+    for steps in (100_001, 10**12, 10**30):
+        with pytest.raises(ValueError, match=r"steps are too many: at most 100,000"):
+            sampler.with_steps(steps).grid(VarianceExploding())

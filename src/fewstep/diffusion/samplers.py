@@ -19,6 +19,7 @@ from fewstep.diffusion.solvers import Heun, History, Solver, second_order
 from fewstep.diffusion.times import Auto, Explicit, Times
 from fewstep.diffusion.types import Grid, Sample, Time, per_sample, where_rows
 
+MOST_STEPS = 100_000  # their times are in memory together
 S = TypeVar("S", bound="Sampler")
 
 
@@ -62,6 +63,8 @@ class Sampler(Choice, ABC):
 
     def grid(self, process: Process) -> Grid:
         """Its times. ValueError where they do not fall: a table has only so many."""
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"{self.steps:,} steps are too many: at most {MOST_STEPS:,}")
         grid = self._grid(process)
         fall = grid.diff() < 0
         if not fall.all():

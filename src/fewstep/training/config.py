@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge, Le, Lt
 
-from fewstep.choice import Choice, Count, Decay, Natural, NonNegative, Positive
+from fewstep.choice import MOST, Choice, Count, Decay, Natural, NonNegative, Positive
 from fewstep.learning.schedules import Constant, Schedule
 from fewstep.training.optimizers import AdamW, OptimizerSpec
 from fewstep.training.precision import Precision
@@ -18,9 +18,9 @@ from fewstep.training.signals import Extra
 class TrainerConfig(Choice):
     """Options of the loop."""
 
-    steps: Count = 1000
+    steps: Annotated[int, Ge(1), Le(MOST)] = 1000
     """Steps of the run; each does all of the method's updates."""
-    batch: Annotated[int, Ge(1), Le(1_000_000)] = 128
+    batch: Count = 128
     """Images of one update, over all processes together."""
     micro_batch: Natural = 0
     """Images in one pass, accumulated to the batch; 0: all at once."""
