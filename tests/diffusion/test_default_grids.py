@@ -86,7 +86,8 @@ def test_heun_on_the_table_of_stable_diffusion_in_numbers(n, percent):
 
 
 @pytest.mark.parametrize("end", ["t_data", "t_min"])
-def test_solvers_take_even_angles_of_a_table_and_others_its_indices(end):
+def test_second_order_takes_even_angles_of_a_table_and_all_others_its_indices(end):
+    assert torch.equal(Ode(8, Auto(end), Euler()).grid(TABLE), Auto(end)(TABLE, 8))
     assert torch.equal(Ode(8, Auto(end)).grid(TABLE), Uniform(end)(TABLE, 8))
     assert torch.equal(Ode(8, Auto(end, trailing=True)).grid(TABLE), Trailing(end)(TABLE, 8))
     assert torch.equal(Ode(8, Trailing(end)).grid(TABLE), Trailing(end)(TABLE, 8))
@@ -118,7 +119,7 @@ def test_no_sampler_comes_to_a_time_twice(sampler, times):
     assert watched.calls == 0
 
 
-@every("solver", SOLVERS)
+@every("solver", SECOND)
 def test_more_steps_than_indices_are_finite_along_the_default_grid(solver):
     small = VariancePreservingTable(size=20)
     x = Ode(50, solver=solver)(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fewstep.choice import Choice, Spread
-from fewstep.diffusion.process import Process
+from fewstep.diffusion.process import End, Process
 from fewstep.diffusion.types import Time
 
 
@@ -48,9 +48,11 @@ class Parameterization(Choice, ABC):
         scale = _carried(process, t, own, own_t)
         return Coefficients(c.skip * scale, c.out, c.inp * scale)
 
-    def boundary(self) -> Parameterization:
-        """The consistency function made of this prediction: identity at t_min."""
-        return ConsistencyBoundary(of=self)
+    def boundary(self, end: End = "t_min") -> Parameterization:
+        """The consistency function made of this prediction: the identity at t_min, or at the
+        data.
+        """
+        return ConsistencyBoundary(self, end)
 
     @property
     def prediction(self) -> Parameterization:
@@ -68,8 +70,9 @@ class Boundary(Parameterization, ABC):
     def __call__(self, process: Process, t: Time) -> Coefficients:
         return self.seen_from(process, t, process, t)
 
-    def boundary(self) -> Parameterization:
-        return self
+    def boundary(self, end: End = "t_min") -> Parameterization:
+        """Itself, unless it is to end at the data."""
+        return self if end == "t_min" else ConsistencyBoundary(self.prediction, end)
 
 
 def _carried(process: Process, t: Time, own: Process, own_t: Time) -> Time:
@@ -78,11 +81,11 @@ def _carried(process: Process, t: Time, own: Process, own_t: Time) -> Time:
     return there / torch.hypot(process.alpha(t), process.sigma(t))
 
 
-def _identity_at_end(process: Process, t: Time, c: Coefficients) -> Coefficients:
-    """Exactly 1 and 0 at t_min: an elementary function need not give the same last bit in every
+def _identity_at(end: float, t: Time, c: Coefficients) -> Coefficients:
+    """Exactly 1 and 0 at the end: an elementary function need not give the same last bit in every
     place of a tensor.
     """
-    at_end = t == process.t_min
+    at_end = t == end
     return Coefficients(c.skip.masked_fill(at_end, 1.0), c.out.masked_fill(at_end, 0.0), c.inp)
 
 
@@ -150,21 +153,25 @@ class Edm(Parameterization):
         skip = self.sigma_data * self.sigma_data * alpha / q**2
         return Coefficients(skip, sigma * self.sigma_data / q, 1 / q)
 
-    def boundary(self) -> Parameterization:
-        """The published boundary of EDM networks, which diffusers' consistency pipeline assumes."""
-        return CmBoundary(sigma_data=self.sigma_data)
+    def boundary(self, end: End = "t_min") -> Parameterization:
+        """To t_min the published boundary of EDM networks, which diffusers' consistency pipeline
+        assumes.
+        """
+        return CmBoundary(self.sigma_data) if end == "t_min" else ConsistencyBoundary(self, end)
 
 
 @dataclass(frozen=True)
 class ConsistencyBoundary(Boundary):
     """Any prediction, then `Process.step` to t_min: the identity at t_min, for every process and
-    without sigma_data.
+    without sigma_data. To the data it is the prediction itself, and the identity there.
 
     With c = sigma_min/sigma_t and o = alpha_min - alpha_t c: skip' = c + o·skip, out' = o·out.
     """
 
     of: Parameterization = dataclasses.field(default_factory=Edm)
     """The prediction behind it."""
+    end: End = "t_min"
+    """Where it is the identity: at t_min, or at the data."""
 
     @property
     def prediction(self) -> Parameterization:
@@ -172,11 +179,11 @@ class ConsistencyBoundary(Boundary):
 
     def seen_from(self, process: Process, t: Time, own: Process, own_t: Time) -> Coefficients:
         inner = self.of.seen_from(process, t, own, own_t)
-        end = torch.full_like(t, process.t_min)
+        end = torch.full_like(t, process.end(self.end))
         c = process.sigma(end) / process.sigma(t)
         o = process.alpha(end) - process.alpha(t) * c
-        return _identity_at_end(
-            process, t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
+        return _identity_at(
+            process.end(self.end), t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
         )
 
 
@@ -208,7 +215,7 @@ class CmBoundary(Boundary):
         q = torch.hypot(data, sigma)
         skip = self.sigma_data * data / (above**2 + data**2)
         out = above * self.sigma_data / q
-        return _identity_at_end(process, t, Coefficients(keep * skip, keep * out, 1 / q))
+        return _identity_at(process.t_min, t, Coefficients(keep * skip, keep * out, 1 / q))
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,6 @@ class LcmBoundary(Boundary):
         c, o = 0.25 / (tau**2 + 0.25), tau / torch.sqrt(tau**2 + 0.25)
         at_end = _carried(process, end, own, own_end)
         c, o = c * _carried(process, t, own, own_t) / at_end, o / at_end
-        return _identity_at_end(
-            process, t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
+        return _identity_at(
+            process.t_min, t, Coefficients(c + o * inner.skip, o * inner.out, inner.inp)
         )

@@ -24,6 +24,8 @@ from fewstep.diffusion.types import Sample, Time, per_sample, to_device
 # A level sigma/alpha above it is infinite: in float64 cos(pi/2) is 6e-17, not 0.
 PURE_NOISE = 1e6
 
+End = Literal["t_min", "t_data"]
+
 # beartype, which checks shapes in tests, does not know `Self` here.
 P = TypeVar("P", bound="Process")
 
@@ -72,6 +74,10 @@ class Process(Choice, ABC):
             raise ValueError(f"t_min={self.t_min:g} must be above {self.t_data:g}: the data")
         if not self.t_max <= last:
             raise ValueError(f"t_max={self.t_max:g} is beyond {last:g}, the last time there is")
+
+    def end(self, end: End) -> float:
+        """The time of that name."""
+        return self.t_data if end == "t_data" else self.t_min
 
     @abstractmethod
     def at(self, t: Time) -> NoiseSchedule:

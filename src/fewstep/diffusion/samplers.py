@@ -117,7 +117,9 @@ class Ode(Sampler):
         return self.steps + (self.solver.calls - 1) * whole
 
     def _grid(self, process: Process) -> Grid:
-        return self.times.for_solver(process, self.steps)
+        # Of first order a solver is along any grid, and a student keeps the one that it learned.
+        along = self.times if self.solver.order == 1 else self.times.for_solver
+        return along(process, self.steps)
 
     def walk(
         self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws

@@ -4,19 +4,12 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from fewstep.choice import Choice, Count, Positive, Rho
-from fewstep.diffusion.process import PURE_NOISE, Process
+from fewstep.diffusion.process import PURE_NOISE, End, Process
 from fewstep.diffusion.types import Grid
-
-End = Literal["t_min", "t_data"]
-
-
-def _end(process: Process, end: End) -> float:
-    return process.t_data if end == "t_data" else process.t_min
 
 
 def _spaced(start: float, stop: float, points: int) -> Grid:
@@ -39,7 +32,7 @@ class Times(Choice, ABC):
         """The grid of n >= 1 intervals."""
 
     def for_solver(self, process: Process, n: int) -> Grid:
-        """The grid along which a solver goes: the same, but of `Auto` on a table."""
+        """The grid of a solver of higher order: the same, but of `Auto` on a table."""
         return self(process, n)
 
 
@@ -86,7 +79,7 @@ class Linspace(Times):
     """Rounds to whole numbers, for a table."""
 
     def __call__(self, process: Process, n: int) -> Grid:
-        times = _spaced(process.t_max, _end(process, self.end), n + 1)
+        times = _spaced(process.t_max, process.end(self.end), n + 1)
         return times.round() if self.whole else times
 
 
@@ -108,7 +101,7 @@ class Trailing(Times):
             times = times.round()
         times = times + process.t_data
         times[0] = process.t_max  # not through the rounding of the division
-        times[-1] = _end(process, self.end)
+        times[-1] = process.end(self.end)
         return times
 
 
@@ -122,10 +115,10 @@ class Uniform(Times):
     end: End = "t_data"
 
     def __call__(self, process: Process, n: int) -> Grid:
-        ends = torch.tensor([process.t_max, _end(process, self.end)], dtype=torch.float64)
+        ends = torch.tensor([process.t_max, process.end(self.end)], dtype=torch.float64)
         high, low = process.angle(ends).tolist()
         times = process.time_of(_spaced(high, low, n + 1))
-        times[0], times[-1] = process.t_max, _end(process, self.end)
+        times[0], times[-1] = process.t_max, process.end(self.end)
         return times
 
 
@@ -135,9 +128,9 @@ class Auto(Times):
     for a table (down to t_min even whole steps, but with trailing=True), else even steps in t
     (rectified flow and TrigFlow begin at pure noise, which has no place on a Karras grid).
 
-    A solver goes along a table in even steps of the angle (`uniform`), or on trailing indices with
-    trailing=True. Of even indices the last step is so long (1/√n in sigma/alpha) that every solver
-    is of first order.
+    A second-order solver goes along a table in even steps of the angle (`uniform`), or on trailing
+    indices with trailing=True. Of even indices the last step is so long (1/√n in sigma/alpha) that
+    every solver is of first order.
     """
 
     end: End = "t_data"
@@ -268,7 +261,7 @@ class Explicit(Times):
                         f"times must lie between {process.t_min:g} and {process.t_max:g}, got "
                         f"{times}"
                     )
-                ends = process.t_max, _end(process, self.end)
+                ends = process.t_max, process.end(self.end)
                 return torch.tensor([ends[0], *times, ends[1]], dtype=torch.float64)
         return self.otherwise(process, n)
 
@@ -292,4 +285,4 @@ class Above(Times):
             cut = float(math.ceil(cut))
         upper = dataclasses.replace(process, t_min=cut)  # type: ignore[type-var]
         top = self.of(upper, n - 1) if n > 1 else torch.tensor([process.t_max], dtype=torch.float64)
-        return torch.cat([top, torch.tensor([_end(process, self.end)], dtype=torch.float64)])
+        return torch.cat([top, torch.tensor([process.end(self.end)], dtype=torch.float64)])

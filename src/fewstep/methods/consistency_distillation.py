@@ -41,7 +41,12 @@ class ConsistencyDistillation(SlowTarget):
     guidance: GuidanceRange | None = None
     target_decay: Decay = 0.95
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
-    """Times of the few-step sampler that the student is saved with."""
+    """Times of the few-step sampler that the student is saved with. end=t_data, here and in
+    `times`: the student ends at the data and not at t_min."""
+
+    def __post_init__(self) -> None:
+        if self.times.end != self.sample_times.end:
+            raise ValueError("times and sample_times must have one end: both t_min, or both t_data")
 
     @dataclass
     class Nets:
@@ -52,7 +57,7 @@ class ConsistencyDistillation(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        boundary = model.denoiser.parameterization.boundary()
+        boundary = model.denoiser.parameterization.boundary(self.sample_times.end)
         inputs = self.scales.inputs(model)
         student = clone("student", inputs=inputs, parameterization=boundary)
         target = clone("target", inputs=inputs, parameterization=boundary)

@@ -63,9 +63,12 @@ class ConsistencyTraining(SlowTarget):
     target_masks: Masks = "shared"
     """Dropout masks of the target's pass: the student's, its own, or none."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
-    """Times of the few-step sampler that the student is saved with."""
+    """Times of the few-step sampler that the student is saved with. end=t_data, here and in
+    `times`: the student ends at the data and not at t_min."""
 
     def __post_init__(self) -> None:
+        if self.times.end != self.sample_times.end:
+            raise ValueError("times and sample_times must have one end: both t_min, or both t_data")
         if self.first > self.last and self.curriculum != "fixed":
             raise ValueError(f"first={self.first} intervals are more than last={self.last}")
 
@@ -81,7 +84,7 @@ class ConsistencyTraining(SlowTarget):
         target: Denoiser | None = moved()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        boundary = model.denoiser.parameterization.boundary()
+        boundary = model.denoiser.parameterization.boundary(self.sample_times.end)
         student = clone("student", parameterization=boundary)
         if self.target == "student":
             return self.Nets(student, None)

@@ -51,7 +51,7 @@ class DMD2(Method):
     fake_density: Density = dataclasses.field(default_factory=Along)
     """Of the times of the fake denoiser and the discriminator."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
-    """Times of the student's sampler, in training too."""
+    """Times of the student's sampler, in training too. end=t_data: jumps end at the data."""
 
     @dataclass
     class Nets:
@@ -68,7 +68,8 @@ class DMD2(Method):
         inputs = self.scales.inputs(model)
         # Dropout masks would be noise in the difference of two scores.
         student = clone("student", inputs=inputs, dropout=0.0)
-        student.parameterization = student.parameterization.boundary()  # whatever it starts from
+        before = student.parameterization  # whatever the student starts from
+        student.parameterization = before.boundary(self.sample_times.end)
         fake = clone("fake", of=model.denoiser, inputs=inputs, dropout=0.0)
         (channels,) = fake.network.taps.values()  # type: ignore[operator]
         return self.Nets(student, fake, Head(channels), model.denoiser)

@@ -60,7 +60,8 @@ class EasyConsistency(Method):
     """Guidance of the teacher, in g-form: a number (1: none), or a range drawn per sample; null:
     the teacher's own. Needs a solver."""
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
-    """Times of the few-step sampler that the student is saved with."""
+    """Times of the few-step sampler that the student is saved with. end=t_data: the student ends at
+    the data and not at t_min."""
 
     def __post_init__(self) -> None:
         if self.solver is None and self.scales != GuidanceRange():
@@ -78,7 +79,8 @@ class EasyConsistency(Method):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        boundary, inputs = model.denoiser.parameterization.boundary(), self.inputs(model)
+        boundary = model.denoiser.parameterization.boundary(self.sample_times.end)
+        inputs = self.inputs(model)
         return self.Nets(clone("student", inputs=inputs, parameterization=boundary), model.denoiser)
 
     def inputs(self, model: Any) -> frozenset[str]:
@@ -91,10 +93,11 @@ class EasyConsistency(Method):
         return max(self.q ** -(stage + 1), 1 - self.limit)
 
     def lower(self, process: Process, t: Time, share: float) -> Time:
-        """r, at least t_min."""
+        """r; below t_min the end of the student takes its place."""
         level = counted_level(process, t)
         ratio = 1 - share * (1 + self.k * torch.sigmoid(-self.b * level))
-        return process.at_level(level * ratio.clamp(min=0)).clamp(min=process.t_min)
+        r = process.at_level(level * ratio.clamp(min=0))
+        return torch.where(r < process.t_min, process.end(self.sample_times.end), r)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One time and one noise per sample."""
