@@ -124,6 +124,17 @@ def test_sets_in_front_of_names(tmp_path):
         read(tmp_path / "mixed")
 
 
+def test_sets_behind_the_class_of_names(tmp_path):
+    write(tmp_path, "cat_train_1", "cat_train_2", "cat_test_1", "dog_train_1", "dog_test_1")
+    dataset = read(tmp_path)
+    assert (dataset.labels.tolist(), dataset.notes["class names"]) == ([0, 0, 1], "cat, dog")
+    assert dataset.notes["passed over"] == "beside train: 2 (cat_test_1.png, dog_test_1.png)"
+    write(tmp_path / "one", "my-train_1", "my-train_2", "my-test_1")
+    dataset = read(tmp_path / "one")
+    assert (len(dataset), dataset.labels) == (2, None)
+    assert dataset.notes["passed over"] == "beside my-train: 1 (my-test_1.png)"
+
+
 @pytest.mark.parametrize("content", [None, "empty", "unread", "packed"])
 def test_a_training_set_that_cannot_be_read_is_not_replaced_by_the_test_set(tmp_path, content):
     write(tmp_path, "test__cat__1", "test__dog__1")

@@ -171,8 +171,8 @@ def by_folder(tree: Tree) -> dict[Path, str]:
 
 def by_name(files: Sequence[Path], passed: list[Passed]) -> dict[Path, str]:
     """Each of the pictures of one folder with what stands before the first `_` of its name, ""
-    where that is no class of several pictures. Where all names begin with sets (train_cat_1,
-    test_cat_1), only those of the training set are kept, and the set is no part of the name.
+    where that is no class of several pictures. Where all names have sets in front or behind that
+    (train_cat_1, cat_train_1), only those of the training set are kept; sets are no classes.
     """
     stems = _of_set({file: file.stem for file in files}, passed)
     words = {file: stem.partition("_")[0] for file, stem in stems.items() if "_" in stem}
@@ -180,10 +180,14 @@ def by_name(files: Sequence[Path], passed: list[Passed]) -> dict[Path, str]:
     if len(words) < len(stems) or not 1 < len(names) < len(words):
         return dict.fromkeys(stems, "")
     try:
-        training_of(names)
+        chosen = training_of(names)
     except ValueError as error:
         raise unsure(files[0].parent, str(error)) from None
-    return words
+    if chosen:
+        passed.extend((file, f"beside {chosen}") for file in words if words[file] != chosen)
+        return {file: "" for file, word in words.items() if word == chosen}
+    kept = _of_set({file: stems[file].partition("_")[2] for file in words}, passed)
+    return {file: words[file] for file in kept}
 
 
 def _of_set(stems: dict[Path, str], passed: list[Passed]) -> dict[Path, str]:
