@@ -99,6 +99,30 @@ class TestTables:
         parquet.write_table(rows, file, compression="zstd", use_dictionary=False)
         refusal(Table(path=str(file)), r"x\.parquet says that it holds 12,58.* more than 8 MB")
 
+    def test_rows_that_repeat_a_large_entry(self, tmp_path, monkeypatch, refusal):
+        """Of a dictionary, which is packed once; small ones may be repeated."""
+        monkeypatch.setattr(bounds, "MOST_BYTES", 8 << 20)
+        file = tmp_path / "x.parquet"
+        for size, refused in ((1 << 20, True), (1000, False)):
+            rows = pyarrow.table({"image": pyarrow.array([bytes(size)] * 12)})
+            parquet.write_table(rows, file, compression="zstd", dictionary_pagesize_limit=1 << 30)
+            says = r"x\.parquet says that it holds 13,63" if refused else "no PNG"
+            with pytest.raises(ValueError, match=says):
+                Table(path=str(file)).read()
+
+    @pytest.mark.parametrize("form", ["stream", "file"])
+    @pytest.mark.parametrize("packing", ["zstd", "lz4", None])
+    def test_buffers_that_unpack_to_too_much(self, tmp_path, monkeypatch, form, packing):
+        monkeypatch.setattr(bounds, "MOST_BYTES", 8 << 20)
+        rows = pyarrow.table({"image": pyarrow.array([bytes(1 << 20)] * 12)})
+        options = pyarrow.ipc.IpcWriteOptions(compression=packing)
+        writer = pyarrow.ipc.new_stream if form == "stream" else pyarrow.ipc.new_file
+        with writer(str(tmp_path / "x.arrow"), rows.schema, options=options) as out:
+            out.write_table(rows)
+        says = r"x\.arrow says that it holds 12,58" if packing else "no PNG"
+        with pytest.raises(ValueError, match=says):
+            Table(path=str(tmp_path)).read()
+
     @pytest.mark.parametrize("packed", [False, True])
     def test_members_that_unpack_to_too_much(self, tmp_path, monkeypatch, refusal, packed):
         monkeypatch.setattr(bounds, "MOST_BYTES", 8 << 20)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.data.arrow_bounds import arrow_bytes, parquet_bytes
 from fewstep.data.bounds import check_archive, check_bytes, check_lines
 from fewstep.data.index import file_hash
 
@@ -26,11 +28,25 @@ NO_ROWS = ("corresponds to no data", "Must pass at least one table")  # as `data
 
 def table_looked_at(file: Path) -> tuple[bytes, tuple[int, int, int]]:
     """The hash of a table's file, for an index. ValueError where it may not be opened."""
-    if READERS[file.suffix.lower()] == "webdataset":
+    reader = READERS[file.suffix.lower()]
+    if reader == "webdataset":
         check_archive(file)
-    if READERS[file.suffix.lower()] == "json":
+    if reader == "json":
         check_lines(file)
+    if reader == "arrow":
+        check_arrow(file)
     return file_hash(file), (0, 0, 0)
+
+
+def check_arrow(file: Path) -> None:
+    """ValueError where an Arrow file holds more than it may, or is damaged."""
+    import pyarrow
+
+    try:
+        held = arrow_bytes(file)
+    except (pyarrow.ArrowException, OSError, struct.error) as error:
+        raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
+    check_bytes(file, held)
 
 
 def same_columns(files: Sequence[Path]) -> list[int]:
@@ -43,7 +59,7 @@ def same_columns(files: Sequence[Path]) -> list[int]:
         try:
             with ParquetFile(file) as table:
                 listed, count = table.schema_arrow.names, table.metadata.num_rows
-                held = unpacked_bytes(table.metadata)
+                held = parquet_bytes(file, table.metadata)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
         check_bytes(file, held)
@@ -58,11 +74,6 @@ def same_columns(files: Sequence[Path]) -> list[int]:
             raise ValueError(f"columns in some files only, {some}: {told}")
         counts.append(count)
     return counts
-
-
-def unpacked_bytes(metadata: Any) -> int:
-    """Of all pages of a Parquet file, as its metadata say."""
-    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
 def opened(files: Sequence[Path]) -> Any:
