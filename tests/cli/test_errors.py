@@ -45,6 +45,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
         ("teacher.network.multipliers=[1,1,1,1,1]", ["divide by 16", "(1, 8, 8)"]),
         ("teacher.network.extra=[foo]", ["foo", "guidance"]),
         ("teacher.process.t_min=100", ["t_min", "t_max"]),
+        ("method.guidance=3", ["method.guidance", "diffusion has no option"]),
         ("dropout=2", ["dropout", "less than or equal to 1"]),
         ("trainr.steps=5", ["trainr", "did you mean trainer"]),
         ("trainer", ["option=value", "'trainer'"]),

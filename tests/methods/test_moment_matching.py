@@ -3,6 +3,8 @@ rest.
 """
 
 import math
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -345,6 +347,25 @@ def test_draws_of_a_group_are_those_of_its_first_row():
 def test_passes_that_cut_groups_are_refused(micro):
     with pytest.raises(ValueError, match="moment_matching compares 4 rows"):
         Trial(MomentMatching).prepared(micro_batch=micro)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("count", "classes", "columns", "said"),
+    [
+        (4, 10, {"label"}, "4 rows with 10 labels"),
+        (16, 10, {"label"}, ""),
+        (4, 0, set(), ""),
+        (64, 0, {"text"}, "64 rows with text"),
+    ],
+)
+def test_groups_that_are_too_small_for_the_conditions_are_said(count, classes, columns, said):
+    conditioner = SimpleNamespace(columns=columns)
+    model = SimpleNamespace(classes=classes, conditioner=conditioner)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        MomentMatching(samples=count).build_nets(model, lambda name, inputs: None)
+    assert [said in str(one.message) for one in found] == ([True] if said else [])
 
 
 def test_where_memory_runs_out_whole_groups_remain():

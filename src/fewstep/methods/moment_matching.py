@@ -1,7 +1,6 @@
 """Inductive moment matching (Zhou et al. 2025, arXiv:2503.07565)."""
 
 import dataclasses
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -70,12 +69,13 @@ class MomentMatching(Method):
         student: Denoiser = trained(exported=True)
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        kinds = model.classes or (math.inf if model.conditioner.columns else 0)
-        if self.samples <= kinds:
+        columns = ", ".join(model.conditioner.columns)
+        if self.samples <= model.classes or (columns and not model.classes):
+            told = f"{model.classes} labels" if model.classes else columns
             warnings.warn(
-                f"moment matching: in groups of samples={self.samples} rows with {kinds:g} "
-                f"conditions most rows meet none of their own and learn the mean; take several "
-                f"times the conditions",
+                f"moment matching: in groups of samples={self.samples} rows with {told} most meet "
+                f"no other row of their condition and learn the mean; samples should be several "
+                f"times the number of conditions",
                 stacklevel=2,
             )
         return self.Nets(clone("student", inputs={"s"}))
