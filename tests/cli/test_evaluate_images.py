@@ -185,6 +185,20 @@ def test_a_measure_that_is_undefined_is_told(values):
 
 
 class TestRefused:
+    @pytest.mark.parametrize("full", [MemoryError(), RuntimeError("can't allocate memory: x")])
+    def test_no_memory_names_what_was_read(self, refused, monkeypatch, full):
+        """No option of a training would help."""
+
+        def short(images, channels):
+            if len(images) == COUNT:
+                raise full
+            return images
+
+        monkeypatch.setattr("fewstep.metrics.evaluation.in_channels", short)
+        write("images")
+        line = refused(5, "evaluate", "images", says=["images, 120 images of (1, 8, 8)", "memory"])
+        assert "micro_batch" not in line
+
     def test_two_sizes(self, refused):
         Path("images").mkdir()
         Image.new("L", (8, 8)).save("images/0_a.png")

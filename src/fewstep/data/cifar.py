@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.bounds import DAMAGED
+from fewstep.data.bounds import DAMAGED, memory_for
 from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.labels import UNLABELLED, check_labels, unlabelled
 from fewstep.data.pickles import check_pickle
@@ -131,7 +131,7 @@ def _contents(file: Path) -> dict[Path, bytes]:
     """
     buffer = io.BytesIO()
     try:
-        with unpacked(file) as stream:
+        with memory_for(file), unpacked(file) as stream:
             while part := stream.read(1 << 24):
                 buffer.write(part)
                 if buffer.tell() > MOST_BYTES:

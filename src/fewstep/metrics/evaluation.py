@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import kind_of
+from fewstep.data.bounds import memory_for
 from fewstep.data.dataset import Dataset
 from fewstep.data.labels import check_labels
 from fewstep.data.pictures import in_channels
@@ -95,7 +96,7 @@ class Evaluation:
                 f"{name} holds images of shape {dataset.shape}, the reference has "
                 f"{self.protocol.resolution}: measure images of its size"
             )
-        return self.of_images(name, _read_as(dataset, channels), labels)
+        return self.of_images(name, _read_as(dataset, channels, name), labels)
 
     def of_images(
         self, name: str, images: Tensor, labels: Tensor | None, role: Role = ""
@@ -281,9 +282,10 @@ def _stamp(model: DiffusionModel) -> str:
     return f"{digest.hexdigest()[:16]}, {shown(model.sampler)}"
 
 
-def _read_as(dataset: Dataset, channels: int) -> Tensor:
+def _read_as(dataset: Dataset, channels: int, name: str) -> Tensor:
     """Its images in [0, 1], in so many channels."""
-    return in_channels(dataset.images, channels).float() / 255
+    with memory_for(f"{name}, {len(dataset):,} images of {dataset.shape}"):
+        return in_channels(dataset.images, channels).float() / 255
 
 
 def _needed(measures: Sequence[Measure], dataset: Dataset, channels: int) -> dict[str, Any]:
@@ -295,7 +297,7 @@ def _needed(measures: Sequence[Measure], dataset: Dataset, channels: int) -> dic
             if not owner or name in columns or name not in dataset.columns:
                 continue
             if name == "image":
-                columns[name] = _read_as(dataset, channels)
+                columns[name] = _read_as(dataset, channels, "the reference")
             else:
                 columns[name] = dataset.rows(torch.arange(len(dataset)), [name])[name]
     return columns
