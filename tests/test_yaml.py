@@ -78,6 +78,8 @@ def test_quotes_inside_stay():
         (".inf", float, math.inf),
         ("010", int, 10),
         ("true", bool, True),
+        ("true", int, "true"),
+        ("false", Annotated[float, Ge(0)], "false"),
         ("5", Annotated[int, Ge(1)], 5),
         ("0.999", str | None, "0.999"),
         ("null", str | None, None),

@@ -48,7 +48,10 @@ def typed(value: Any, hint: Any) -> Any:
         return _typed_list(value, get_args(hint))
     if isinstance(value, dict) and get_origin(hint) in (dict, Mapping):
         return {str(key): typed(one, get_args(hint)[1]) for key, one in value.items()}
-    return settled(value)
+    found = settled(value)
+    if isinstance(found, bool) and hint in (int, float):
+        return str(value)  # Python counts with true and false, nobody else does
+    return found
 
 
 def _typed_list(values: list[Any], hints: tuple[Any, ...]) -> list[Any]:

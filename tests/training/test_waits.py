@@ -24,6 +24,7 @@ from fewstep.models.dit import Dit
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
 from fewstep.run import Run
+from fewstep.training import trainer
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import Sgd
 
@@ -52,6 +53,12 @@ def autocast_anywhere(monkeypatch):
     monkeypatch.setattr(torch, "autocast", anywhere)
 
 
+@pytest.fixture(autouse=True)
+def a_device_without_values(monkeypatch):
+    """A run asks its device for a value before it begins, once."""
+    monkeypatch.setattr(trainer, "pick_device", torch.device)
+
+
 class Labelled(Tokens):
     """Tokens that count as told the label, so that they can be guided."""
 
@@ -71,11 +78,11 @@ def phases_without_waits(method, model, dataset, **config):
     steps = 4 if len(method.phases(100)) > 1 else 2
     chosen = {"steps": steps, "batch": 4, "optimizer": Sgd(), "ema": (0.5,), "device": FAR}
     run = Run(Digits(), method, trainer=TrainerConfig(**{**chosen, **config}))
-    trainer = run.prepared(dataset, model=model).trainer
+    made = run.prepared(dataset, model=model).trainer
     with no_waits():
-        seen = {step.clock.phase for step in trainer.steps()}
-    assert {p.device.type for m in trainer.state.modules.values() for p in m.parameters()} == {FAR}
-    return seen == set(range(len(trainer.phases) - 1))
+        seen = {step.clock.phase for step in made.steps()}
+    assert {p.device.type for m in made.state.modules.values() for p in m.parameters()} == {FAR}
+    return seen == set(range(len(made.phases) - 1))
 
 
 @pytest.mark.parametrize(
