@@ -24,7 +24,9 @@ from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.easy_consistency import EasyConsistency
+from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.methods.progressive import Progressive
+from fewstep.methods.truncated_consistency import TruncatedConsistency
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 
@@ -35,6 +37,8 @@ METHODS = {
     "consistency_training": ConsistencyTraining(times=DATA, sample_times=DATA),
     "easy_consistency": EasyConsistency(sample_times=DATA),
     "dmd2": DMD2(sample_times=DATA),
+    "truncated_consistency": TruncatedConsistency(EasyConsistency(sample_times=DATA)),
+    "latent_consistency": LatentConsistency(times=DATA),
 }
 
 

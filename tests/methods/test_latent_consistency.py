@@ -23,7 +23,6 @@ from fewstep.diffusion.parameterization import (
 )
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreservingTable
 from fewstep.diffusion.samplers import Renoise
-from fewstep.diffusion.times import Auto
 from fewstep.diffusion.types import per_sample
 from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Huber, Squared
@@ -342,5 +341,3 @@ def test_a_teacher_that_reads_its_guidance_is_told_and_passes_the_input_on():
 def test_options_are_checked():
     with pytest.raises(ValueError, match="above"):
         GuidanceRange(3.0, 2.0)
-    with pytest.raises(ValueError, match="t_min"):
-        LatentConsistency(times=Auto("t_data"))

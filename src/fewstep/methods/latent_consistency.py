@@ -37,7 +37,8 @@ class LatentConsistency(SlowTarget):
     bins: Count = 50
     """Intervals of the grid."""
     times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", trailing=True))
-    """The grid whose intervals are trained on; it ends at t_min."""
+    """The grid whose intervals are trained on. end=t_data: the student ends at the data, where
+    otherwise the noise of t_min stays; not in the released files' form."""
     solver: OneStepSolver = dataclasses.field(default_factory=Euler)
     """The solver of the teacher's steps."""
     guidance: GuidanceRange | None = dataclasses.field(
@@ -46,13 +47,6 @@ class LatentConsistency(SlowTarget):
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two answers."""
     target_decay: Decay = 0.95
-
-    def __post_init__(self) -> None:
-        if self.times.end != "t_min":
-            raise ValueError(
-                "a consistency function is the identity at t_min: the grid must end there "
-                "(end=t_min)"
-            )
 
     @dataclass
     class Nets:
@@ -63,7 +57,8 @@ class LatentConsistency(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        inputs, boundary = self.scales.inputs(model), boundary_of(model.denoiser)
+        inputs = self.scales.inputs(model)
+        boundary = boundary_of(model.denoiser).boundary(self.times.end)
         student = clone("student", inputs=inputs, parameterization=boundary)
         target = clone("target", inputs=inputs, parameterization=boundary)
         return self.Nets(student, target, model.denoiser)

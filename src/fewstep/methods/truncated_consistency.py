@@ -15,7 +15,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import LogStudent
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Renoise, Sampler
-from fewstep.diffusion.times import Above
+from fewstep.diffusion.times import Above, Times
 from fewstep.diffusion.types import Time, to_device, where_rows
 from fewstep.learning.averaging import ema_update
 from fewstep.learning.batch import Batch
@@ -73,7 +73,7 @@ class TruncatedConsistency(Method):
                 f"edge={self.edge:g} is t={edge:g}, not between {low:g} and {high:g}, the "
                 f"teacher's times"
             )
-        boundary = model.denoiser.parameterization.boundary()
+        boundary = model.denoiser.parameterization.boundary(self.easy.sample_times.end)
         inputs = self.easy.inputs(model)
         student = clone("student", inputs=inputs, parameterization=boundary)
         first = clone("first", inputs=inputs, parameterization=boundary)
@@ -136,4 +136,6 @@ class TruncatedConsistency(Method):
             ema_update(nets.first, nets.student, 0.0)
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
-        return Renoise(steps=2, times=Above(self.edge, self.easy.sample_times))
+        times = self.easy.sample_times
+        to_edge: Times = dataclasses.replace(times, end="t_min")  # type: ignore[type-var]
+        return Renoise(steps=2, times=Above(self.edge, to_edge, times.end))
