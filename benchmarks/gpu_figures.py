@@ -110,12 +110,14 @@ def compiler() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def passes() -> Iterator[list[int]]:
-    """The rows of every pass through a network while it is open; compiled networks show none."""
+def passes(training: bool = False) -> Iterator[list[int]]:
+    """The rows of every pass through a network while it is open; compiled networks show none.
+    training: only of passes with gradients.
+    """
     rows: list[int] = []
 
     def note(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(module, ConditionedModule):
+        if isinstance(module, ConditionedModule) and torch.is_grad_enabled() >= training:
             rows.append(len(inputs[0]))
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)

@@ -92,6 +92,7 @@ def another(choice, name):
         64,
         2000,
         0.25,
+        0.5,
         1.5,
         "text",
         True,

@@ -110,12 +110,20 @@ def test_plan_and_data(here, done):
     assert "images: 50 of 8×8" in out
 
 
-@pytest.mark.parametrize("option", ["times=lab_grid", "solver=lab_step", "distance=lab_cubed"])
-def test_parts_of_our_own_methods(here, done, option):
-    name = option.partition("=")[0]
-    done(*STUDENT, f"name={name}", "method.bins=4", f"method.{option}", "--restart", *PLUGIN)
-    noted = read_yaml(here / f"runs/{name}/run.yaml")["plugins"]
-    assert option.partition("=")[2] in noted
+@pytest.mark.parametrize(
+    "words",
+    [
+        # A grid that ends at the data: so must the student's own.
+        ["times=lab_grid", "sample_times.end=t_data"],
+        ["solver=lab_step"],
+        ["distance=lab_cubed"],
+    ],
+)
+def test_parts_of_our_own_methods(here, done, words):
+    name, _, kind = words[0].partition("=")
+    options = [f"method.{word}" for word in words]
+    done(*STUDENT, f"name={name}", "method.bins=4", *options, "--restart", *PLUGIN)
+    assert kind in read_yaml(here / f"runs/{name}/run.yaml")["plugins"]
 
 
 def test_export_says_what_it_cannot_write(here, refused):

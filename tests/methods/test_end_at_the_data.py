@@ -129,5 +129,6 @@ def test_a_progressive_student_of_a_table_is_sampled_on_the_grid_of_its_training
 
 @pytest.mark.parametrize("cls", [ConsistencyDistillation, ConsistencyTraining])
 def test_a_grid_and_a_sampler_of_two_ends_are_refused(cls):
+    run = Run(Digits(), cls(times=DATA), trainer=TrainerConfig(steps=1, device="cpu"))
     with pytest.raises(ValueError, match="one end"):
-        cls(times=DATA)
+        run.prepared(digits(), model=teacher(VarianceExploding()))

@@ -11,8 +11,9 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.densities import TOP, LogNormal, goes_to_noise
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.process import Process
+from fewstep.diffusion.process import End, Process
 from fewstep.diffusion.solvers import OneStepSolver
+from fewstep.diffusion.times import Times
 from fewstep.diffusion.types import (
     Grid,
     Sample,
@@ -27,6 +28,17 @@ from fewstep.learning.dropout import SharedDropout, without_dropout
 from fewstep.learning.losses import Distance
 
 Masks = Literal["shared", "own", "none"]
+
+
+def one_end(times: Times, sample_times: Times) -> End:
+    """Where a student ends that is trained on one grid and sampled on the other. ValueError where
+    they do not end alike.
+    """
+    if times.end != sample_times.end:
+        raise ValueError(
+            "method.times and method.sample_times must have one end: both t_min, or both t_data"
+        )
+    return times.end
 
 
 def adjacent(

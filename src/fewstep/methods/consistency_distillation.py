@@ -10,7 +10,7 @@ from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import adjacent, jump_and_goal, pair
+from fewstep.learning.consistency import adjacent, jump_and_goal, one_end, pair
 from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
@@ -44,10 +44,6 @@ class ConsistencyDistillation(SlowTarget):
     """Times of the few-step sampler that the student is saved with. end=t_data, here and in
     `times`: the student ends at the data and not at t_min."""
 
-    def __post_init__(self) -> None:
-        if self.times.end != self.sample_times.end:
-            raise ValueError("times and sample_times must have one end: both t_min, or both t_data")
-
     @dataclass
     class Nets:
         """The student, its slow copy, and the frozen teacher."""
@@ -57,7 +53,7 @@ class ConsistencyDistillation(SlowTarget):
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        boundary = model.denoiser.parameterization.boundary(self.sample_times.end)
+        boundary = model.denoiser.parameterization.boundary(one_end(self.times, self.sample_times))
         inputs = self.scales.inputs(model)
         student = clone("student", inputs=inputs, parameterization=boundary)
         target = clone("target", inputs=inputs, parameterization=boundary)

@@ -13,7 +13,7 @@ from fewstep.diffusion.densities import LogNormal
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
-from fewstep.learning.consistency import Masks, adjacent, jump_and_goal, same_noise
+from fewstep.learning.consistency import Masks, adjacent, jump_and_goal, one_end, same_noise
 from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses
@@ -67,8 +67,6 @@ class ConsistencyTraining(SlowTarget):
     `times`: the student ends at the data and not at t_min."""
 
     def __post_init__(self) -> None:
-        if self.times.end != self.sample_times.end:
-            raise ValueError("times and sample_times must have one end: both t_min, or both t_data")
         if self.first > self.last and self.curriculum != "fixed":
             raise ValueError(f"first={self.first} intervals are more than last={self.last}")
 
@@ -84,7 +82,7 @@ class ConsistencyTraining(SlowTarget):
         target: Denoiser | None = moved()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
-        boundary = model.denoiser.parameterization.boundary(self.sample_times.end)
+        boundary = model.denoiser.parameterization.boundary(one_end(self.times, self.sample_times))
         student = clone("student", parameterization=boundary)
         if self.target == "student":
             return self.Nets(student, None)
