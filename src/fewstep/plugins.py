@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from fewstep.text import place
+from fewstep.text import in_one_line, place
 
 GROUP = "fewstep"
 _loaded: dict[str, str] = {}  # top-level name of a module: what was loaded
@@ -133,7 +133,7 @@ def told(made_with: object) -> Iterator[None]:
     noted = {}
     if isinstance(made_with, Mapping):
         for kind, plugin in made_with.items():
-            noted[str(kind)] = "".join(c for c in str(plugin)[:120] if c.isprintable())
+            noted[str(kind)] = in_one_line(plugin, 120)
     token = _made_with.set(noted)
     try:
         yield

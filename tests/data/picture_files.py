@@ -108,3 +108,10 @@ def tar_bytes(members, packed=True, end=True):
         whole = archive.offset
     content = out.getvalue() if end else out.getvalue()[:whole]
     return gzip.compress(content, 1) if packed else content
+
+
+def long_names(count):
+    """A tar archive that announces as many long names, and nothing that has them."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10
+    return (info.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * count + bytes(1024)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from pyarrow import parquet
 from tests.data.idx_files import write_idx, write_pair
-from tests.data.picture_files import encoded, made, tar_bytes
+from tests.data.picture_files import encoded, long_names, made, tar_bytes
 
 from fewstep.data import bounds
 from fewstep.data.bounds import MOST_BYTES, MOST_TIMES, check_bytes
@@ -133,10 +133,7 @@ class TestTables:
         refusal(Table(path=str(tmp_path)), rf"x\.tar says that it holds {told} bytes")
 
     def test_an_archive_of_nothing_but_long_names(self, tmp_path):
-        info = tarfile.TarInfo("././@LongLink")
-        info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10
-        header = info.tobuf(tarfile.GNU_FORMAT) + bytes(512)
-        (tmp_path / "x.tar").write_bytes(header * 3000 + bytes(1024))
+        (tmp_path / "x.tar").write_bytes(long_names(3000))
         with pytest.raises(ValueError, match=r"x\.tar is damaged or cannot be used"):
             Table(path=str(tmp_path)).read()
 

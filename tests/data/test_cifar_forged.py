@@ -1,9 +1,7 @@
 """Forged pickles and archives of CIFAR cost a message, and never the interpreter."""
 
-import tarfile
-
 import pytest
-from tests.data.picture_files import cifar_bytes, made, tar_bytes
+from tests.data.picture_files import cifar_bytes, long_names, made, tar_bytes
 
 from fewstep.data.cifar import Cifar
 
@@ -39,9 +37,6 @@ def test_a_member_of_any_size(tmp_path, size):
 
 
 def test_an_archive_of_nothing_but_long_names(tmp_path):
-    info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10
-    header = info.tobuf(tarfile.GNU_FORMAT) + bytes(512)
-    (tmp_path / "cifar.tar").write_bytes(header * 3000 + bytes(1024))
+    (tmp_path / "cifar.tar").write_bytes(long_names(3000))
     with pytest.raises(ValueError, match=r"cifar\.tar is damaged"):
         Cifar(path=str(tmp_path)).read()

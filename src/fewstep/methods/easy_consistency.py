@@ -18,15 +18,16 @@ from fewstep.diffusion.times import Auto, Times
 from fewstep.diffusion.types import Time
 from fewstep.learning.batch import Batch
 from fewstep.learning.consistency import jump_and_goal, pair
-from fewstep.learning.guidance import GuidanceRange, GuidedBy
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, PseudoHuber
-from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.optional_teacher import OptionalTeacher
 from fewstep.learning.roles import frozen, trained
 from fewstep.learning.weights import IntervalWeighting, counted_level, interval_weight
 
 
 @dataclass(frozen=True)
-class EasyConsistency(Method):
+class EasyConsistency(OptionalTeacher):
     """w d( f(x_t, t), sg f(x_r, r) ), w = 1/(t - r), with r moving from far below t towards t in
     `stages`.
 
@@ -62,14 +63,6 @@ class EasyConsistency(Method):
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
     """Times of the few-step sampler that the student is saved with. end=t_data: the student ends at
     the data and not at t_min."""
-
-    def __post_init__(self) -> None:
-        if self.solver is None and self.scales != GuidanceRange():
-            raise ValueError("without a solver there is no teacher to guide: guidance must be 1")
-
-    @property
-    def guided_by(self) -> GuidedBy:
-        return "nothing" if self.solver is None else "teacher"
 
     @dataclass
     class Nets:

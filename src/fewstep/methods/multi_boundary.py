@@ -20,14 +20,15 @@ from fewstep.learning.consistency import (
     jump_to,
     pair,
 )
-from fewstep.learning.guidance import GuidanceRange, GuidedBy
+from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
-from fewstep.learning.method import Clock, Clone, Losses, Method
+from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.optional_teacher import OptionalTeacher
 from fewstep.learning.roles import frozen, trained
 
 
 @dataclass(frozen=True)
-class MultiBoundary(Method):
+class MultiBoundary(OptionalTeacher):
     """d( J(x_t; t -> e), sg J(x_s; s -> e) ): x_s is the teacher's step, J one DDIM jump with the
     student's answer, and e the largest boundary that is not above s; where s = e the goal is x_s
     itself.
@@ -52,14 +53,6 @@ class MultiBoundary(Method):
     guidance: GuidanceRange | None = None
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two jumps."""
-
-    def __post_init__(self) -> None:
-        if self.solver is None and self.scales != GuidanceRange():
-            raise ValueError("without a solver there is no teacher to guide: guidance must be 1")
-
-    @property
-    def guided_by(self) -> GuidedBy:
-        return "nothing" if self.solver is None else "teacher"
 
     @dataclass
     class Nets:
