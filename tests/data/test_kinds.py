@@ -109,7 +109,7 @@ def test_nothing_that_any_kind_reads(tmp_path):
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(
             ValueError,
-            match=r"no data in .*notes\.txt.* for cifar, digits, .*, npz, table",
+            match=r"no data in .*notes\.txt.* for cifar, digits, .*, npz, shapes, table",
         ):
             source_of(str(path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
