@@ -68,6 +68,9 @@ class ToyWordsModule(ConditionerModule):
             rows.append(numbers + [len(WORDS)] * (LENGTH - len(numbers)))
         return self.table(torch.tensor(rows, device=self.table.weight.device))
 
+    def truncated(self, captions):
+        return sum(len(caption.split()) > LENGTH for caption in captions)
+
     def check(self, asked: Mapping[str, Any]) -> None:
         super().check(asked)
         for caption in asked.get("caption", []):
@@ -101,8 +104,13 @@ class ToyLatentsModule(CodecModule):
         self.register_buffer("mix", torch.linalg.qr(torch.randn(4, 4))[0])
 
     def encode(self, images, draws=None):
+        return self.latents(self.moments(images), draws)
+
+    def moments(self, images):
         x = nn.functional.pixel_unshuffle(images * 2 - 1, 2)
-        x = torch.einsum("ij,bcjhw->bcihw", self.mix, x.unflatten(1, (-1, 4))).flatten(1, 2)
+        return torch.einsum("ij,bcjhw->bcihw", self.mix, x.unflatten(1, (-1, 4))).flatten(1, 2)
+
+    def latents(self, x, draws=None):
         return x if draws is None else x + self.spec.std * draws.normal(*x.shape[1:]).to(x)
 
     def decode(self, x0):

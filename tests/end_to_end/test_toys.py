@@ -14,6 +14,7 @@ from fewstep import plugins
 from fewstep.cli.main import main
 from fewstep.data.stream import Stream
 from fewstep.diffusion.draws import Draws
+from fewstep.models.codec import Pixels
 from fewstep.models.folder import load
 from fewstep.models.request import Request
 from fewstep.models.source import Fresh
@@ -103,6 +104,15 @@ def test_the_codec_is_its_own_inverse_and_draws(home):
         codec.encode(images, Draws(0, range(5)))[2:4],
         codec.encode(images[2:4], Draws(0, range(2, 4))),
     )
+
+
+def test_what_a_codec_draws_comes_from_its_moments(home):
+    images = torch.rand(5, 1, 8, 8)
+    for codec in (load("runs/teacher").codec, Pixels().build()):
+        for draws in (None, Draws(0, range(5))):
+            again = None if draws is None else Draws(0, range(5))
+            told = codec.latents(codec.moments(images), again)
+            assert torch.equal(told, codec.encode(images, draws))
 
 
 class TestGenerating:

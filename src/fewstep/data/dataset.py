@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.draws import Draws
 from fewstep.models.space import Column, Space, Text, data_space, image_space
 
 Rows = dict[str, Any]  # a tensor or a list of texts by column, one entry per row
@@ -19,11 +20,11 @@ class Dataset(ABC):
     """Rows 0 … len - 1 of named columns.
 
     Known columns: image (uint8, channels × height × width), latent (float32, in model space), label
-    (int64, 0 … classes - 1), caption (text), embedding (float32). columns: what an entry of each
-    is. ids: the place of each row in its source, by which splits are chosen. notes: what was found,
-    for `data check`. flip: whether a training sees half of the images mirrored (`Stream` does it;
-    rows never are). in_memory: whether reading rows
-    is not worth a worker.
+    (int64, 0 … classes - 1), caption (text), captions (all of a row, where some have several, of
+    which `caption` is the first), embedding (float32). columns: what an entry of each is. ids: the
+    place of each row in its source, by which splits are chosen. notes: what was found, for `data
+    check`. flip: whether a training sees half of the images mirrored (`drawn`; `rows` never are).
+    in_memory: whether reading rows is not worth a worker.
     """
 
     columns: Mapping[str, Column]
@@ -40,6 +41,20 @@ class Dataset(ABC):
         """These rows; only the columns named, where any are. ValueError names what cannot be
         read.
         """
+
+    def drawn(self, index: Tensor, seed: int, step: int, places: range) -> Rows:
+        """The rows at `index` as a training sees them at these places of batch `step`: half of the
+        images mirrored where `flip` says so, one of several captions. Errors as `rows`.
+        """
+        read = self.rows(index)
+        if self.flip and "image" in read:
+            chosen = mirrored(seed, step, places)[:, None, None, None]
+            read["image"] = torch.where(chosen, read["image"].flip(-1), read["image"])
+        if "captions" in read:
+            texts = read.pop("captions")
+            chosen = captioned(seed, step, places, [len(several) for several in texts])
+            read["caption"] = [several[i] for several, i in zip(texts, chosen.tolist())]
+        return read
 
     @abstractmethod
     def select(self, keep: Tensor) -> Dataset:
@@ -95,7 +110,7 @@ class Held(Dataset):
 
     def __init__(
         self,
-        values: Mapping[str, Tensor | list[str]],
+        values: Mapping[str, Tensor | list[Any]],
         columns: Mapping[str, Column],
         ids: Tensor,
         notes: Mapping[str, str] | None = None,
@@ -127,10 +142,21 @@ class Held(Dataset):
                 digest.update(name.encode())
             if isinstance(value, Tensor):
                 digest.update(value.contiguous().numpy().tobytes())
-            else:
-                for text in value:
-                    digest.update(text.encode() + b"\0")
+                continue
+            for text in value:
+                digest.update("\n".join([text] if isinstance(text, str) else text).encode() + b"\0")
         return digest.hexdigest()[:16]
+
+
+def mirrored(seed: int, step: int, places: range) -> Tensor:
+    """Whether a training mirrors the images at these places of batch `step`."""
+    return Draws(seed, places, stream="flip", step=step).uniform() < 0.5
+
+
+def captioned(seed: int, step: int, places: range, counts: Sequence[int]) -> Tensor:
+    """Which of its so many captions a training takes for each row at these places of a batch."""
+    chosen = Draws(seed, places, stream="captions", step=step).uniform()
+    return (chosen * torch.tensor(counts)).long()
 
 
 def texts(dataset: Dataset, names: Sequence[str], count: int = 64) -> dict[str, list[str]]:

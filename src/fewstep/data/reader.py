@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from fewstep.data.dataset import Dataset, Rows
+from fewstep.data.dataset import Rows
 
+Read = Callable[[int, range], Rows]
 AHEAD = 2  # batches that each worker has ready
 
 
@@ -20,15 +20,12 @@ class Reader:
     """Reads rows of numbered batches: `share` of each batch by workers, batch after batch ahead of
     the training, any others at once.
 
-    ids: the dataset's rows that stand at these places of a batch. The workers compute them too, so
-    nothing depends on how many there are.
+    read: the rows at these places of a batch. The workers call it too, so nothing depends on how
+    many there are.
     """
 
-    def __init__(
-        self, dataset: Dataset, ids: Callable[[int, range], Tensor], share: range, workers: int
-    ):
-        self.dataset, self.ids, self.share = dataset, ids, share
-        self.workers = 0 if dataset.in_memory else workers
+    def __init__(self, read: Read, share: range, workers: int):
+        self.read, self.share, self.workers = read, share, workers
         self._ahead: Iterator[Any] | None = None
         self._number = -1
         self._rows: Rows = {}
@@ -37,7 +34,7 @@ class Reader:
         """These rows of batch `number`; `pinned` ones move to a GPU without waiting."""
         inside = self.share.start <= rows.start and rows.stop <= self.share.stop
         if not self.workers or not inside:
-            return self.dataset.rows(self.ids(number, rows))
+            return self.read(number, rows)
         if number != self._number:
             self._advance(number, pinned)
         start, stop = rows.start - self.share.start, rows.stop - self.share.start
@@ -59,7 +56,7 @@ class Reader:
 
     def _started(self, first: int, pinned: bool) -> Iterator[Any]:
         loader: DataLoader[Any] = DataLoader(
-            _Batches(self.dataset, self.ids, self.share),
+            _Batches(self.read, self.share),
             batch_size=None,
             sampler=_From(first),
             num_workers=self.workers,
@@ -92,12 +89,12 @@ class _From:
 
 
 class _Batches(MapDataset[Any]):
-    def __init__(self, dataset: Dataset, ids: Callable[[int, range], Tensor], share: range):
-        self.dataset, self.ids, self.share = dataset, ids, share
+    def __init__(self, read: Read, share: range):
+        self.read, self.share = read, share
 
     def __getitem__(self, number: int) -> Rows | Failure:
         try:
-            return self.dataset.rows(self.ids(number, self.share))
+            return self.read(number, self.share)
         except (ValueError, OSError, MemoryError) as error:
             return Failure(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import Dataset, Rows
 from fewstep.data.reader import Reader
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.batch import Batch
@@ -42,7 +42,7 @@ class Stream:
         self.fingerprint = dataset.fingerprint()
         self.shape = shape
         self._orders: dict[int, Tensor] = {}
-        self._read = Reader(dataset, self.ids, share or range(batch), workers)
+        self._read = Reader(self.rows, share or range(batch), 0 if dataset.in_memory else workers)
 
     def on(self, dataset: Dataset, seed: int, batch: int) -> Stream:
         """A stream of other rows into the same model space."""
@@ -61,13 +61,17 @@ class Stream:
         start = first - epochs.start * size
         return order[start : start + len(rows)]
 
+    def rows(self, number: int, rows: range) -> Rows:
+        """These rows of batch `number` as they are stored."""
+        return self.dataset.drawn(self.ids(number, rows), self.seed, number, rows)
+
     def __call__(self, number: int, rows: range, draws: Draws) -> Batch:
         """Rows of batch `number`, in model space, on the device of the draws."""
         read = self._read(number, rows, pinned=draws.device.type == "cuda")
         for name, column in read.items():
             if isinstance(column, Tensor):
                 read[name] = column.to(draws.device, non_blocking=True)
-        x0 = self._sample(read, number, rows, draws)
+        x0 = self._sample(read, draws)
         shape = self.shape if x0 is None else tuple(x0.shape[1:])
         assert shape is not None, "rows without samples, and nobody said the shape"
         with torch.no_grad():
@@ -75,19 +79,13 @@ class Stream:
         return Batch(cond.to(draws.device), draws, shape, x0)
 
     @torch.no_grad()
-    def _sample(
-        self, read: dict[str, Tensor], number: int, rows: range, draws: Draws
-    ) -> Tensor | None:
+    def _sample(self, read: Rows, draws: Draws) -> Tensor | None:
         """Latents as they are stored, images through the codec, or nothing."""
         if "latent" in read:
             return read["latent"]
         if "image" not in read:
             return None
         images = read["image"].float() / 255
-        if self.dataset.flip:
-            mirrored = Draws(self.seed, rows, stream="flip", step=number).uniform() < 0.5
-            chosen = mirrored.to(draws.device, non_blocking=True)[:, None, None, None]
-            images = torch.where(chosen, images.flip(-1), images)
         return self.codec.to(draws.device).encode(images, draws.fork("codec"))
 
     def _order(self, epoch: int) -> Tensor:

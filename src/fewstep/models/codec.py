@@ -50,6 +50,17 @@ class CodecModule(nn.Module, ABC):
         middle.
         """
 
+    def moments(self, images: Tensor) -> Tensor:
+        """What `encode` knows of images before it draws, (batch, …): what a cache keeps of them.
+        `encode(images, draws)` equals `latents(moments(images), draws)`; a codec that draws has
+        both of its own.
+        """
+        return self.encode(images)
+
+    def latents(self, moments: Tensor, draws: Draws | None = None) -> Sample:
+        """Drawn from what `moments` gave, or without `draws` the middle; no network is run."""
+        return moments
+
     @abstractmethod
     def decode(self, x0: Sample) -> Tensor:
         """Model space to images, clipped to [0, 1]."""

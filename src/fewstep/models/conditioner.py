@@ -64,6 +64,10 @@ class ConditionerModule(nn.Module, ABC):
         if reads and not set(reads) & set(asked):
             raise ValueError(f"this model needs {' or '.join(f'{name}s' for name in reads)}")
 
+    def truncated(self, captions: Sequence[str]) -> int:
+        """Of how many captions it cannot read the end."""
+        return 0
+
     def examples(self, first: int, num: int) -> dict[str, Any]:
         """What to ask for where nobody says: entries first … first + num - 1, balanced."""
         return {}

@@ -45,6 +45,11 @@ class Text(Column):
 
 
 @dataclass(frozen=True)
+class Texts(Column):
+    """Several lines of text, one of which training draws each time."""
+
+
+@dataclass(frozen=True)
 class Space:
     """The shape of a sample, and the columns that stand beside it.
 
