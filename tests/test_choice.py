@@ -103,6 +103,7 @@ def another(choice, name):
         ("SIGUSR1",),
         ((0.5,),),
         {"student": Sgd()},
+        {"name": 3},
     ]
     inside = (
         [another(now, field.name) for field in dataclasses.fields(now)]

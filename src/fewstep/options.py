@@ -26,7 +26,13 @@ from annotated_types import Ge, Gt, Le, Lt
 import fewstep
 from fewstep.choice import MANY, MOST, Choice, flat, kind_of, needed
 
-NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+NAMES = {
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    typing.Any: "anything",
+}
 
 
 class Option(NamedTuple):
