@@ -18,7 +18,6 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.models.conditioner import Conditioner, ConditionerModule
 from fewstep.models.library import Config, completed, library_class, made
 from fewstep.models.space import Space, Vectors
-from fewstep.text import in_one_line
 
 MODEL, CONFIG = "transformers.CLIPTextModel", "transformers.CLIPTextConfig"
 
@@ -78,7 +77,6 @@ class ClipTextModule(ConditionerModule):
         self.register_buffer("tokenizer_json", content)
         self.register_load_state_dict_post_hook(_forget)
         self._tokenizer: Any = None
-        self._cut = 0
 
     def forward(self, asked: Mapping[str, Any]) -> Cond:
         """Captions that are None have no condition."""
@@ -100,15 +98,24 @@ class ClipTextModule(ConditionerModule):
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """(captions, length) int64, on this module's device: a start, the caption, an end, padding.
-
-        What is longer loses its end; a warning says so.
+        What is longer loses its end.
         """
-        found = self.tokenizer.encode_batch(list(captions))
-        for one, caption in zip(found, captions, strict=True):
-            if one.overflowing:
-                self._told_of(caption)
-        ids = [one.ids for one in found]
+        ids = [one.ids for one in self.tokenizer.encode_batch(list(captions))]
         return torch.tensor(ids, dtype=torch.long, device=self.tokenizer_json.device)
+
+    def truncated(self, captions: Sequence[str]) -> int:
+        return sum(bool(one.overflowing) for one in self.tokenizer.encode_batch(list(captions)))
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Warns of prompts whose end is not read."""
+        super().check(asked)
+        prompts = {caption or "" for caption in asked.get("caption", ())}
+        if cut := self.truncated(sorted(prompts)):
+            warnings.warn(
+                f"{cut} of {len(prompts)} prompts are longer than the {self.spec.shape[0] - 2} "
+                "tokens that are read; their ends are left out",
+                stacklevel=5,
+            )
 
     @property
     def tokenizer(self) -> Any:
@@ -136,16 +143,6 @@ class ClipTextModule(ConditionerModule):
 
     def _text(self) -> str:
         return self.tokenizer_json.cpu().numpy().tobytes().decode()
-
-    def _told_of(self, caption: str) -> None:
-        """Counts captions that lose their end, and warns of the first, the tenth, …"""
-        self._cut += 1
-        if self._cut == 10 ** (len(str(self._cut)) - 1):
-            warnings.warn(
-                f"{self._cut} captions were longer than the {self.spec.shape[0]} tokens that are "
-                f"read, their ends are left out: {in_one_line(caption, 60)!r}",
-                stacklevel=3,
-            )
 
 
 def _forget(module: ClipTextModule, keys: Any) -> None:
