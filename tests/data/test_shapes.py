@@ -47,7 +47,7 @@ def test_a_picture_depends_on_its_number_and_the_seed_alone(tier):
 
 
 @pytest.mark.parametrize(
-    ("tier", "fingerprint"), [("one", "b398daa59e61e1f5"), ("two", "3e01963c5cea4533")]
+    ("tier", "fingerprint"), [("one", "24c0ac1b00ab731e"), ("two", "54387d9085c93cd0")]
 )
 def test_the_pictures_have_not_changed(tier, fingerprint):
     """What is shipped was trained on these."""
@@ -149,7 +149,7 @@ def test_areas():
     radius = torch.tensor(RADII).repeat_interleave(200).double()
     centre = 16 + 2 * torch.rand(400, 2, dtype=torch.float64)
     area = coverage(radius, centre).sum((-2, -1))
-    for found, factor in zip(area, (math.pi, math.pi, 2), strict=True):
+    for found, factor in zip(area, (math.pi, 4, 2), strict=True):
         assert (found / radius**2).mean().item() == pytest.approx(factor, rel=0.015)
         assert torch.allclose(found, factor * radius**2, rtol=0.06)
 
@@ -174,7 +174,7 @@ def test_pictures_show_one_object_where_captions_say():
     for image, said in zip(read("one", 200).floats(), descriptions("one", 200), strict=True):
         area, x, y = seen(image, said["colour"])
         number = ONE["place"].index(said["place"])
-        assert said["size"] == ("small" if area < 45 else "large")
+        assert said["size"] == ("small" if area < 50 else "large")
         assert x == pytest.approx(CENTRES[number % 3], abs=1.7)
         assert y == pytest.approx(CENTRES[number // 3], abs=3.3)  # a triangle's weight lies low
         assert all(seen(image, name)[0] == 0 for name in INK if name != said["colour"])
@@ -184,8 +184,8 @@ def test_pictures_show_two_objects_as_captions_say():
     for image, said in zip(read("two", 200).floats(), descriptions("two", 200), strict=True):
         area, x, y = seen(image, said["first colour"])
         area2, x2, y2 = seen(image, said["second colour"])
-        assert said["first size"] == ("small" if area < 45 else "large")
-        assert said["second size"] == ("small" if area2 < 45 else "large")
+        assert said["first size"] == ("small" if area < 50 else "large")
+        assert said["second size"] == ("small" if area2 < 50 else "large")
         across, down = x2 - x, y2 - y
         told = {"left of": across, "right of": -across, "above": down, "below": -down}
         assert told.pop(said["relation"]) > 14

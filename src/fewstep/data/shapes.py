@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class Shapes(Source):
     two: two objects of different colours at opposite ends of a row or a column, "a circle left of a
     blue square"; the relation is always said, the row or column never.
     """
+
+    judge: ClassVar[str | None] = "shapes_classifier"
 
     num: Count = 20_000
     """How many pictures there are, of both splits."""
@@ -125,16 +127,17 @@ def layer(numbers: Mapping[str, Tensor], offset: Tensor) -> Tensor:
 def coverage(radius: Tensor, centre: Tensor) -> Tensor:
     """How far each pixel lies in a circle, a square, a triangle: (3, n, side, side) in [0, 1].
 
-    The edge is a ramp of one pixel of the signed distance to it. radius: (n,), of the circle; the
-    square has its area, the triangle its width and height. centre: (n, 2). Square roots and float64
-    alone, so that the bytes are the same on every machine.
+    The edge is a ramp of one pixel of the signed distance to it. radius: (n,), half the width and
+    height of all three; their areas are 3.1, 4 and 2 times its square, so that a blur leaves them
+    apart. centre: (n, 2). Square roots and float64 alone, so that the bytes are the same on every
+    machine.
     """
     pixel = torch.arange(SIDE, dtype=torch.float64) + 0.5
     across = (pixel - centre[:, :1])[:, None, :]
     down = (pixel - centre[:, 1:])[:, :, None]
     radius = radius[:, None, None]
     circle = (across.square() + down.square()).sqrt() - radius
-    square = torch.maximum(across.abs(), down.abs()) - radius * math.sqrt(math.pi) / 2
+    square = torch.maximum(across.abs(), down.abs()) - radius
     slope = (2 * across.abs() - down - radius) / math.sqrt(5)
     triangle = torch.maximum(slope, down - radius)
     return (0.5 - torch.stack([circle, square, triangle])).clamp(0, 1)
