@@ -145,7 +145,7 @@ class Run(Choice):
         """What the models are that the run names; new ones are those of the seed."""
         found = {}
         for name, source, one in (("teacher", self.teacher, model), ("start", self.start, begin)):
-            if isinstance(one, DiffusionModel) and not isinstance(source, Fresh | None):
+            if isinstance(one, DiffusionModel) and source is not None and source.named:
                 found[name] = content(one)
         return found
 

@@ -30,8 +30,8 @@ from fewstep.files import (
 )
 from fewstep.finite import check_saved
 from fewstep.models.bundle import DiffusionModel
-from fewstep.models.codec import Codec
-from fewstep.models.conditioner import Conditioner
+from fewstep.models.codec import Codec, CodecModule
+from fewstep.models.conditioner import Conditioner, ConditionerModule
 from fewstep.models.foreign import foreign
 from fewstep.models.network import Network
 from fewstep.models.size import MOST_NUMBERS, MOST_TENSORS, at_most, numbers_in, shapes_of
@@ -259,6 +259,35 @@ def shipped_folder(name: str | Path) -> Path:
             f"no model or run {str(name)!r}; shipped models: {', '.join(shipped())}"
         )
     return shipped()[str(name)]
+
+
+def load_codec(source: str | Path) -> CodecModule:
+    """The codec of a model, or of a run that trained one. Errors as of `load`."""
+    return _part(source, Codec, "codec", CODEC)
+
+
+def load_conditioner(source: str | Path) -> ConditionerModule:
+    """The conditioner of a model, or of a run that trained one. Errors as of `load`."""
+    return _part(source, Conditioner, "conditioner", CONDITIONER)
+
+
+def _part(source: str | Path, family: type[Codec | Conditioner], key: str, file: str) -> Any:
+    folder = folder_of(source)
+    if not (folder / "model.json").is_file():
+        reason = foreign(folder) or f"{folder} is no model folder: it has no model.json"
+        raise FileNotFoundError(reason)
+    described = read_description(folder / "model.json", key, f"{folder} holds no {key}")
+    with told(described.get("plugins")), errors_of(folder / "model.json"):
+        spec = family.parse(described[key])
+        return filled(folder, described, file, spec, spec.build)
+
+
+def folder_of(source: str | Path) -> Path:
+    """Where model.json lies, of the name of a shipped model, a run's folder or a model's."""
+    folder = place(source)
+    if not folder.exists():
+        return shipped_folder(source)
+    return folder / "student" if (folder / "student" / "model.json").is_file() else folder
 
 
 def load(source: str | Path, ema: str | None = None) -> DiffusionModel:

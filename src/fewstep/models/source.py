@@ -17,8 +17,8 @@ from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.samplers import Ode
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, Pixels
-from fewstep.models.conditioner import Conditioner, Labels, Unconditional
-from fewstep.models.folder import load
+from fewstep.models.conditioner import Conditioner, ConditionerModule, Labels, Unconditional
+from fewstep.models.folder import load, load_codec, load_conditioner
 from fewstep.models.network import Network
 from fewstep.models.size import check_memory, shapes_of
 from fewstep.models.space import Space, described
@@ -31,6 +31,11 @@ class ModelSource(Choice, ABC):
     """`teacher=` of a run. A bare string that names a network is a fresh one; one that names no
     kind is the path or name of a saved model.
     """
+
+    @property
+    def named(self) -> bool:
+        """Whether some of its weights lie where a path says, and not in the seed."""
+        return True
 
     @abstractmethod
     def load(self, data: Space, seed: int) -> Any:
@@ -92,10 +97,26 @@ class Fresh(ModelSource):
     """How images come into model space."""
     conditioner: Conditioner | None = None
     """What the network is conditioned on; if not given, labels where the data has them."""
+    codec_from: str | None = None
+    """A model, or a run that trained one, whose codec is taken with its weights."""
+    conditioner_from: str | None = None
+    """A model, or a run that trained one, whose conditioner is taken with its weights."""
     conditional: bool = True
     """False ignores what the data holds beside its images."""
     null: bool = True
     """Whether a network of labels also knows "no label", which guidance needs."""
+
+    def __post_init__(self) -> None:
+        for name, default in (("codec", Pixels()), ("conditioner", None)):
+            path = getattr(self, f"{name}_from")
+            if path is not None and getattr(self, name) != default:
+                raise ValueError(f"{name}_from says which {name} it is: leave {name} out")
+            if path is not None and path.startswith("~"):
+                object.__setattr__(self, f"{name}_from", str(place(path)))
+
+    @property
+    def named(self) -> bool:
+        return self.codec_from is not None or self.conditioner_from is not None
 
     def load(self, data: Space, seed: int) -> DiffusionModel:
         if not data.shape:
@@ -103,11 +124,11 @@ class Fresh(ModelSource):
             raise ValueError(f"a new network needs images or latents, the data has {held}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            codec = self.codec.build()
-            conditioner = self._conditioner(data).build()
+            codec = self.codec.build() if self.codec_from is None else load_codec(self.codec_from)
+            conditioner = self._conditioner(data)
         if reason := conditioner.spec.unfit(data):
             raise ValueError(f"the conditioner {kind_of(type(conditioner.spec))}: {reason}")
-        shape = data.shape if "latent" in data.columns else self.codec.shape(data.shape)
+        shape = data.shape if "latent" in data.columns else codec.spec.shape(data.shape)
         space = Space(tuple(shape), conditioner.columns)
         if type(self.network).__module__.startswith("fewstep."):
             sizes = shapes_of(lambda: self.network.build(space))
@@ -120,9 +141,11 @@ class Fresh(ModelSource):
         guidance = Guidance("doubled", 1.0, 8.0, 1.0) if conditioner.null else Guidance()
         return DiffusionModel(denoiser, codec, conditioner, tuple(shape), Ode(), guidance)
 
-    def _conditioner(self, data: Space) -> Conditioner:
+    def _conditioner(self, data: Space) -> ConditionerModule:
         if not self.conditional:
-            return Unconditional()
+            return Unconditional().build()
+        if self.conditioner_from is not None:
+            return load_conditioner(self.conditioner_from)
         if self.conditioner is not None:
-            return self.conditioner
-        return Labels(data.classes, self.null) if data.classes else Unconditional()
+            return self.conditioner.build()
+        return (Labels(data.classes, self.null) if data.classes else Unconditional()).build()
