@@ -127,12 +127,12 @@ def check_utf8(path: Path) -> None:
         ) from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     """The content of a JSON file; ValueError with its name where it is damaged or too large."""
     with path.open("rb") as file:
-        content = file.read(LARGEST_JSON + 1)  # of /dev/zero, too, which has no size
-    if len(content) > LARGEST_JSON:
-        raise ValueError(f"{path} is damaged: such a file has less than {LARGEST_JSON:,} bytes")
+        content = file.read(most + 1)  # of /dev/zero, too, which has no size
+    if len(content) > most:
+        raise ValueError(f"{path} is damaged: such a file has less than {most:,} bytes")
     try:
         return json.loads(content.decode())
     except (ValueError, RecursionError) as error:

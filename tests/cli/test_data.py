@@ -45,6 +45,25 @@ class TestData:
         assert "labels file: none" in out
         assert "classes" not in out
 
+    def test_captions(self, done, tmp_path):
+        write_pictures(tmp_path / "data", **{name: made(1)[0][0] for name in "ab"})
+        (tmp_path / "data" / "a.txt").write_text("a red bird\na bird on a tree\n")
+        out = done("data", "check", "data")
+        assert "captions: missing in 1 of 2 pictures, read as '': b.png\n" in out
+        assert "captions in all: 2 in 2 rows, 4.0 words each, 5 different words\n" in out
+        assert "longest caption: 5 words: a bird on a tree\n" in out
+        assert "first captions: a red bird; a bird on a tree\n" in out
+
+    def test_captions_that_a_model_does_not_read_to_their_end(self, done, monkeypatch):
+        Path("x.txt").write_text("a b\nc d e\nf g h i")
+        monkeypatch.setattr(
+            "fewstep.models.conditioner.ConditionerModule.truncated",
+            lambda _, captions: sum(len(caption) > 4 for caption in captions),
+        )
+        told = "captions that digits_teacher cannot read to their end: 2 of 3"
+        assert told in done("data", "check", "x.txt", "--model", "digits_teacher")
+        assert told not in done("data", "check", "x.txt")
+
 
 class TestRefused:
     def test_missing(self, refused):
@@ -58,8 +77,8 @@ class TestRefused:
         refused(2, *mnist("data.path=data"), says=["no IDX images in data", "nothing"])
 
     def test_a_file_that_is_no_data(self, refused):
-        Path("notes.txt").write_text("x")
-        refused(2, "data", "check", "notes.txt", says="notes.txt")
+        Path("notes.md").write_text("x")
+        refused(2, "data", "check", "notes.md", says="notes.md")
 
     def test_truncated(self, refused, tmp_path):
         images, _ = write_pair(tmp_path / "data", 30)
@@ -85,6 +104,9 @@ class TestRefused:
         write_pair(tmp_path / "data", 30)
         write_idx(tmp_path / "data" / LABELS, np.zeros(7))
         refused(2, *mnist("data.path=data"), says=[LABELS, "7 labels", "30 images"])
+
+    def test_a_model_that_is_none(self, refused):
+        refused(2, "data", "check", "digits", "--model", "nowhere", says="nowhere")
 
     def test_options_of_data_check(self, refused):
         refused(2, "data", "check", "digits", "limt=3", says=["limt", "did you mean limit"])

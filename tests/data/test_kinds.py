@@ -104,12 +104,12 @@ def test_names_of_sources_go_before_paths(tmp_path, monkeypatch):
 
 
 def test_nothing_that_any_kind_reads(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     (tmp_path / "train").mkdir()
-    for path in (tmp_path, tmp_path / "notes.txt"):
+    for path in (tmp_path, tmp_path / "notes.md"):
         with pytest.raises(
             ValueError,
-            match=r"no data in .*notes\.txt.* for cifar, digits, .*, npz, shapes, table",
+            match=r"no data in .*notes\.md.* for cifar, coco, .*, npz, prompts, shapes, table",
         ):
             source_of(str(path))
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -1,5 +1,7 @@
 """Columns of pictures, captions and vectors: another type, and what is missing, is named."""
 
+import re
+
 import numpy as np
 import pyarrow
 import pytest
@@ -89,7 +91,7 @@ def test_a_column_twice(read, name):
         read(columns + twice)
 
 
-@pytest.mark.parametrize("values", [[["a", "b"]], [{"a": 1}], [b"a"], [0.5]])
+@pytest.mark.parametrize("values", [[[0.5]], [[["a"]]], [{"a": 1}], [b"a"], [0.5]])
 def test_what_is_no_text(read, values):
     with pytest.raises(ValueError, match=r"x\..*column text holds .*not texts; caption=none"):
         read([("image", PICTURES), ("text", pyarrow.array(values * COUNT))])
@@ -98,12 +100,28 @@ def test_what_is_no_text(read, values):
 def test_captions_that_are_missing(read):
     dataset = read([("image", PICTURES), ("caption", pyarrow.array(["a", None, "c"]))])
     assert dataset.rows(torch.arange(3))["caption"] == ["a", "", "c"]
-    assert dataset.notes["captions"] == "caption is missing in 1 rows: read as ''"
+    told = r"missing in 1 of 3 rows, read as '': .*x\.(parquet|arrow) row 1"
+    assert re.fullmatch(told, dataset.notes["captions"])
     dataset = read([("image", PICTURES), ("caption", pyarrow.nulls(COUNT))])
     assert list(dataset.columns) == ["image"]
     assert dataset.notes["captions"] == "caption is missing everywhere: read without"
     with pytest.raises(ValueError, match=r"nothing to train on: .*missing everywhere"):
         read([("caption", pyarrow.nulls(COUNT))])
+
+
+@pytest.mark.parametrize(
+    "kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()], ids=str
+)
+def test_several_captions_of_a_row(read, kind):
+    lists = pyarrow.array([["a", "", "b"], [None], None], pyarrow.list_(kind))
+    dataset = read([("image", PICTURES), ("captions", lists)])
+    rows = dataset.rows(torch.arange(3))
+    assert rows["captions"] == [("a", "b"), ("",), ("",)]
+    assert rows["caption"] == ["a", "", ""]
+    assert "missing in 2 of 3 rows" in dataset.notes["captions"]
+    single = read([("image", PICTURES), ("text", pyarrow.array([["a"]] * COUNT))])
+    assert list(single.columns) == ["image", "caption"]
+    assert single.rows(torch.arange(3))["caption"] == ["a"] * COUNT
 
 
 @pytest.mark.parametrize("name", ["latent", "embedding"])

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from fewstep.choice import kind_of
 from fewstep.cli.configure import source_of
 from fewstep.cli.tables import print_facts
+from fewstep.data.captions import every, told
 from fewstep.data.labels import counts, empty_classes, listed
+from fewstep.models.folder import load
 from fewstep.models.space import described
 
 
-def check(source: str, overrides: Sequence[str] | None) -> None:
+def check(source: str, overrides: Sequence[str] | None, model: str | None) -> None:
     """Reads all of a data source and says what was found."""
     chosen = source_of(source, overrides or [])
+    reader = None if model is None else load(model).conditioner
     everything = chosen.read()
     everything.verify()
     kept = chosen.choose(everything)
@@ -25,6 +28,11 @@ def check(source: str, overrides: Sequence[str] | None) -> None:
         print(f"rows: {len(everything)} of {described(everything.columns)}")
     if everything.labels is not None:
         print_facts(counts(everything.labels, everything.classes))
+    print_facts(told(everything))
+    if reader is not None and "caption" in everything.columns:
+        captions = every(everything)
+        cut = reader.truncated(captions)
+        print(f"captions that {model} cannot read to their end: {cut:,} of {len(captions):,}")
     for split in ("train", "test"):
         print(f"split {split}: {len(chosen.choose(everything, split, empty=True))}")
     print(

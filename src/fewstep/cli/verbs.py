@@ -211,6 +211,9 @@ def data_check(
     overrides: list[str] | None = typer.Argument(
         None, help="limit=1000, fraction=0.1, split=test, size=64, kind=folder …"
     ),
+    model: str | None = typer.Option(
+        None, help="A model of captions, to count those that it cannot read to their end."
+    ),
 ) -> None:
     """Reads all of a data source and says what was found.
 

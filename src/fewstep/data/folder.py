@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from fewstep.choice import Natural
+from fewstep.data.captions import beside as captions_beside
 from fewstep.data.dataset import Dataset
 from fewstep.data.labels import listed, numbered
 from fewstep.data.layout import (
@@ -27,7 +28,8 @@ WHAT = "pictures (PNG, JPEG or WebP)"
 
 @dataclass(frozen=True)
 class Folder(Source):
-    """A folder of pictures, or one picture. A class is a sub-folder, or what stands before the
+    """A folder of pictures, or one picture, whose captions may stand in text files beside them. A
+    class is a sub-folder, or what stands before the
     first `_` of all names; there are none where only one would be found. Whole numbers are classes
     themselves, other names count in order. Sub-folders, or names, that speak of sets (train, Test,
     val2017, dev) are never classes: the training set is used. What else lies there is counted.
@@ -38,6 +40,8 @@ class Folder(Source):
     label: Literal["auto", "folder", "none"] = "auto"
     """auto finds classes and sets by their names, and is an error in doubt; folder makes every
     sub-folder a class, whatever its name; none reads without classes."""
+    caption: Literal["auto", "none"] = "auto"
+    """auto reads NAME.txt or NAME.caption beside NAME.png, a caption a line; none reads without."""
     size: Natural = 0
     """Short side of a picture in pixels, its middle square is kept; 0 keeps sizes, which must be
     equal."""
@@ -59,13 +63,18 @@ class Folder(Source):
             raise ValueError(f"no {WHAT} in {root.path} (found: {content(root.path)})")
         numbers, classes = numbered([word for word in words.values() if word])
         labels = torch.tensor([numbers[word] for word in words.values()]) if numbers else None
+        others = root.passed()
+        captions, texts = captions_beside(files, others if self.caption == "auto" else [])
+        passed.extend(one for one in others if one[0] not in texts)
         notes = {
             "files": f"{len(files)} below {root.path}",
             "class names": listed(list(numbers)) or "none",
-            **passed_over([*passed, *root.passed()], path),
+            **passed_over(passed, path),
         }
         how = How(self.size, self.channels, self.on_bad)
-        found = of_files(files, root.path, labels, classes, how, notes, self.workers, beside)
+        found = of_files(
+            files, root.path, labels, classes, how, notes, self.workers, beside, captions
+        )
         if found.labels is not None:
             there = set(found.labels.unique().tolist())
             if gone := [name for name, number in numbers.items() if number not in there]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.data.bounds import memory_for
+from fewstep.data.captions import Captions, columns_of, missing, rows_of
 from fewstep.data.dataset import Dataset, Held, Rows
 from fewstep.data.index import contents_hash, indexed
 from fewstep.data.metadata import unwarned
@@ -57,11 +60,11 @@ class Encoded(ABC):
 
 
 class Files(Encoded):
-    """A picture in each file."""
+    """A picture in each file. captions: of each, where there are any."""
 
-    def __init__(self, files: Sequence[Path]):
-        self.columns = {}
-        self.files = [str(file) for file in files]
+    def __init__(self, files: Sequence[Path], captions: Sequence[Captions] = ()):
+        self.columns = columns_of(captions)
+        self.files, self.captions = [str(file) for file in files], captions
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,6 +74,9 @@ class Files(Encoded):
 
     def contents(self, places: Sequence[int]) -> list[bytes]:
         return [Path(self.files[place]).read_bytes() for place in places]
+
+    def beside(self, places: Sequence[int], names: Sequence[str]) -> Rows:
+        return rows_of([self.captions[place] for place in places], names)
 
 
 def pictures(
@@ -132,7 +138,7 @@ def decoded(
     everything = range(len(encoded))
     named = [(encoded.name(i), content) for i, content in enumerate(encoded.contents(everything))]
     images, ids, left = decode_all(named, how, workers)
-    values: dict[str, Tensor | list[str]] = {"image": images}
+    values: dict[str, Tensor | list[Any]] = {"image": images}
     values |= {name: column[ids] for name, column in held.items()}
     if encoded.columns:
         values |= encoded.beside(ids.tolist(), list(encoded.columns))
@@ -149,8 +155,10 @@ def of_files(
     notes: Mapping[str, str],
     workers: int,
     beside: Path | None,
+    captions: Sequence[Captions] = (),
 ) -> Dataset:
-    """The dataset of picture files below `root`, with a label for each file, or None.
+    """The dataset of picture files below `root`, with a label for each file, or None, and its
+    captions, where any has some.
 
     beside: the folder that keeps an index of them. ValueError as `pictures`.
     """
@@ -164,7 +172,11 @@ def of_files(
     if labels is not None:
         held["label"], columns["label"] = labels, Classes(classes)
         stamp.update(labels.numpy().tobytes() + str(classes).encode())
-    encoded = Files(files)
+    encoded = Files(files, captions)
+    if encoded.columns:
+        stamp.update(json.dumps(captions).encode())
+        gone = [name for name, several in zip(names, captions) if not several]
+        notes = {**notes, **missing(gone, len(files))}
     return pictures(encoded, index.headers, held, columns, how, stamp.hexdigest(), notes, workers)
 
 

@@ -30,7 +30,7 @@ IMAGES = (
     *("file_name", "image_path", "path"),
 )
 LABELS = ("label", "fine_label", "labels", "cls", "class")
-CAPTIONS = ("caption", "text", "prompt", "txt")
+CAPTIONS = ("caption", "text", "prompt", "txt", "captions")
 LOOKED_AT_ANYWAY = 100_000  # rows whose pictures take seconds to look at
 WHAT = "Parquet, Arrow, CSV, JSON lines or tar files"
 
@@ -51,7 +51,8 @@ class Table(Source):
     label: str = "auto"
     """The column of classes; auto: label, fine_label, cls and the like; none: without."""
     caption: str = "auto"
-    """The column of captions; auto: caption, text, prompt, txt; none: without."""
+    """The column of captions; auto: caption, text, prompt, txt, captions; none:
+    without. An entry may be a list of several."""
     size: Natural = 0
     """The short side becomes so many pixels and the middle square is cut out; 0: as they are."""
     channels: Channels = "auto"

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.captions import missing, rows_of
 from fewstep.data.dataset import Rows
 from fewstep.data.lazy import Encoded
 from fewstep.data.metadata import unwarned
 from fewstep.data.pictures import header
+from fewstep.data.table_captions import caption_counts, texts_of
 from fewstep.data.table_labels import Read, read_labels
 from fewstep.files import load_tensors, replace_tensors
-from fewstep.models.space import Column, Text, Vectors
+from fewstep.models.space import Column, Text, Texts, Vectors
 
 VECTORS = ("latent", "embedding")
+OWNER = {"captions": "caption"}  # columns of ours that stand in a table's column of another
 CHUNK = 256  # rows whose pictures are looked at together
 Look = Callable[[bytes], tuple[int, int, int]]
 
@@ -78,15 +81,15 @@ class TableRows(Encoded):
         return file.read_bytes()
 
     def beside(self, places: Sequence[int], names: Sequence[str]) -> Rows:
-        columns = [self.named[name] for name in names]
-        read = self.rows.select_columns(columns)[list(places)]
+        columns = {name: self.named[OWNER.get(name, name)] for name in names}
+        read = self.rows.select_columns(list(dict.fromkeys(columns.values())))[list(places)]
         found: Rows = {}
-        for name in names:
-            values, column = read[self.named[name]], self.columns[name]
+        for name, called in columns.items():
+            values, column = read[called], self.columns[name]
             if isinstance(column, Vectors):
                 found[name] = self._vectors(values, column.shape, places, name)
             else:
-                found[name] = ["" if text is None else str(text) for text in values]
+                found |= rows_of([texts_of(value) for value in values], [name])
         return found
 
     def paths(self) -> list[Path]:
@@ -143,21 +146,20 @@ class TableRows(Encoded):
             )
 
     def _captions(self, column: str) -> None:
-        from pyarrow import types
-
-        kind, values = self._kind(column), self.rows.data.column(column)
-        tests = types.is_string, types.is_large_string, types.is_string_view, types.is_null
-        if not any(test(kind) for test in (*tests, types.is_integer)):
+        counts = caption_counts(self.rows.data.column(column))
+        if counts is None:
             raise ValueError(
-                f"{self.files[0]}: column {column} holds {kind}, not texts; "
+                f"{self.files[0]}: column {column} holds {self._kind(column)}, not texts; "
                 "caption=none reads without"
             )
-        if values.null_count == len(values):
+        if not counts.any():
             self.notes["captions"] = f"{column} is missing everywhere: read without"
             return
-        if values.null_count:
-            self.notes["captions"] = f"{column} is missing in {values.null_count} rows: read as ''"
+        gone = [self.name(place) for place in (counts == 0).nonzero()[0].tolist()]
+        self.notes |= missing(gone, len(counts), "rows")
         self.columns["caption"] = Text()
+        if counts.max() > 1:
+            self.columns["captions"] = Texts()
 
     def _vector_shape(self, column: str) -> tuple[int, ...]:
         """Of the first row, which all others must have."""
