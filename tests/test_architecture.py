@@ -30,6 +30,7 @@ ROOMS = [
         "learning",
         "methods",
         "data",
+        "parts",
         "metrics",
     ),
     *("training", "export", "report", "run", "contracts", "recipes", "cli", "app"),

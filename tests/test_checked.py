@@ -55,13 +55,14 @@ class TestChecked:
             replaced(Strided(), of=Karras(rho=0.0))
 
 
-def test_a_classifier_is_trained_by_a_method_that_users_are_not_offered():
-    assert "classification" in Method.kinds()
-    assert "classification" not in Method.offered()
+def test_what_is_no_diffusion_model_is_trained_by_methods_that_users_are_not_offered():
     assert {kind.__module__.rpartition(".")[0] for kind in Method.offered().values()} == {
         "fewstep.methods"
     }
-    assert set(Method.kinds()) - set(Method.offered()) == {"classification"}
+    assert set(Method.kinds()) - set(Method.offered()) == {
+        "autoencoding",
+        "classification",
+    }
     with pytest.raises(ValueError, match="valid: ") as caught:
         Method.parse("zzz")
     assert "classification" not in str(caught.value)

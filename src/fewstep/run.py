@@ -19,12 +19,11 @@ from fewstep.errors import RefusedError, option_errors
 from fewstep.files import check_utf8
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
-from fewstep.metrics.classifier import Classification
+from fewstep.metrics import classifier  # noqa: F401  # a kind of method, as in parts
 from fewstep.models.adapters import Adaptation, FullCopy
 from fewstep.models.bundle import DiffusionModel
-from fewstep.models.classifier import Classifier, load_classifier
-from fewstep.models.folder import load_folder
 from fewstep.models.source import Fresh, ModelSource, Saved
+from fewstep.parts import autoencoder  # noqa: F401
 from fewstep.text import place as placed
 from fewstep.text import tell
 from fewstep.training.checkpoint import Checkpoints
@@ -105,11 +104,11 @@ class Run(Choice):
         if reason := lacking(self.method, dataset):
             raise ValueError(reason)
         if model is None:
-            model = self.teacher.load(dataset.space, seed)
+            model = self.teacher.load_for(dataset, seed)
         if isinstance(model, DiffusionModel):
             model = with_examples(model, dataset)
         if begin is None:
-            begin = model if self.start is None else self.start.load(dataset.space, seed)
+            begin = model if self.start is None else self.start.load_for(dataset, seed)
         method = self._method_for(model, begin)
         with seeded(seed, torch.device("cpu")):  # new heads
             clone = self.adaptation.clones(begin.denoiser, seed, self.dropout)
@@ -132,7 +131,7 @@ class Run(Choice):
 
     def _method_for(self, model: Any, begin: Any) -> Method:
         """The method for these models. ValueError where they do not fit it or each other."""
-        if isinstance(model, Classifier) != isinstance(self.method, Classification):
+        if not isinstance(model, self.method.trains):
             kind = kind_of(type(self.method))
             raise ValueError(f"{kind} does not train the model of teacher={self.teacher.dump()}")
         if not isinstance(model, DiffusionModel):
@@ -218,7 +217,7 @@ def distil(
             world.on_leader(lambda: place.begin(run.noted(), exports, restart))
             if finished:
                 return _read(run, home)
-            with place.recorded(run.trainer.steps):
+            with place.recorded(run.trainer.steps), closing(ready.stream):
                 _train(run, ready, observers, progress, say)
                 models = save_students(ready.trainer, ready.model, home, _card(run, ready))
                 place.write_status("finished", run.trainer.steps, run.trainer.steps)
@@ -245,7 +244,7 @@ def _train(
         for line in told_of(ready.stream.dataset):
             say(line)
     bar = training_progress(run.trainer.steps, trainer.folder.path.name, progress)
-    with closing(ready.stream), bar as show:
+    with bar as show:
         trainer.fit(
             show,
             *observers,
@@ -325,10 +324,9 @@ def _card(run: Run, ready: Prepared) -> dict[str, Any]:
 
 def _read(run: Run, folder: Path) -> Distilled:
     """What a finished run left."""
-    load = load_classifier if isinstance(run.method, Classification) else load_folder
     found = {}
     for path in sorted(folder.glob("*/model.json")):
-        found[path.parent.name] = load(path.parent)
+        found[path.parent.name] = run.method.trains.load(path.parent)
     return _distilled(folder, found, already=True)
 
 

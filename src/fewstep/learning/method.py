@@ -15,11 +15,14 @@ from torch import Tensor
 
 from fewstep.choice import Choice, kind_of
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.samplers import Sampler
 from fewstep.learning.batch import Batch
 from fewstep.learning.guidance import GuidanceRange, GuidedBy, learned
+from fewstep.models.bundle import DiffusionModel
+from fewstep.models.part import Part
 
 UNGUIDED = Guidance()
 
@@ -76,14 +79,31 @@ class Clone(Protocol):
         ...
 
 
+@runtime_checkable
+class Data(Protocol):
+    """What is asked of the data: any rows of any batch, by number."""
+
+    fingerprint: str
+
+    def __call__(self, number: int, rows: range, draws: Draws) -> Batch:
+        """Rows of batch `number`, on the device of the draws."""
+        ...
+
+    def ids(self, number: int, rows: range) -> Tensor:
+        """Which samples those are."""
+        ...
+
+
 class Method(Choice, ABC):
     """A training method; its fields are its hyperparameters and its options on the command line.
 
-    holds: the field that is the method whose guidance this one has too.
+    holds: the field that is the method whose guidance this one has too. trains: the kind of model
+    that it begins with and makes.
     """
 
     folder: ClassVar[str | None] = "fewstep.methods"
     holds: ClassVar[str] = ""
+    trains: ClassVar[type[DiffusionModel] | type[Part]] = DiffusionModel
     guidance: GuidanceRange | None = None
     """Guidance of what the student learns from, in g-form: a number (1: none), or a range drawn per
     sample; null: the teacher's own."""
@@ -156,6 +176,10 @@ class Method(Choice, ABC):
         the global batch.
         """
         return 1
+
+    def completed(self, made: Any, data: Data) -> Any:
+        """The finished model with what is measured of it once, on the data, before it is saved."""
+        return made
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler | None:
         """The sampler that the exported network is made for; None where it generates nothing."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from fewstep.choice import NonNegative
 from fewstep.learning.batch import Batch
 from fewstep.learning.method import Clock, Clone, Losses, Method
 from fewstep.learning.roles import trained
+from fewstep.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Classification(Method):
     """Images are moved by up to so many pixels."""
     noise: NonNegative = 0.2
     """Noise of a standard deviation up to this is added."""
+    trains: ClassVar[type] = Classifier
 
     @dataclass
     class Nets:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.choice import replaced
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.types import Sample
 from fewstep.models.codec import Codec, CodecModule
@@ -68,6 +69,8 @@ class AutoencoderKlModule(CodecModule):
     float32.
     """
 
+    spec: AutoencoderKl
+
     def __init__(self, spec: AutoencoderKl):
         super().__init__()
         self.spec = spec
@@ -75,6 +78,12 @@ class AutoencoderKlModule(CodecModule):
         self.scale: float = options["scaling_factor"]
         self.shift: float = options["shift_factor"] or 0.0
         self.module = made(CLASS, options).eval().requires_grad_(False)
+
+    def rescale(self, factor: float) -> None:
+        """Another scaling_factor from now on."""
+        self.spec = replaced(self.spec, config={**self.spec.config, "scaling_factor": factor})
+        self.module.register_to_config(scaling_factor=factor)
+        self.scale = factor
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log variance of the latents of images in [0, 1], in the autoencoder's own units:

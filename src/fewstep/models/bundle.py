@@ -156,3 +156,10 @@ class DiffusionModel:
         from fewstep.models.folder import save_folder  # which imports this module to load again
 
         save_folder(self, folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> DiffusionModel:
+        """The model saved in that folder. FileNotFoundError or ValueError where there is none."""
+        from fewstep.models.folder import load_folder
+
+        return load_folder(folder)

@@ -4,7 +4,6 @@ classes.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from fewstep.models.folder import (
     shipped_folder,
 )
 from fewstep.models.foreign import foreign
+from fewstep.models.part import Part
 from fewstep.models.source import ModelSource
 from fewstep.models.space import Space
 from fewstep.text import place
@@ -89,7 +89,7 @@ class ClassifierModule(nn.Module):
 
 
 @dataclass(eq=False)
-class Classifier:
+class Classifier(Part):
     """A classifier with what is needed to use and save it; `stamp`
     identifies it in every result.
     """
@@ -102,20 +102,9 @@ class Classifier:
     codec: CodecModule = field(default_factory=lambda: Pixels().build())
 
     @property
-    def denoiser(self) -> nn.Module:
-        """The network, under the name by which runs ask a model for what they clone."""
-        return self.network
-
-    @property
     def conditioner(self) -> ConditionerModule:
         """Labels as they are."""
         return Labels(self.classes, null=False).build()
-
-    def with_student(
-        self, net: nn.Module, sampler: None, guidance: Any, card: dict[str, Any], variants: Any
-    ) -> Classifier:
-        """The same around a trained network."""
-        return dataclasses.replace(self, network=net, card=card)
 
     @torch.no_grad()
     def measure(self, images: Tensor, batch: int = 512) -> tuple[Tensor, Tensor]:
@@ -134,7 +123,6 @@ class Classifier:
         return features, self.network.head(features).argmax(1)
 
     def save(self, folder: Path) -> None:
-        """Writes model.json and the weights. NotFiniteError where these are not finite."""
         assert isinstance(self.network, ClassifierModule)
         check_saved(self.network.state_dict(), dict(self.network.named_buffers()))
         with new_folder(Path(folder)) as beside:
@@ -148,6 +136,10 @@ class Classifier:
                 "card": self.card,
             }
             write_json(beside / "model.json", described)
+
+    @classmethod
+    def load(cls, folder: Path) -> Classifier:
+        return load_classifier(folder)
 
 
 def load_classifier(folder: Path) -> Classifier:

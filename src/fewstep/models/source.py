@@ -41,6 +41,10 @@ class ModelSource(Choice, ABC):
     def load(self, data: Space, seed: int) -> Any:
         """The model, fit for rows of that data. ValueError where it is not."""
 
+    def load_for(self, dataset: Any, seed: int) -> Any:
+        """The model for these rows, of which some kinds read more than their space."""
+        return self.load(dataset.space, seed)
+
     @classmethod
     def spelled(cls, value: Any) -> Any:
         value = super().spelled(value)

@@ -1,7 +1,7 @@
 """One update of a method's networks on given rows: used by the trainer, the planner and tests."""
 
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch import Tensor
 from fewstep.choice import kind_of
 from fewstep.diffusion.draws import Draws
 from fewstep.errors import out_of_memory
-from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import seeded
-from fewstep.learning.method import Clock, Losses, Method, Update
+from fewstep.learning.method import Clock, Data, Losses, Method, Update
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import guarded_step
 from fewstep.training.precision import MODES, LossScale
@@ -19,20 +18,6 @@ from fewstep.training.processes import World
 from fewstep.training.state import State
 
 HIGHEST = torch.finfo(torch.float32).max  # rate: some optimizers fail on more, others overflow
-
-
-class Data(Protocol):
-    """What the trainer asks of the data: any rows of any batch, by number."""
-
-    fingerprint: str
-
-    def __call__(self, number: int, rows: range, draws: Draws) -> Batch:
-        """Rows of batch `number`, on the device of the draws."""
-        ...
-
-    def ids(self, number: int, rows: range) -> Tensor:
-        """Which samples those are."""
-        ...
 
 
 class Sums(NamedTuple):

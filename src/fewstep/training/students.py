@@ -17,7 +17,7 @@ def save_students(
     """The models by the name of their network, each saved in a folder of that name with its
     averages, sampler, guidance and card; in all processes.
 
-    model: what they were trained from, a `DiffusionModel` or a `Classifier`. Of networks that share
+    model: what they were trained from, a `DiffusionModel` or a `Part`. Of networks that share
     weights plain ones are saved, which load without the others. DivergedError, and nothing saved
     of it, where a sample of one is not finite.
     """
@@ -26,7 +26,9 @@ def save_students(
     for name in state.roles.exports:
         variants = {}
         for decay in config.ema[1:]:
-            network = merged(state.exported(name, decay)).get_submodule("network")
+            network = merged(state.exported(name, decay))
+            if isinstance(network, Denoiser):
+                network = network.network
             variants[f"{decay:g}"] = network.state_dict()
         sampler = method.sampler(clock, name)
         guidance = method.student_guidance(getattr(model, "guidance", UNGUIDED))
@@ -34,6 +36,7 @@ def save_students(
         if isinstance(net, Denoiser):
             net.autocast = None  # as it is when it is loaded
         made = model.with_student(net, sampler, guidance, card, variants)
+        made = method.completed(made, trainer.data)
         trainer.world.on_leader(lambda: _save(made, folder / name))  # noqa: B023
         models[name] = made
     return models

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import RefusedError
-from fewstep.learning.method import Clock, Method
+from fewstep.learning.method import Clock, Data, Method
 from fewstep.learning.roles import roles_of
 from fewstep.training.checkpoint import CheckpointContent, Checkpoints
 from fewstep.training.config import TrainerConfig, difference, pick_device
@@ -25,7 +25,7 @@ from fewstep.training.skips import Skips
 from fewstep.training.spikes import ROLL_BACKS, SpikeError, Spikes
 from fewstep.training.start import plain, renewed
 from fewstep.training.state import State
-from fewstep.training.step import Data, Step
+from fewstep.training.step import Step
 
 
 class Trainer:
