@@ -3,7 +3,9 @@ without a line of the package that knows of them.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from fewstep import plugins
 from fewstep.cli.main import main
 from fewstep.data.stream import Stream
 from fewstep.diffusion.draws import Draws
+from fewstep.metrics.evaluation import Evaluation
+from fewstep.metrics.measure import Measure
 from fewstep.models.codec import Pixels
 from fewstep.models.folder import load
 from fewstep.models.request import Request
@@ -113,6 +117,26 @@ def test_what_a_codec_draws_comes_from_its_moments(home):
             again = None if draws is None else Draws(0, range(5))
             told = codec.latents(codec.moments(images), again)
             assert torch.equal(told, codec.encode(images, draws))
+
+
+@dataclass(frozen=True)
+class Heard(Measure):
+    """Keeps the captions of the samples."""
+
+    needs: ClassVar[tuple[str, ...]] = ("caption",)
+    captions: ClassVar[list[str]] = []
+
+    def __call__(self, samples, reference):
+        self.captions[:] = samples.columns["caption"]
+        return 0.0
+
+
+def test_evaluations_ask_for_the_captions_of_the_reference_in_turn(home):
+    data = TOYS.Captioned(limit=3, split="test").dataset()
+    evaluation = Evaluation.against(data, None, [Heard()], num=7)
+    evaluation.of_model("teacher", load("runs/teacher"), load("runs/teacher").sampler)
+    captions = data.rows(torch.arange(3))["caption"]
+    assert Heard.captions == [*captions, *captions, captions[0]]
 
 
 class TestGenerating:

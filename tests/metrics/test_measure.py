@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fewstep import plugins
+from fewstep.data.shape_captions import COLOURS, caption_of
+from fewstep.data.shapes import GREY, layer
 from fewstep.metrics.features import Extracted, Extractor
 from fewstep.metrics.measure import ImageSet, Measure, Scale, measures_by_default
 
@@ -43,6 +45,18 @@ def drawn(seed, rows=ROWS):
     return {"image": images, "label": labels, "caption": ["x"] * rows, "teacher": images.clone()}
 
 
+def drawn_shapes(seed):
+    """The same of data=shapes: captions say the colour, all else is even."""
+    row = torch.arange(ROWS)
+    numbers = {"size": row // 3 % 2, "shape": row // 6 % 3, "place": row // 10}
+    colour = torch.tensor([0, 2, 4])[row % CLASSES]
+    generator = torch.Generator().manual_seed(seed)
+    offset = 2 * torch.rand(ROWS, 2, generator=generator) - 1
+    images = (GREY + layer({**numbers, "colour": colour}, offset.double())).float()
+    captions = [caption_of({"colour": COLOURS[number]}) for number in colour.tolist()]
+    return {"image": images, "label": row % CLASSES, "caption": captions, "teacher": images}
+
+
 def image_set(columns, extractor=None):
     return ImageSet(columns, extractor or Corner(), CLASSES)
 
@@ -61,13 +75,20 @@ def with_fault(columns, share, fault, reference):
         images[bad] = reference["image"][bad]
     else:
         raise AssertionError(fault)
-    return {**columns, "image": images, "label": labels}
+    # Rows of one class have one caption.
+    captions = [columns["caption"][label] for label in labels.tolist()]
+    return {**columns, "image": images, "label": labels, "caption": captions}
 
 
 def shuffled(columns):
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
     rows = {name: columns[name][order] for name in ("image", "label", "teacher")}
-    return {**columns, **rows}
+    return {**columns, **rows, "caption": [columns["caption"][i] for i in order.tolist()]}
+
+
+def images_for(kind, seed):
+    """Those that a measure is for."""
+    return drawn_shapes(seed) if "caption" in MEASURES[kind].needs else drawn(seed)
 
 
 @pytest.fixture
@@ -82,6 +103,14 @@ def samples():
 
 @pytest.mark.parametrize("kind", MEASURES)
 class TestLaws:
+    @pytest.fixture
+    def reference(self, kind):
+        return images_for(kind, 0)
+
+    @pytest.fixture
+    def samples(self, kind):
+        return images_for(kind, 1)
+
     def test_the_reference_against_itself(self, kind, reference):
         found = MEASURES[kind]()(image_set(reference), image_set(reference))
         assert found == pytest.approx(MEASURES[kind].of_itself, abs=1e-6)

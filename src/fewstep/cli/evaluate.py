@@ -55,7 +55,7 @@ def evaluate(
     data = source.dataset()
     evaluation = Evaluation.against(
         data,
-        _features(features),
+        _features(source.judge if features is None else features),
         measures_of(measures),
         num=num,
         seed=seed,

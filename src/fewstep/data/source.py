@@ -33,6 +33,7 @@ class Source(Choice, ABC):
     folder: ClassVar[str | None] = "fewstep.data"
     held_out: ClassVar[float] = 0.2
     may_change: ClassVar[tuple[str, ...]] = ("workers",)  # what a resumed run may change
+    judge: ClassVar[str | None] = None  # the shipped classifier of such images, where there is one
 
     split: Split = "train"
     """Train and test are chosen by a hash of each image's place; a fifth of all is test."""

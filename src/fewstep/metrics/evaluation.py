@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.choice import kind_of
 from fewstep.data.bounds import memory_for
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import Dataset, texts
 from fewstep.data.labels import check_labels
 from fewstep.data.pictures import in_channels
 from fewstep.diffusion.samplers import Ode, Sampler
@@ -35,7 +35,8 @@ class Evaluation:
 
     chosen: whether somebody chose the measures; then one that cannot be taken is an error. solvers:
     those of which `best_solver` takes the best. beside: an earlier result that new ones are shown
-    with; what cannot be compared with it is an error before the work.
+    with; what cannot be compared with it is an error before the work. captions: of the reference;
+    models that read captions are asked for them in turn.
     """
 
     reference: ImageSet
@@ -46,6 +47,7 @@ class Evaluation:
     seed: int
     solvers: tuple[Solver, ...]
     beside: Result | None = None
+    captions: Sequence[str] = ()
 
     @staticmethod
     def against(
@@ -85,8 +87,17 @@ class Evaluation:
             measures={},
             split=split,
         )
-        chosen = measures is not None
-        return Evaluation(reference, protocol, taken, chosen, num, seed, tuple(solvers), beside)
+        return Evaluation(
+            reference,
+            protocol,
+            taken,
+            measures is not None,
+            num,
+            seed,
+            tuple(solvers),
+            beside,
+            texts(dataset, ["caption"], num).get("caption", ()),
+        )
 
     def of_data(self, name: str, dataset: Dataset, labels: Tensor | None) -> Result:
         """Of the images of a dataset, read in the channels of the reference."""
@@ -121,15 +132,16 @@ class Evaluation:
         """Of samples of a model. evaluations: the number allowed, where the sampler may need fewer.
         guidance: in g-form; the model's own if None. teacher: for measures that compare with it.
         """
-        request = Request(num=self.num, sampler=sampler, guidance=guidance, seed=self.seed)
+        asked = self._captions_for(model)
+        request = Request(asked, num=self.num, sampler=sampler, guidance=guidance, seed=self.seed)
         answer = model.answer(request)
         stamp = None if teacher is None else _stamp(teacher)
         companion = [] if teacher is None else ["teacher"]
         self.protocol_of(["image", *answer.asked, *companion], self.num, stamp)  # before the work
         columns = {**answer.asked, "image": answer.images()}
         if teacher is not None:
-            asked = Request(answer.asked, num=self.num, seed=self.seed)
-            columns["teacher"] = rounded(teacher.answer(asked).images())
+            same = Request(answer.asked, num=self.num, seed=self.seed)
+            columns["teacher"] = rounded(teacher.answer(same).images())
         values, protocol = self.measured(columns, stamp)
         made = dataclasses.replace(
             protocol,
@@ -149,6 +161,12 @@ class Evaluation:
             role=role,
             headline=headline,
         )
+
+    def _captions_for(self, model: DiffusionModel) -> dict[str, list[str]]:
+        """What a model that reads captions is asked for, one for each image; else nothing."""
+        if not self.captions or "caption" not in model.conditioner.spec.reads:
+            return {}
+        return {"caption": [self.captions[i % len(self.captions)] for i in range(self.num)]}
 
     def best_solver(
         self,
