@@ -62,6 +62,7 @@ def test_what_is_no_diffusion_model_is_trained_by_methods_that_users_are_not_off
     assert set(Method.kinds()) - set(Method.offered()) == {
         "autoencoding",
         "classification",
+        "contrastive",
     }
     with pytest.raises(ValueError, match="valid: ") as caught:
         Method.parse("zzz")

@@ -23,7 +23,7 @@ from fewstep.metrics import classifier  # noqa: F401  # a kind of method, as in 
 from fewstep.models.adapters import Adaptation, FullCopy
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.source import Fresh, ModelSource, Saved
-from fewstep.parts import autoencoder  # noqa: F401
+from fewstep.parts import autoencoder, clip  # noqa: F401
 from fewstep.text import place as placed
 from fewstep.text import tell
 from fewstep.training.checkpoint import Checkpoints

@@ -41,9 +41,14 @@ class ClipText(Conditioner):
         return ClipTextModule(self)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """All options of the class. ValueError for one that it does not have."""
+        return completed(self.config, CONFIG)
+
+    @property
     def shape(self) -> tuple[int, int]:
-        """Of an embedding: tokens, width. ValueError for an unknown option."""
-        options = completed(self.config, CONFIG)
+        """Of an embedding: tokens, width."""
+        options = self.options
         return options["max_position_embeddings"], options["hidden_size"]
 
     def unfit(self, data: Space) -> str | None:
@@ -72,7 +77,7 @@ class ClipTextModule(ConditionerModule):
             content = tokenizer_bytes(clip_tokenizer(), spec.shape[0])
         self.spec = replaced(spec, tokenizer=len(content))
         self.columns = {"text": Vectors(spec.shape)}
-        self.module = made(MODEL, {"config": made(CONFIG, completed(spec.config, CONFIG))})
+        self.module = made(MODEL, {"config": made(CONFIG, spec.options)})
         self.module.eval().requires_grad_(False)
         self.register_buffer("tokenizer_json", content)
         self.register_load_state_dict_post_hook(_forget)
