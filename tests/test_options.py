@@ -10,7 +10,7 @@ import pytest
 from tools.options import PAGE, page
 
 from fewstep import plugins
-from fewstep.choice import Choice, Count, Decay, NonNegative, Positive, Share
+from fewstep.choice import Choice, Count, Decay, Logarithm, NonNegative, Positive, Seed, Share
 from fewstep.data.digits import Digits
 from fewstep.data.source import Source
 from fewstep.diffusion.densities import Density
@@ -82,6 +82,8 @@ def test_defaults_and_types_in_words():
     ("hint", "words"),
     [
         (Count, "whole number >= 1"),
+        (Seed, "whole number"),
+        (Logarithm, "number >= -50, <= 50"),
         (Positive, "number > 0"),
         (NonNegative, "number >= 0"),
         (Share, "number >= 0, <= 1"),

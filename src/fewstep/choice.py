@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from pydantic_core import PydanticCustomError
 
 MOST = 2**31 - 1  # of whole numbers, where an option says no other limit
+SEEDS = 2**63  # no seed reaches this
 MANY = 2**20  # of what has its place in memory: rows, bins, classes, steps of a sampler
 Count = Annotated[int, Ge(1), Le(MANY)]
 Natural = Annotated[int, Ge(0), Le(MOST)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegative = Annotated[float, Ge(0)]
+Seed = Annotated[int, Ge(-SEEDS), Lt(SEEDS)]
+Logarithm = Annotated[float, Ge(-50), Le(50)]
 Share = Annotated[float, Ge(0), Le(1)]
 Spread = Annotated[float, Ge(1e-6), Le(1e6)]
 Rho = Annotated[float, Ge(0.1), Le(1000)]

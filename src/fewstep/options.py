@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from annotated_types import Ge, Gt, Le, Lt
 
 import fewstep
-from fewstep.choice import MANY, MOST, Choice, flat, kind_of, needed
+from fewstep.choice import MANY, MOST, SEEDS, Choice, flat, kind_of, needed
 
 NAMES = {
     int: "whole number",
@@ -119,15 +119,16 @@ def in_words(hint: Any) -> str:
 
 
 def _limits(constraints: tuple[Any, ...]) -> str:
+    unsaid = (MANY, MOST, SEEDS, -SEEDS)  # users need not know how far numbers of ours go
     low, high = "", ""
     for one in constraints:
-        if isinstance(one, Ge):
+        if isinstance(one, Ge) and one.ge not in unsaid:
             low = f">= {one.ge}"
         elif isinstance(one, Gt):
             low = f"> {one.gt}"
-        elif isinstance(one, Le) and one.le not in (MANY, MOST):
+        elif isinstance(one, Le) and one.le not in unsaid:
             high = f"<= {one.le}"
-        elif isinstance(one, Lt) and one.lt != math.inf:
+        elif isinstance(one, Lt) and one.lt not in (*unsaid, math.inf):
             high = f"< {one.lt}"
     limits = [limit for limit in (low, high) if limit]
     return f" {', '.join(limits)}" if limits else ""

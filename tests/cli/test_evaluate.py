@@ -3,6 +3,7 @@ what is refused.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,46 @@ def save_npz(name="x.npz", **arrays):
     return first["arr_0"]
 
 
+class TestPicturesOfOtherSizes:
+    """What is measured and what it is compared with are read with the same options."""
+
+    @pytest.fixture
+    def folders(self):
+        pictures = save_npz(arr_1=None)[:, :, :, 0]
+        for name, size in (("small", 8), ("large", 16)):
+            Path(name).mkdir()
+            for i, picture in enumerate(pictures):
+                image = Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST)
+                image.save(f"{name}/{i:02}.png")
+
+    def test_size(self, done, refused, folders):
+        words = ("--reference", "large", "--measures", "frechet", "--out", "x.json")
+        refused(2, "evaluate", "large", *words, says=["(1, 8, 8)", "(1, 16, 16)"])
+        done("evaluate", "large", "size=8", "split=all", *words)
+        result = read_result(Path("x.json"))
+        assert result.values["frechet"] == pytest.approx(0, abs=1e-4)
+        assert (result.protocol.reference_images, result.protocol.split) == (20, "all")
+
+    def test_bad_pictures(self, done, refused, folders):
+        for i in range(100):
+            shutil.copy("small/03.png", f"small/more_{i:03}.png")
+        Path("small/04.png").write_bytes(b"x")
+        words = ("--reference", "small", "--measures", "frechet")
+        refused(2, "evaluate", "large", *words, says=["1 of 120", "04.png", "on_bad=skip"])
+        done("evaluate", "small", "on_bad=skip", *words, "--out", "x.json")
+        result = read_result(Path("x.json"))
+        assert (result.protocol.num, result.protocol.reference_images) == (119, 98)
+        assert result.protocol.split == "train"
+
+    def test_options_that_are_none(self, refused, folders):
+        refused(2, "evaluate", "small", "sise=8", "--reference", "large", says=["sise", "size"])
+
+
 class TestRefused:
+    def test_devices(self, refused, runs):
+        for name in ("meta", "gpu"):
+            refused(2, "evaluate", "runs/cd", "--device", name, says=["device", name])
+
     @pytest.mark.parametrize(
         ("arrays", "says"),
         [

@@ -135,7 +135,7 @@ def test_a_bad_file_keeps_labels_and_places_of_the_others(tmp_path):
     dataset = read(tmp_path, on_bad="skip")
     assert dataset.ids.tolist() == [i for i in range(120) if i != 7]
     assert dataset.labels.tolist() == whole.labels[dataset.ids].tolist()
-    assert dataset.notes["bad"] == f"1 of 120: {tmp_path}/ant/007.png"
+    assert dataset.notes["bad"] == f"1 of 120: {tmp_path}/ant/007.png: it is empty"
     (tmp_path / "ant" / "008.png").write_bytes(b"")
     with pytest.raises(ValueError, match="2 of 120"):
         read(tmp_path, on_bad="skip")

@@ -131,7 +131,9 @@ class TestBadPictures:
         """As of a set in memory: the same rows, the same note, before the first row is read."""
         source = self.folder(tmp_path / "set", 300, (7, 299))
         stored = source.read(tmp_path / "index")
-        assert stored.notes["bad"] == f"2 of 300: {tmp_path}/set/007.png, {tmp_path}/set/299.png"
+        first, second = (f"{tmp_path}/set/{name}.png: " for name in ("007", "299"))
+        assert stored.notes["bad"].startswith(f"2 of 300: {first}")
+        assert second in stored.notes["bad"]
         images = stored.rows(torch.tensor([6, 7, 297]))["image"]
         wanted = [made(1, seed=i)[0][0] for i in (6, 8, 298)]
         assert np.array_equal(images.numpy(), np.stack(wanted))
@@ -147,7 +149,7 @@ class TestBadPictures:
         contents[40] = contents[40][:-400]
         file = write_parquet(tmp_path / "x.parquet", contents, label=[i % 3 for i in range(120)])
         stored = Table(path=str(file), split="all", on_bad="skip").read(tmp_path / "index")
-        assert stored.notes["bad"] == f"1 of 120: {file} row 40"
+        assert stored.notes["bad"].startswith(f"1 of 120: {file} row 40: ")
         assert stored.rows(torch.tensor([39, 40]))["label"].tolist() == [0, 2]
         with pytest.raises(ValueError, match=r"1 of 120 .*x\.parquet row 40"):
             Table(path=str(file), split="all").read(tmp_path / "index").verify()
@@ -174,7 +176,7 @@ class TestBadPictures:
         (tmp_path / "050.png").write_bytes(b"x")
         dataset = source.dataset()
         assert len(dataset) == 199
-        assert dataset.notes["bad"] == f"1 of 200: {tmp_path / '050.png'}"
+        assert dataset.notes["bad"].startswith(f"1 of 200: {tmp_path / '050.png'}: it is no PNG")
         with pytest.raises(ValueError, match=r"1 of 200 .*050\.png: it is no PNG"):
             Folder(path=str(tmp_path), split="all").dataset()
 

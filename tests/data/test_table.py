@@ -136,7 +136,7 @@ def test_a_bad_picture_is_named_with_its_row(tmp_path, content):
         read(tmp_path)
     dataset = read(tmp_path, on_bad="skip")
     left = [i for i in range(132) if i != 125]
-    assert dataset.notes["bad"] == f"1 of 132: {tmp_path / 'b.parquet'} row 5"
+    assert dataset.notes["bad"].startswith(f"1 of 132: {tmp_path / 'b.parquet'} row 5: it ")
     assert np.array_equal(dataset.images.numpy(), np.tile(IMAGES, (11, 1, 1, 1))[left])
     assert dataset.labels.tolist() == np.tile(LABELS, 11)[left].tolist()
     assert dataset.ids.tolist() == left

@@ -119,9 +119,10 @@ def test_other_shapes_than_images_are_refused(shape):
     [
         ({"groups": 3}, "4 channels .* groups=3"),
         ({"head_channels": 8}, "4 channels .* head_channels=8"),
+        ({"attention": (2, 4)}, "attention=4: the 2 levels .* have the factors 1, 2"),
     ],
 )
-def test_channels_that_do_not_divide_are_refused(options, numbers):
+def test_options_that_do_not_fit_each_other_are_refused(options, numbers):
     with pytest.raises(ValueError, match=numbers):
         replaced(SMALL, **options).build(labelled((3, 8, 8)))
 

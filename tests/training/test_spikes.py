@@ -57,19 +57,40 @@ def losses(numbers, name="loss of student"):
 
 
 def test_the_limit_of_a_loss_is_eight_robust_deviations():
-    numbers = torch.randn(WINDOW, generator=torch.Generator().manual_seed(0)).add(5).tolist()
+    """Of its logarithm: numbers that scatter by powers are ordinary."""
+    logs = torch.randn(WINDOW, generator=torch.Generator().manual_seed(0)).mul(0.3).tolist()
+    numbers = [5 * math.exp(log) for log in logs]
+    middle = statistics.median(logs)
+    spread = 1.4826 * statistics.median(abs(log - middle) for log in logs)
+    limit = highest("loss of student", numbers)
+    assert limit == pytest.approx(5 * math.exp(middle + 8 * spread))
+    assert spread == pytest.approx(0.3, abs=0.05)  # a standard deviation of ordinary numbers
+    for more, jumps in ((0.99, 0), (1.01, 1)):
+        assert len(losses([*numbers, more * limit])) == jumps
+
+
+def test_losses_that_are_not_all_above_0_are_compared_as_they_are():
+    numbers = torch.randn(WINDOW, generator=torch.Generator().manual_seed(0)).tolist()
     middle = statistics.median(numbers)
     spread = 1.4826 * statistics.median(abs(n - middle) for n in numbers)
     assert highest("loss of student", numbers) == pytest.approx(middle + 8 * spread)
-    assert spread == pytest.approx(1, abs=0.15)  # a standard deviation of ordinary numbers
-    for more, jumps in ((0.99, 0), (1.01, 1)):
-        limit = highest("loss of student", numbers)
-        assert len(losses([*numbers, middle + more * (limit - middle)])) == jumps
+
+
+def test_losses_of_any_size_have_a_limit():
+    assert highest("loss of x", [1e-300, 1e300] * 30) == pytest.approx(math.exp(700))
+
+
+def test_skewed_losses_jump_seldom():
+    """As those of consistency distillation are at first: five times the usual one is ordinary."""
+    logs = torch.randn(20000, generator=torch.Generator().manual_seed(2)).mul(0.6)
+    assert losses(logs.exp().tolist()) == []
+    assert len(losses([*logs[:1000].exp().tolist(), 500.0])) == 1
 
 
 def test_a_loss_that_does_not_move_may_move_a_little():
-    assert highest("loss of x", [2.0] * 50) == pytest.approx(2.8)
+    assert highest("loss of x", [2.0] * 50) == pytest.approx(2 * math.exp(0.4))
     assert highest("loss of x", [-2.0] * 50) == pytest.approx(-1.2)
+    assert highest("loss of x", [0.0] * 50) == 0
 
 
 def test_the_limit_of_a_norm_is_twenty_times_the_usual_one():

@@ -1,5 +1,6 @@
 """`fewstep evaluate`."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,15 @@ from fewstep.models.foreign import foreign
 from fewstep.report.run_report import write_quality
 from fewstep.report.tables import table
 from fewstep.text import place
+from fewstep.training.config import pick_device
 from fewstep.yaml import words_of
+
+AS_PICTURES = ("size", "channels", "on_bad")  # options of a source that say how pictures are read
 
 
 def evaluate(
     what: str,
+    options: Sequence[str] | None,
     reference: str,
     measures: str | None,
     features: str | None,
@@ -40,6 +45,7 @@ def evaluate(
     guidance: float | None,
     teacher: str | None,
     seed: int,
+    device: str,
     against: Path | None,
     out: Path | None,
     report: Path | None,
@@ -51,7 +57,8 @@ def evaluate(
         if path is not None:
             check_place(path, (suffix,))
     earlier = None if against is None else read_result(against)
-    source = source_of(reference)
+    where = pick_device(device)
+    source = source_of(reference, options or [])
     data = source.dataset()
     evaluation = Evaluation.against(
         data,
@@ -71,10 +78,10 @@ def evaluate(
                 f"{what} holds images: --steps, --evaluations, --guidance and --teacher are for "
                 "models"
             )
-        images, labels = _images_at(path, data)
+        images, labels = _images_at(path, data, source)
         result, notes = evaluation.of_data(path.name, images, labels), images.notes
     else:
-        result = _of_model(what, evaluation, steps, evaluations, guidance, teacher)
+        result = _of_model(what, evaluation, steps, evaluations, guidance, teacher, where)
     _shown([result] if earlier is None else [result, earlier], notes, out, report)
 
 
@@ -123,15 +130,16 @@ def _of_model(
     evaluations: int | None,
     guidance: float | None,
     teacher: str | None,
+    device: torch.device,
 ) -> Result:
     """The result of a model that is sampled."""
-    model, name = load(what), place(what).name
+    model, name = load(what).to(device), place(what).name
     shape = evaluation.protocol.resolution
     if model.image_shape != shape:
         raise ValueError(
             f"{what} makes images of shape {model.image_shape}, the reference has {shape}"
         )
-    companion = None if teacher is None else load(teacher)
+    companion = None if teacher is None else load(teacher).to(device)
     if evaluations is None:
         sampler = model.sampler if steps is None else model.sampler.with_steps(steps)
         return evaluation.of_model(name, model, sampler, guidance=guidance, teacher=companion)
@@ -149,9 +157,9 @@ def _holds_images(path: Path) -> bool:
     return path.exists() and not a_model
 
 
-def _images_at(path: Path, reference: Dataset) -> tuple[Dataset, Tensor | None]:
-    """What lies there, read as data are, and its labels. ValueError where classes are named and
-    those of the reference are others.
+def _images_at(path: Path, reference: Dataset, read_as: Source) -> tuple[Dataset, Tensor | None]:
+    """All that lies there, its pictures read as those of a source, and its labels. ValueError where
+    classes are named and those of the reference are others.
     """
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
@@ -161,8 +169,7 @@ def _images_at(path: Path, reference: Dataset) -> tuple[Dataset, Tensor | None]:
         if reason := foreign(path):
             raise ValueError(reason) from None
         raise
-    source = Source.parse({"kind": kind, "path": str(path), "split": "all"})
-    found = source.dataset()
+    found = (source := _read_alike(kind, path, read_as)).dataset()
     if "image" not in found.columns:
         raise ValueError(f"{path} holds no images, only {', '.join(found.columns)}")
     names, others = (_class_names(one) for one in (found, reference))
@@ -175,6 +182,18 @@ def _images_at(path: Path, reference: Dataset) -> tuple[Dataset, Tensor | None]:
     if found.labels is None and isinstance(source, Folder):
         return found, _numbers(source.files_at(path), len(found), reference.classes)
     return found, found.labels
+
+
+def _read_alike(kind: str, path: Path, other: Source) -> Source:
+    """The source of this kind for all that lies at a path, its pictures decoded as another
+    source's.
+    """
+    fields = {field.name for field in dataclasses.fields(Source.kinds()[kind])}
+    options = {"kind": kind, "path": str(path), "split": "all"}
+    for name, value in other.dump().items():
+        if name in AS_PICTURES and name in fields:
+            options[name] = value
+    return Source.parse(options)
 
 
 def _numbers(files: Sequence[Path], count: int, classes: int) -> Tensor | None:

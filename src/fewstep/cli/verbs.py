@@ -127,6 +127,9 @@ def sample(
 
 def evaluate(
     what: str = typer.Argument(help="A run, a model, or images: a file or folder of data."),
+    options: list[str] | None = typer.Argument(
+        None, help="How pictures are read: size=64 channels=rgb on_bad=skip label=… split=test"
+    ),
     reference: str = typer.Option(
         "digits", help="What to compare with: digits, or a file or folder of data."
     ),
@@ -149,6 +152,7 @@ def evaluate(
         None, help="A model, for measures that compare with it on the same noise."
     ),
     seed: int = typer.Option(0, help="The seed of the samples."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps …"),
     against: Path | None = typer.Option(
         None, help="An earlier result of --out: both are shown if they can be compared."
     ),

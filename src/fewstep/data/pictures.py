@@ -99,7 +99,7 @@ def left_out(bad: Sequence[tuple[str, str]], total: int, on_bad: OnBad) -> dict[
     if on_bad == "error" or len(bad) > MOST_BAD * total:
         remedy = f"on_bad=skip leaves out up to {MOST_BAD:.0%}"
         raise ValueError(f"{count} pictures cannot be read ({remedy}), the first is {bad[0][1]}")
-    return {"bad": f"{count}: {some([name for name, _ in bad])}"}
+    return {"bad": f"{count}: {some([reason for _, reason in bad])}"}
 
 
 def unread_metadata(names: Sequence[str], total: int) -> dict[str, str]:
@@ -110,7 +110,7 @@ def unread_metadata(names: Sequence[str], total: int) -> dict[str, str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first five names."""
+    """The first five."""
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fewstep.choice import Choice, Count, Positive, Share
+from fewstep.choice import Choice, Count, Logarithm, Positive, Share
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.times import Auto, Times
@@ -48,7 +48,7 @@ class LogNormal(Density):
     levels from 80 up are t_max in a process that goes on to pure noise.
     """
 
-    mean: float = -1.2
+    mean: Logarithm = -1.2
     """Mean of ln(sigma/alpha)."""
     std: Positive = 1.2
     """Standard deviation of ln(sigma/alpha)."""
@@ -69,7 +69,7 @@ class LogStudent(Density):
 
     df: Positive = 0.01
     """Degrees of freedom; the smaller, the heavier the tails."""
-    mean: float = 0.0
+    mean: Logarithm = 0.0
     """Location of ln(sigma/alpha)."""
     std: Positive = 0.2
     """Scale of ln(sigma/alpha)."""
@@ -105,7 +105,7 @@ class LogitNormal(Density):
     (arXiv:2403.03206).
     """
 
-    mean: float = 0.0
+    mean: Logarithm = 0.0
     """Mean of the logit of the time of rectified flow."""
     std: Positive = 1.0
     """Standard deviation of that logit."""

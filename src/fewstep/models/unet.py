@@ -54,7 +54,13 @@ class UNet(Network):
     def build(self, space: Space) -> NetworkModule:
         if not self.multipliers:
             raise ValueError("a U-Net needs at least one level: multipliers is empty")
-        factor = 2 ** (len(self.multipliers) - 1)
+        factors = [2**level for level in range(len(self.multipliers))]
+        if strange := sorted(set(self.attention) - set(factors)):
+            raise ValueError(
+                f"attention={strange[0]}: the {len(factors)} levels of this U-Net have the factors "
+                f"{', '.join(map(str, factors))}"
+            )
+        factor = factors[-1]
         if len(space.shape) != 3 or any(n % factor for n in space.shape[1:]):
             raise ValueError(
                 f"a U-Net of {len(self.multipliers)} levels needs images whose sides divide by "

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Le
 
-from fewstep.choice import MOST, Choice, Count, Decay, Natural, NonNegative, Positive
+from fewstep.choice import MOST, Choice, Count, Decay, Natural, NonNegative, Positive, Seed
 from fewstep.learning.schedules import Constant, Schedule
 from fewstep.training.optimizers import AdamW, OptimizerSpec
 from fewstep.training.precision import Precision
@@ -46,7 +46,7 @@ class TrainerConfig(Choice):
     """Computes activations again in the backward pass: less memory, more time."""
     compile: bool = False
     """Compiles every network with torch.compile."""
-    seed: Annotated[int, Ge(-(2**63)), Lt(2**63)] = 0
+    seed: Seed = 0
     """Seed of the new weights, the batches, the noise and the dropout."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps …; auto is cuda where there is one."""

@@ -16,6 +16,7 @@ WINDOW = 200  # steps of the phase that a step is compared with
 LEAST = 20  # of them, before anything is judged
 DEVIATIONS = 8.0  # of a loss above its median; one is 1.4826 times the median distance from it
 LITTLE = 0.05  # of the median; no deviation is less, or losses that hardly move would jump
+LARGEST = 700.0  # logarithm of a number that a float still holds
 TIMES = 20.0  # of a gradient norm above its median
 ROLL_BACKS = 3  # of one run
 
@@ -101,5 +102,14 @@ def highest(name: str, past: Sequence[float]) -> float:
     middle = statistics.median(past)
     if name.startswith("gradient norm"):
         return TIMES * middle if middle else math.inf
-    spread = 1.4826 * statistics.median(abs(number - middle) for number in past)
-    return middle + DEVIATIONS * max(spread, LITTLE * abs(middle))
+    if min(past) <= 0:
+        return _above(past, LITTLE * abs(middle))
+    # Losses are skewed, some by powers of ten: their logarithms are what scatters evenly.
+    return math.exp(min(_above([math.log(number) for number in past], LITTLE), LARGEST))
+
+
+def _above(numbers: Sequence[float], least: float) -> float:
+    """So many deviations above the median; least: of a deviation."""
+    middle = statistics.median(numbers)
+    spread = 1.4826 * statistics.median(abs(number - middle) for number in numbers)
+    return middle + DEVIATIONS * max(spread, least)
