@@ -3,6 +3,7 @@ what is refused.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -368,4 +369,5 @@ class TestOutside:
         assert everything.protocol.left_out == {"confirmed": reason}
 
     def test_it_is_listed(self, done):
-        assert "lab_brightness    The mean grey value" in done("inspect", "measures", *PLUGIN)
+        listed = done("inspect", "measures", *PLUGIN)
+        assert re.search(r"^lab_brightness +The mean grey value", listed, re.MULTILINE)
