@@ -7,13 +7,17 @@ from torch.distributions import Normal, kl_divergence
 
 from fewstep import Run, distil, load
 from fewstep.choice import replaced
+from fewstep.cli.main import main
 from fewstep.data.digits import Digits
+from fewstep.data.shapes import Shapes
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Features
 from fewstep.learning.method import Clock
 from fewstep.methods.diffusion import Diffusion
+from fewstep.metrics.evaluation import Evaluation
+from fewstep.metrics.frechet import Frechet
 from fewstep.models.folder import load_codec
 from fewstep.models.source import Fresh
 from fewstep.models.space import Text, data_space, image_space
@@ -186,3 +190,35 @@ class TestRefused:
             FreshAutoencoder(GREY).load(data_space({"caption": Text()}), 0)
         with pytest.raises(ValueError, match="3 channels, not 1"):
             FreshAutoencoder().load(image_space((1, 8, 8)), 0)
+
+
+class TestEvaluated:
+    """`fewstep evaluate` measures reconstructions of the reference."""
+
+    def test_a_run(self, made, capsys):
+        words = ["evaluate", str(made.folder), "split=test", "--num", "64"]
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--measures", "frechet"])
+        assert ended.value.code == 0
+        told = capsys.readouterr().out
+        assert "reconstructions" in told
+        images = Digits(split="test").dataset()
+        again = made.student.reconstructed(images, 64)
+        evaluation = Evaluation.against(images, measures=[Frechet()])
+        value = evaluation.measured(again)[0]["frechet"]
+        assert f"{value:.1f}" in told
+
+    def test_rows_keep_their_columns(self, made):
+        images = DATA.dataset()
+        rows = made.student.reconstructed(images, 5)
+        codec = made.student.network
+        assert torch.equal(rows["label"], images.labels[:5])
+        assert torch.allclose(rows["image"], codec.decode(codec.encode(images.floats()[:5])))
+
+    def test_what_does_not_fit(self, made, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", str(made.folder), "--steps", "3"])
+        assert ended.value.code == 2
+        assert "holds an autoencoder: --steps" in capsys.readouterr().err
+        with pytest.raises(ValueError, match=r"encodes images of shape \(1, 8, 8\)"):
+            made.student.reconstructed(Shapes(num=4, split="all").dataset(), 4)

@@ -23,6 +23,7 @@ from fewstep.metrics.measure import Measure
 from fewstep.metrics.results import Result, read_result
 from fewstep.models.folder import load
 from fewstep.models.foreign import foreign
+from fewstep.parts.autoencoder import Autoencoder
 from fewstep.report.run_report import write_quality
 from fewstep.report.tables import table
 from fewstep.text import place
@@ -72,14 +73,19 @@ def evaluate(
     )
     notes: dict[str, str] = {}
     path = place(what)
-    if _holds_images(path):
-        if any(option is not None for option in (steps, evaluations, guidance, teacher)):
-            raise ValueError(
-                f"{what} holds images: --steps, --evaluations, --guidance and --teacher are for "
-                "models"
-            )
+    holds = "images" if _holds_images(path) else "an autoencoder" if Autoencoder.at(path) else ""
+    if holds and any(option is not None for option in (steps, evaluations, guidance, teacher)):
+        raise ValueError(
+            f"{what} holds {holds}: --steps, --evaluations, --guidance and --teacher are for models"
+        )
+    if holds == "images":
         images, labels = _images_at(path, data, source)
         result, notes = evaluation.of_data(path.name, images, labels), images.notes
+    elif holds:
+        values, protocol = evaluation.measured(
+            Autoencoder.load(path).reconstructed(data, num, where)
+        )
+        result, notes = Result(path.name, values, protocol), {"images": "reconstructions"}
     else:
         result = _of_model(what, evaluation, steps, evaluations, guidance, teacher, where)
     _shown([result] if earlier is None else [result, earlier], notes, out, report)

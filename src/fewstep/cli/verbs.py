@@ -126,7 +126,10 @@ def sample(
 
 
 def evaluate(
-    what: str = typer.Argument(help="A run, a model, or images: a file or folder of data."),
+    what: str = typer.Argument(
+        help="A run, a model, or images: a file or folder of data. Of an autoencoder its "
+        "reconstructions of the reference."
+    ),
     options: list[str] | None = typer.Argument(
         None, help="How pictures are read: size=64 channels=rgb on_bad=skip label=… split=test"
     ),

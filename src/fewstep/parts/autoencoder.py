@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import Count, NonNegative
+from fewstep.data.dataset import Dataset, Rows
 from fewstep.diffusion.draws import Draws
-from fewstep.files import new_folder, save_tensors, sha256, write_json
+from fewstep.files import new_folder, read_json, save_tensors, sha256, write_json
 from fewstep.finite import check_saved
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Absolute, Distance
@@ -64,6 +65,28 @@ class Autoencoder(Part):
                 "card": self.card,
             }
             write_json(beside / "model.json", facts)
+
+    @torch.no_grad()
+    def reconstructed(self, dataset: Dataset, num: int, device: torch.device | str = "cpu") -> Rows:
+        """The first `num` rows, their images encoded (to the middle, nothing is drawn) and decoded.
+        ValueError for images of another shape.
+        """
+        if tuple(dataset.shape) != tuple(self.shape):
+            raise ValueError(f"it encodes images of shape {self.shape}, these have {dataset.shape}")
+        rows = dataset.rows(torch.arange(min(num, len(dataset))))
+        parts = (rows["image"].float() / 255).split(PART)
+        codec = self.network.to(device)
+        images = [codec.decode(codec.encode(part.to(device))).cpu() for part in parts]
+        return {**rows, "image": torch.cat(images)}
+
+    @classmethod
+    def at(cls, folder: Path) -> bool:
+        """Whether that is the folder of such a model or its run."""
+        path = folder / "model.json"
+        if not path.is_file():
+            path = folder / "student" / "model.json"
+        facts = read_json(path) if path.is_file() else {}
+        return isinstance(facts, dict) and {"codec", "images"} <= set(facts)
 
     @classmethod
     def load(cls, folder: Path) -> Autoencoder:
