@@ -73,7 +73,7 @@ def evaluate(
     )
     notes: dict[str, str] = {}
     path = place(what)
-    holds = "images" if _holds_images(path) else "an autoencoder" if Autoencoder.at(path) else ""
+    holds = _held(path)
     if holds and any(option is not None for option in (steps, evaluations, guidance, teacher)):
         raise ValueError(
             f"{what} holds {holds}: --steps, --evaluations, --guidance and --teacher are for models"
@@ -156,11 +156,14 @@ def _of_model(
     return evaluation.best_solver(name, model, evaluations, guidance=guidance, teacher=companion)
 
 
-def _holds_images(path: Path) -> bool:
+def _held(path: Path) -> str:
+    """What is there beside models that are sampled, in words; "" for such, and for nothing."""
     if path.suffix == ".npz":
-        return True
+        return "images"
+    if Autoencoder.at(path):
+        return "an autoencoder"
     a_model = any(path.rglob("model.json")) or (path / "run.yaml").exists()
-    return path.exists() and not a_model
+    return "images" if path.exists() and not a_model else ""
 
 
 def _images_at(path: Path, reference: Dataset, read_as: Source) -> tuple[Dataset, Tensor | None]:
