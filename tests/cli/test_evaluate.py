@@ -14,10 +14,12 @@ from tests.data.idx_files import write_pair
 
 from fewstep import load, plugins
 from fewstep.data.digits import Digits
+from fewstep.data.shapes import Shapes
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.results import best_of, read_result
+from fewstep.models.classifier import find_classifier
 
 FILE = Path(__file__).parent / "lab_measure.py"
 PLUGIN = ("--plugin", str(FILE))
@@ -319,6 +321,17 @@ class TestRefused:
         Path("file").write_text("mine")
         line = refused(2, "evaluate", "runs/cd", "--out", "file/x.json", says="file")
         assert "File exists" not in line
+
+
+def test_shapes_have_a_judge_of_their_own(measured, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = Shapes(num=30, seed=1).read().images.permute(0, 2, 3, 1)
+    np.savez("x.npz", arr_0=images.numpy())
+    words = ("x.npz", "num=40", "--reference", "shapes", "--measures")
+    result, _ = measured(*words, "frechet")
+    assert result.protocol.features == f"classifier {find_classifier('shapes_classifier').stamp}"
+    reason = "caption_accuracy cannot be measured: the samples have no captions"
+    refused(2, "evaluate", *words, "caption_accuracy", says=reason)
 
 
 class TestOutside:

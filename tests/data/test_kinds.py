@@ -11,7 +11,6 @@ from tests.data.picture_files import encoded, made, write_parquet, write_picture
 
 from fewstep.choice import kind_of
 from fewstep.cli.configure import source_of
-from fewstep.data.shapes import Shapes
 from fewstep.data.source import Source
 
 IMAGES, LABELS = made(20)
@@ -94,20 +93,6 @@ def test_options_go_to_the_kind_that_was_found(tmp_path):
     )
     dataset = source.dataset()
     assert (dataset.shape, len(dataset), dataset.flip) == ((3, 4, 4), 3, True)
-
-
-def test_a_mapping_names_kind_and_options(tmp_path):
-    found = source_of("{kind: shapes, num: 5, tier: two}", ["num=7"])
-    assert found == Shapes(num=7, tier="two")
-    path = write(tmp_path / "data", "binary")
-    assert source_of(f"{{path: {path}, limit: 3}}").read().shape == (3, 32, 32)
-    for text, says in (
-        ("{kind: shapes, nub: 5}", "did you mean num"),
-        ("{num: 5}", "needs `kind`"),
-        ("{kind: shapes", "the data source is not valid YAML"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            source_of(text)
 
 
 def test_names_of_sources_go_before_paths(tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from fewstep.data.digits import Digits
+from fewstep.data.shapes import Shapes
 from fewstep.models.classifier import (
     Classifier,
     ClassifierNetwork,
     FreshClassifier,
+    find_classifier,
     load_classifier,
 )
 from fewstep.models.folder import shipped_folder
@@ -46,6 +48,17 @@ def test_the_shipped_one_knows_digits_that_it_never_saw(shipped, held_out):
     for label in range(10):
         mine = held_out.labels == label
         assert (seen[mine] == label).double().mean() >= 0.85
+
+
+def test_the_shipped_one_of_shapes_was_trained_on_the_shapes_of_today():
+    """The right size, colour, shape and place of pictures that it never saw."""
+    judge = find_classifier(Shapes.judge)
+    dataset = Shapes(limit=200).dataset("test")
+    assert judge.shape == dataset.shape
+    assert judge.classes == dataset.classes
+    _, seen = judge.measure(dataset.floats())
+    assert (seen == dataset.labels).double().mean() >= 0.99
+    assert judge.card["data"]["fingerprint"] == Shapes().dataset().fingerprint()
 
 
 def test_features_do_not_depend_on_the_batch(shipped, held_out):

@@ -10,7 +10,7 @@ from fewstep.data.source import Source
 from fewstep.plugins import told
 from fewstep.run import Run
 from fewstep.text import place
-from fewstep.yaml import NOTHING, Word, opened, read_words, settled, unquoted, words_of
+from fewstep.yaml import NOTHING, Word, opened, read_words, settled, unquoted
 
 RUNS = Path("runs")
 DEEPEST = 20  # names in one option, method.solver.steps has three
@@ -73,23 +73,19 @@ def _set(plain: dict[str, Any], path: str, value: Word) -> None:
 
 
 def source_of(text: str, overrides: Sequence[str] = ()) -> Source:
-    """A data source by name (digits), by a mapping ({kind: shapes, tier: two}) or by path, with
-    `option=value` overrides. The kind is what is found there.
+    """A data source by name (digits) or by path, with `option=value` overrides. The kind is what is
+    found there.
     """
     names = []
     for name, kind in Source.kinds().items():
         if "path" not in kind.__dataclass_fields__:
             names.append(name)
     plain: dict[str, Any] = {"kind": text} if text in names else {"path": text}
-    if text.startswith("{"):
-        plain = words_of(text, "the data source")
-    elif text not in names and not place(text).exists():
+    if text not in names and not place(text).exists():
         raise FileNotFoundError(
             f"no data {text!r}: expected a file, a folder, or {' or '.join(names)}"
         )
     for override in overrides:
         key, value = _split(override)
         _set(plain, key, value)
-    if "kind" not in plain and "path" in plain:
-        plain = {"kind": Source.kind_at(place(plain["path"]))} | plain
-    return Source.parse(plain)
+    return Source.parse(plain if "kind" in plain else {"kind": Source.kind_at(place(text))} | plain)
