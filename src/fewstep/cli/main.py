@@ -62,6 +62,7 @@ for verb in (
     verbs.train,
     verbs.plan,
     verbs.sample,
+    verbs.compare,
     verbs.evaluate,
     verbs.export,
     verbs.inspect,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import did_you_mean
+from fewstep.cli.asked import asked_of
 from fewstep.images.files import check_place, write_images
 from fewstep.models.folder import load
 from fewstep.models.request import Request
@@ -19,6 +20,7 @@ def sample(
     num: int | None,
     labels: str | None,
     prompt: list[str] | None,
+    prompts: Path | None,
     negative: str | None,
     steps: int | None,
     times: str | None,
@@ -37,12 +39,8 @@ def sample(
         raise ValueError(f"no dtype {dtype!r}{did_you_mean(dtype, list(dtypes))}")
     check_place(out)
     loaded = load(model, ema).to(pick_device(device), dtypes[dtype])
-    asked: dict[str, Any] = {} if labels is None else {"label": _labels(labels)}
-    if prompt:
-        asked["caption"] = prompt
+    asked = asked_of(labels, prompt, prompts, num)
     away = {} if negative is None else {"caption": [negative]}
-    if labels is not None and num is not None:
-        asked["label"] = (asked["label"] * (num // len(asked["label"]) + 1))[:num]
     request = Request(
         asked, away, num, steps, _times(times), sampler, guidance, seed, batch, _fading(fading)
     )
@@ -53,15 +51,6 @@ def sample(
         f"{out}: {answer.num} images, {answer.sampler.steps} steps, {answer.evaluations} "
         f"evaluations each, {answer.num / answer.seconds:,.0f} images/s"
     )
-
-
-def _labels(text: str) -> list[int | None]:
-    try:
-        return [None if word.strip() == "none" else int(word) for word in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--labels {text!r}: expected whole numbers, or none, with commas between them"
-        ) from None
 
 
 def _shown(labels: Any) -> Tensor | None:

@@ -98,6 +98,9 @@ def sample(
     prompt: list[str] | None = typer.Option(
         None, help="What a model of captions is to show; once for all images, or once for each."
     ),
+    prompts: Path | None = typer.Option(
+        None, help="A file of prompts (.txt, .csv, .tsv, .jsonl) or other data with captions."
+    ),
     negative: str | None = typer.Option(None, help="What guidance leads away from."),
     steps: int | None = typer.Option(
         None, min=1, help="Solver steps; the model's own number if not given."
@@ -123,6 +126,30 @@ def sample(
     Example: fewstep sample runs/demo --steps 2 --num 64 --out grid.png
     """
     carry_out("sample", locals())
+
+
+def compare(
+    models: list[str] = typer.Argument(
+        help="A run or model each, with how it is sampled: runs/x,steps=4,guidance=3; also "
+        "sampler=, ema= and name=."
+    ),
+    out: Path = typer.Option(help="x.png: a row for each model."),
+    prompt: list[str] | None = typer.Option(
+        None, help="What a column shows; once for each column."
+    ),
+    prompts: Path | None = typer.Option(
+        None, help="A file of prompts (.txt, .csv, .tsv, .jsonl) or other data with captions."
+    ),
+    labels: str | None = typer.Option(None, help="The class of each column, 3,5,none."),
+    num: int | None = typer.Option(None, min=1, max=100, help="How many columns; 8, or all."),
+    seed: int = typer.Option(0, help="The images of column i are of the same noise."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps …"),
+) -> None:
+    """Shows several models side by side: the same prompts and noise in every row.
+
+    Example: fewstep compare digits_teacher,steps=20 runs/demo,steps=1 runs/demo,steps=4 --out x.png
+    """
+    carry_out("compare", locals())
 
 
 def evaluate(
