@@ -23,7 +23,7 @@ from fewstep.diffusion.conditioning import Cond
 from fewstep.models.codec import Codec, CodecModule
 from fewstep.models.conditioner import Conditioner, ConditionerModule
 from fewstep.models.network import Network, NetworkModule
-from fewstep.models.space import Classes, Column, Image, Space, Text, Vectors
+from fewstep.models.space import Classes, Column, Image, Space, Text, Texts, Vectors
 from fewstep.models.unet import UNet
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "a")
@@ -175,7 +175,7 @@ class Captioned(Source):
     """scikit-learn's digits as "a three", with what else may stand in a row."""
 
     holds: tuple[str, ...] = ("image", "caption")
-    """The columns: image, caption, label, latent, embedding."""
+    """The columns: image, caption, captions, label, latent, embedding."""
 
     def read(self, beside: Path | None = None) -> Dataset:
         digits = Digits(split="all").dataset()
@@ -187,6 +187,7 @@ class Captioned(Source):
             "image": (digits.images, Image((1, 8, 8))),
             "label": (digits.labels, Classes(10)),
             "caption": (captions, Text()),
+            "captions": ([(text, text.split()[1]) for text in captions], Texts()),
             "latent": (latents.encode(digits.floats()), Vectors((4, 4, 4))),
             "embedding": (words.embedded(captions), Vectors((LENGTH, words.spec.width))),
         }

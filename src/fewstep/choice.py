@@ -142,7 +142,7 @@ class Choice:
         """Plain data (str, numbers, lists, mappings) from which `parse` makes an equal object."""
         named = Choice not in type(self).__bases__
         head = {"kind": kind_of(type(self))} if named else {}
-        return head | {name: _plain(value) for name, value in _values(self).items()}
+        return head | {name: plain(value) for name, value in _values(self).items()}
 
     def checked(self) -> Self:
         """An equal object whose fields, and those of the choices inside, were validated as those
@@ -319,11 +319,12 @@ def _error(message: str) -> "PydanticCustomError":
     return PydanticCustomError("choice", "{message}", {"message": message})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Choices, alone, in lists or by name, as a file holds them."""
     if isinstance(value, Choice):
         return value.dump()
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value

@@ -127,8 +127,11 @@ def check_utf8(path: Path) -> None:
         ) from None
 
 
-def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
-    """The content of a JSON file; ValueError with its name where it is damaged or too large."""
+def read_json(path: Path, most: int | None = None) -> Any:
+    """The content of a JSON file; ValueError with its name where it is damaged or has more than
+    `most` bytes (64 MiB).
+    """
+    most = LARGEST_JSON if most is None else most
     with path.open("rb") as file:
         content = file.read(most + 1)  # of /dev/zero, too, which has no size
     if len(content) > most:
@@ -257,6 +260,20 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     try:
         with safe_open(path, "pt") as file:
             return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def mapped_tensors(path: Path) -> dict[str, Tensor]:
+    """The same as `load_tensors`, mapped into memory: what is not read costs nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    check_utf8(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
 

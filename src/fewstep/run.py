@@ -41,6 +41,7 @@ from fewstep.training.start import (
     content,
     held_out,
     lacking,
+    otherwise_encoded,
     renewed,
     told_of,
     unlike,
@@ -106,6 +107,8 @@ class Run(Choice):
         if model is None:
             model = self.teacher.load_for(dataset, seed)
         if isinstance(model, DiffusionModel):
+            if reason := otherwise_encoded(dataset, model):
+                raise ValueError(reason)
             model = with_examples(model, dataset)
         if begin is None:
             begin = model if self.start is None else self.start.load_for(dataset, seed)

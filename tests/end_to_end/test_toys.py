@@ -3,6 +3,7 @@ without a line of the package that knows of them.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +23,7 @@ from fewstep.models.codec import Pixels
 from fewstep.models.folder import load
 from fewstep.models.request import Request
 from fewstep.models.source import Fresh
+from fewstep.training.lock import Lock
 from fewstep.training.log import read_log
 
 FILE = Path(__file__).parents[1] / "toys.py"
@@ -249,6 +251,102 @@ class TestCommandLine:
             main(["sample", "runs/student", "--out", "y.npz"])
         assert ended.value.code == 2
         assert "toys.py" in capsys.readouterr().err
+
+
+class TestCache:
+    CACHE = ("data", "cache", "captioned", "--model", "runs/teacher")
+
+    @pytest.fixture(scope="class")
+    def cache(self, runs):
+        """A folder that the verb has written."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(runs.parent)
+            with pytest.raises(SystemExit) as ended:
+                main([*self.CACHE, "--out", "cache", "--plugin", str(FILE)])
+        assert ended.value.code == 0
+        return runs.parent / "cache"
+
+    def test_a_student_from_the_cache_is_the_one_from_the_data(self, fewstep, home, cache):
+        """The test set is held out as before, and the examples are the same captions."""
+        words = ("data=cached", f"data.path={cache}", "name=again", "trainer.health_every=2")
+        assert fewstep(*STUDENT, *words)[0] == 0
+        again, student = load("runs/again"), load("runs/student")
+        assert again.examples == student.examples
+        for name, tensor in student.denoiser.state_dict().items():
+            assert (again.denoiser.state_dict()[name] - tensor).abs().max() < 1e-5, name
+        lines = zip(
+            read_log(home / "again" / "log.jsonl"), read_log(home / "student" / "log.jsonl")
+        )
+        assert all(abs(a["consistency"] - b["consistency"]) < 1e-5 for a, b in lines)
+        images = [model.generate(prompts="a three", num=2) for model in (again, student)]
+        assert (images[0] - images[1]).abs().max() < 1e-4
+
+    def test_what_is_there_is_kept(self, fewstep, cache):
+        before = (cache / "shard-00000.safetensors").stat().st_mtime_ns
+        code, out, err = fewstep(*self.CACHE, "--out", "cache")
+        assert (code, err) == (0, "")
+        assert "cache: 1,797 of 1,797 rows\n" in out
+        assert (cache / "shard-00000.safetensors").stat().st_mtime_ns == before
+        code, out, _ = fewstep("data", "check", "cache")
+        assert code == 0
+        assert "kind: cached\n" in out
+        assert "rows: 1797 of moments (4×4×4), embedding (3×6), caption\n" in out
+        assert "split test: 382\n" in out
+
+    @pytest.mark.parametrize(
+        ("words", "code", "says"),
+        [
+            (
+                ("--dtype", "fp16", "--out", "cache"),
+                3,
+                "something else: dtype: fp32 -> fp16; choose",
+            ),
+            (("limit=9", "--out", "cache"), 3, "cache is a cache of something else: data: "),
+            (("flip=true", "--out", "cache"), 3, "flip: False -> True"),
+            (("--codec", "digits_teacher", "--out", "cache"), 3, "toy_latents -> pixels"),
+            (("--dtype", "fp8", "--out", "x"), 2, "no dtype 'fp8'; valid: fp16, fp32"),
+            (("--out", "runs"), 2, "runs holds other files"),
+            (("--model", "nowhere", "--out", "x"), 2, "nowhere"),
+            (("holds=[image,label]", "--out", "x"), 2, "toy_words: it reads embedding or caption"),
+        ],
+    )
+    def test_what_is_not_cached(self, fewstep, cache, words, code, says):
+        ended, _, err = fewstep(*self.CACHE, *words)
+        assert (ended, err.count("\n")) == (code, 1)
+        assert says in err
+        assert not (cache.parent / "x" / "index.json").exists()
+
+    def test_nobody_says_the_model(self, fewstep):
+        code, _, err = fewstep("data", "cache", "captioned", "--out", "x")
+        assert (code, err) == (
+            2,
+            "error: --model says whose codec and conditioner encode the data\n",
+        )
+
+    def test_one_process_at_a_time(self, fewstep, home):
+        lock = Lock(home.parent / "busy")
+        lock.take()
+        code, _, err = fewstep(*self.CACHE, "--out", "busy")
+        lock.release()
+        assert code == 3
+        assert "busy is in use by process" in err
+
+    def test_no_room_on_the_disk(self, fewstep, monkeypatch):
+        full = shutil._ntuple_diskusage(10**9, 10**9, 10)
+        monkeypatch.setattr("fewstep.cli.cache.shutil.disk_usage", lambda _: full)
+        code, _, err = fewstep(*self.CACHE, "--out", "full")
+        assert code == 2
+        assert "no space left for the cache: 0.00 MB are free, the cache takes 0." in err
+
+    def test_another_model_is_refused_by_a_run(self, fewstep, cache):
+        words = ("data=cached", f"data.path={cache}", "trainer.seed=3", "name=other")
+        code, _, err = fewstep(*TEACHER, *words)
+        assert code == 2
+        assert "the data were cached with another codec than the model's: weights: " in err
+        parts = ("teacher.codec_from=runs/teacher", "teacher.conditioner_from=runs/teacher")
+        alone = [word for word in (*TEACHER, *words) if "toy_latents" not in word]
+        alone = [word for word in alone if "toy_words" not in word]
+        assert fewstep(*alone, *parts)[0] == 0
 
 
 @pytest.mark.parametrize("holds", [("latent", "embedding"), ("latent", "label"), ("image",)])

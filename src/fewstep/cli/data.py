@@ -7,14 +7,14 @@ from fewstep.cli.configure import source_of
 from fewstep.cli.tables import print_facts
 from fewstep.data.captions import every, told
 from fewstep.data.labels import counts, empty_classes, listed
-from fewstep.models.folder import load
+from fewstep.models.folder import load_conditioner
 from fewstep.models.space import described
 
 
 def check(source: str, overrides: Sequence[str] | None, model: str | None) -> None:
     """Reads all of a data source and says what was found."""
     chosen = source_of(source, overrides or [])
-    reader = None if model is None else load(model).conditioner
+    reader = None if model is None else load_conditioner(model)
     everything = chosen.read()
     everything.verify()
     kept = chosen.choose(everything)

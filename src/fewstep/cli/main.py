@@ -69,9 +69,12 @@ for verb in (
     verbs.check,
 ):
     app.command()(verb)
-data = typer.Typer(help="Looks at data.", no_args_is_help=True, rich_markup_mode=None)
-data.callback()(lambda: None)  # so that `check` stays a word
+data = typer.Typer(
+    help="Looks at data, and encodes them once.", no_args_is_help=True, rich_markup_mode=None
+)
+data.callback()(lambda: None)  # so that a single verb stays a word
 data.command("check")(verbs.data_check)
+data.command("cache")(verbs.data_cache)
 app.add_typer(data, name="data")
 
 

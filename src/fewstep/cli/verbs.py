@@ -254,3 +254,26 @@ def data_check(
     Example: fewstep data check mnist/
     """
     carry_out("data", locals(), "check")
+
+
+def data_cache(
+    source: str = typer.Argument(help="digits, or a file or folder of data."),
+    overrides: list[str] | None = typer.Argument(
+        None, help="As for check: size=512, flip=true …; split is all if not given."
+    ),
+    out: Path = typer.Option(help="The folder to write; an unfinished one goes on."),
+    model: str | None = typer.Option(
+        None, help="Whose codec and conditioner encode: a run's folder, a model's, or a name."
+    ),
+    codec: str | None = typer.Option(None, help="Another model whose codec is meant."),
+    conditioner: str | None = typer.Option(None, help="Another model whose conditioner is meant."),
+    dtype: str = typer.Option("fp32", help="What is stored: fp32 or fp16."),
+    batch: int = typer.Option(16, min=1, help="Pictures or captions at a time."),
+    device: str = typer.Option("auto", help="cpu, cuda, mps …"),
+) -> None:
+    """Encodes pictures and captions once, for trainings that then need neither codec nor text
+    encoder (data=cached data.path=OUT).
+
+    Example: fewstep data cache photos size=512 --model runs/teacher --out photos-cache
+    """
+    carry_out("cache", locals())

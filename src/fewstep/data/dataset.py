@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,15 +16,26 @@ from fewstep.models.space import Column, Space, Text, data_space, image_space
 Rows = dict[str, Any]  # a tensor or a list of texts by column, one entry per row
 
 
+class MadeBy(NamedTuple):
+    """What made the moments and embeddings of a cache. facts: by name, `codec` and `conditioner`
+    among them, None where they were not needed. null: the embedding that means "no condition",
+    (1, *shape), where there is one.
+    """
+
+    facts: Mapping[str, Any]
+    null: Tensor | None
+
+
 class Dataset(ABC):
     """Rows 0 … len - 1 of named columns.
 
-    Known columns: image (uint8, channels × height × width), latent (float32, in model space), label
-    (int64, 0 … classes - 1), caption (text), captions (all of a row, where some have several, of
-    which `caption` is the first), embedding (float32). columns: what an entry of each is. ids: the
-    place of each row in its source, by which splits are chosen. notes: what was found, for `data
-    check`. flip: whether a training sees half of the images mirrored (`drawn`; `rows` never are).
-    in_memory: whether reading rows is not worth a worker.
+    Known columns: image (uint8, channels × height × width), latent (float32, in model space),
+    moments (what a codec draws a latent from), label (int64, 0 … classes - 1), caption (text),
+    captions (all of a row, where some have several, of which `caption` is the first), embedding
+    (floats). columns: what an entry of each is. ids: the place of each row in its source, by which
+    splits are chosen. notes: what was found, for `data check`. flip: whether a training sees half
+    of the images mirrored (`drawn`; `rows` never are). in_memory: whether reading rows is not worth
+    a worker. made_by: of a cache, what made it.
     """
 
     columns: Mapping[str, Column]
@@ -32,6 +43,7 @@ class Dataset(ABC):
     notes: dict[str, str]
     flip: bool
     in_memory: bool
+    made_by: MadeBy | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

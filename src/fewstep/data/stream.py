@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fewstep.data.dataset import Dataset, Rows
 from fewstep.data.reader import Reader
+from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.batch import Batch
 from fewstep.models.codec import CodecModule
@@ -74,19 +75,33 @@ class Stream:
         x0 = self._sample(read, draws)
         shape = self.shape if x0 is None else tuple(x0.shape[1:])
         assert shape is not None, "rows without samples, and nobody said the shape"
-        with torch.no_grad():
-            cond = self.conditioner.to(draws.device)(read)
-        return Batch(cond.to(draws.device), draws, shape, x0)
+        return Batch(self._condition(read, draws.device), draws, shape, x0)
 
     @torch.no_grad()
     def _sample(self, read: Rows, draws: Draws) -> Tensor | None:
-        """Latents as they are stored, images through the codec, or nothing."""
+        """Latents as they are stored, or drawn from their moments; images through the codec; or
+        nothing.
+        """
         if "latent" in read:
             return read["latent"]
+        if "moments" in read:
+            return self.codec.latents(read["moments"].float(), draws.fork("codec"))
         if "image" not in read:
             return None
         images = read["image"].float() / 255
         return self.codec.to(draws.device).encode(images, draws.fork("codec"))
+
+    @torch.no_grad()
+    def _condition(self, read: Rows, device: torch.device) -> Cond:
+        """Embeddings of a cache as they are stored, by the name that the conditioner has for them;
+        else what the conditioner makes of the rows.
+        """
+        made_by, mine = self.dataset.made_by, self.conditioner
+        if made_by is None or "embedding" not in read or "caption" not in mine.spec.reads:
+            return mine.to(device)(read).to(device)
+        (name,) = mine.columns
+        null = {} if made_by.null is None else {name: made_by.null.float()}
+        return Cond({name: read["embedding"].float()}, null).to(device)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

@@ -57,9 +57,9 @@ class DiffusionModel:
 
     def unfit(self, data: Space) -> str | None:
         """Why rows of this data cannot train it or measure it; None where they can."""
-        if data.shape and "latent" in data.columns and tuple(data.shape) != tuple(self.shape):
+        if data.encoded and tuple(data.shape) != tuple(self.shape):
             return f"its samples have the shape {self.shape}, the latents {data.shape}"
-        if data.shape and "image" in data.columns and tuple(data.shape) != self.image_shape:
+        if data.shape and not data.encoded and tuple(data.shape) != self.image_shape:
             return f"it makes samples of shape {self.image_shape}, the data has {data.shape}"
         return self.conditioner.spec.unfit(data)
 

@@ -132,7 +132,7 @@ class Fresh(ModelSource):
             conditioner = self._conditioner(data)
         if reason := conditioner.spec.unfit(data):
             raise ValueError(f"the conditioner {kind_of(type(conditioner.spec))}: {reason}")
-        shape = data.shape if "latent" in data.columns else codec.spec.shape(data.shape)
+        shape = data.shape if data.encoded else codec.spec.shape(data.shape)
         space = Space(tuple(shape), conditioner.columns)
         if type(self.network).__module__.startswith("fewstep."):
             sizes = shapes_of(lambda: self.network.build(space))

@@ -30,6 +30,16 @@ class Vectors(Column):
 
 
 @dataclass(frozen=True)
+class Moments(Column):
+    """What a codec knows of a picture before it draws a latent from it: floats of this shape."""
+
+    shape: tuple[int, ...] = ()
+    """Of one entry."""
+    latent: tuple[int, ...] = ()
+    """Of a latent."""
+
+
+@dataclass(frozen=True)
 class Classes(Column):
     """A whole number 0 … num - 1."""
 
@@ -53,8 +63,9 @@ class Texts(Column):
 class Space:
     """The shape of a sample, and the columns that stand beside it.
 
-    Of data: the shape is that of its `latent` or `image` column, () where it has neither (prompts
-    only). Of a network: the shape of x, and the columns of the condition that it reads.
+    Of data: the shape is that of its `latent`, of what is drawn from its `moments`, or of its
+    `image`; () where it has none of them (prompts only). Of a network: the shape of x, and the
+    columns of the condition that it reads.
     """
 
     shape: tuple[int, ...] = ()
@@ -66,6 +77,11 @@ class Space:
         label = self.columns.get("label")
         return label.num if isinstance(label, Classes) else 0
 
+    @property
+    def encoded(self) -> bool:
+        """Whether the samples of data are in model space, as a codec makes them."""
+        return "latent" in self.columns or "moments" in self.columns
+
 
 def labelled(shape: tuple[int, ...], classes: int = 0, null: bool = False) -> Space:
     """Samples of this shape with class labels (0 classes: without)."""
@@ -74,8 +90,10 @@ def labelled(shape: tuple[int, ...], classes: int = 0, null: bool = False) -> Sp
 
 def data_space(columns: Mapping[str, Column]) -> Space:
     """The space of rows with these columns."""
-    sample = columns.get("latent", columns.get("image"))
+    sample = columns.get("latent") or columns.get("moments") or columns.get("image")
     shape = sample.shape if isinstance(sample, Image | Vectors) else ()
+    if isinstance(sample, Moments):
+        shape = sample.latent
     return Space(tuple(shape), columns)
 
 
@@ -93,7 +111,7 @@ def described(columns: Mapping[str, Column]) -> str:
     for name, column in columns.items():
         if isinstance(column, Classes):
             words.append(f"{name} ({column.num} classes)")
-        elif isinstance(column, Image | Vectors):
+        elif isinstance(column, Image | Vectors | Moments):
             words.append(f"{name} ({'×'.join(map(str, column.shape))})")
         else:
             words.append(name)

@@ -3,13 +3,11 @@ same when the run goes on.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from fewstep.choice import Choice, kind_of
+from fewstep.choice import Choice, kind_of, plain
+from fewstep.data.caching import part_facts
 from fewstep.data.dataset import Dataset, texts
 from fewstep.data.labels import empty_classes, listed
 from fewstep.data.source import Source
@@ -17,9 +15,13 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import option_errors
 from fewstep.learning.method import Method
 from fewstep.models.bundle import DiffusionModel
+from fewstep.models.codec import CodecModule
+from fewstep.models.conditioner import ConditionerModule
+from fewstep.models.fingerprint import weights_hash
 from fewstep.models.network import Network
 from fewstep.models.space import described
 from fewstep.text import in_one_line
+from fewstep.training.config import difference
 
 USUAL = {"source", "files", "images file", "class names"}  # notes on data that all of a kind have
 
@@ -86,17 +88,32 @@ def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
     return None
 
 
+def otherwise_encoded(dataset: Dataset, model: DiffusionModel) -> str | None:
+    """Why rows of a cache are not what this model would make of the data; None where they are, or
+    come from no cache.
+    """
+    if dataset.made_by is None:
+        return None
+    parts: dict[str, CodecModule | ConditionerModule] = {}
+    if "moments" in dataset.columns:
+        parts["codec"] = model.codec
+    if "caption" in model.conditioner.spec.reads and "embedding" in dataset.columns:
+        parts["conditioner"] = model.conditioner
+    for name, module in parts.items():
+        now = part_facts(module)
+        old = dataset.made_by.facts.get(name)
+        was = renewed(now, old) if old else old
+        if was != plain(now):
+            told = difference(was, plain(now))
+            return f"the data were cached with another {name} than the model's: {told}"
+    return None
+
+
 def content(model: DiffusionModel) -> dict[str, Any]:
     """What a model is, wherever it lies: a hash of its weights, and its parts."""
     denoiser = model.denoiser
-    digest = hashlib.sha256()
-    for module in (denoiser.network, model.codec, model.conditioner):
-        for name, tensor in module.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
     return {
-        "weights": digest.hexdigest()[:16],
+        "weights": weights_hash(denoiser.network, model.codec, model.conditioner),
         "network": denoiser.network.spec,
         "process": denoiser.process,
         "own": denoiser.own,
@@ -105,13 +122,6 @@ def content(model: DiffusionModel) -> dict[str, Any]:
         "conditioner": model.conditioner.spec,
         "guidance": model.guidance._asdict(),
     }
-
-
-def plain(now: Any) -> Any:
-    """Choices, alone or by name, as a file holds them."""
-    if isinstance(now, Mapping):
-        return {name: plain(value) for name, value in now.items()}
-    return now.dump() if isinstance(now, Choice) else now
 
 
 def renewed(now: Any, old: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.choice import plain
 from fewstep.errors import RefusedError
 from fewstep.learning.method import Clock, Data, Method
 from fewstep.learning.roles import roles_of
@@ -23,7 +24,7 @@ from fewstep.training.seen import Observer, Seen
 from fewstep.training.signals import Signals
 from fewstep.training.skips import Skips
 from fewstep.training.spikes import ROLL_BACKS, SpikeError, Spikes
-from fewstep.training.start import plain, renewed
+from fewstep.training.start import renewed
 from fewstep.training.state import State
 from fewstep.training.step import Step
 
