@@ -35,7 +35,7 @@ AS_PICTURES = ("size", "channels", "on_bad")  # options of a source that say how
 
 def evaluate(
     what: str,
-    options: Sequence[str] | None,
+    options: list[str] | None,
     reference: str,
     measures: str | None,
     features: str | None,
