@@ -62,7 +62,7 @@ def diffusers(path, weights="diffusion_pytorch_model.safetensors"):
 
 def pipeline(path):
     diffusers(path / "unet")
-    (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
 
 
 def damaged_pipeline(path):
@@ -100,7 +100,7 @@ CASES = [
     ("model.onnx", of_nothing, ["by its name (.onnx) a file of weights", WRAP]),
     ("mine.zip", of_zip, ["mine.zip is a file"]),
     ("mine.txt", of_nothing, ["mine.txt is a file"]),
-    ("sd", pipeline, ["a pipeline of diffusers (StableDiffusionPipeline)", WRAP]),
+    ("sd", pipeline, ["a pipeline of diffusers (StableDiffusionXLPipeline)", WRAP]),
     ("odd", damaged_pipeline, ["a pipeline of diffusers:", WRAP]),
     ("unet", diffusers, ["a model of diffusers (UNet2DConditionModel)", WRAP]),
     ("weights", folder_of_ckpt, ["v1-5-pruned.ckpt", "a checkpoint of PyTorch", WRAP]),

@@ -5,18 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.tiny_diffusion import TINY, TINY_UNET
+from tests.tiny_diffusion import DATA, TINY, TINY_UNET
 
 from fewstep.choice import replaced
 from fewstep.models.folder import load
 from fewstep.models.source import Fresh, ModelSource, Saved
-from fewstep.models.space import Image, Space, Text
 from fewstep.training.start import content
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
-
-DATA = Space((3, 8, 8), {"image": Image((3, 8, 8)), "caption": Text()})
 
 
 @pytest.fixture(scope="module")

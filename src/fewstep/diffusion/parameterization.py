@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -132,6 +133,17 @@ class SamplePrediction(Parameterization):
     def __call__(self, process: Process, t: Time) -> Coefficients:
         one = torch.ones_like(process.alpha(t))
         return Coefficients(torch.zeros_like(one), one, one)
+
+
+def predicted(scheduler: Mapping[str, Any]) -> Parameterization:
+    """What the networks of a scheduler's configuration (diffusers') predict. ValueError for what is
+    not known.
+    """
+    kinds = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": SamplePrediction()}
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind not in kinds:
+        raise ValueError(f"no network is known that predicts {str(kind)[:40]!r}")
+    return kinds[kind]
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,8 @@ class VariancePreservingTable(Process):
     """beta of the last row."""
     schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
     """What is linear in the index: beta, or its square root (scaled_linear)."""
+    zero_snr: bool = False
+    """Moves the alphas so that the last row is pure noise (arXiv:2305.08891); the first stays."""
     t_min: float = 0.0
     t_max: float | None = None  # type: ignore[assignment]
     """The largest time: where sampling begins. none: the table's last index, size - 1."""
@@ -252,7 +254,11 @@ class VariancePreservingTable(Process):
         cpu = torch.device("cpu")
         betas = torch.linspace(first, last, self.size, dtype=torch.float64, device=cpu) ** power
         log_alpha2 = torch.log1p(-betas).cumsum(0)
-        angles = torch.atan2(torch.sqrt(-torch.expm1(log_alpha2)), torch.exp(0.5 * log_alpha2))
+        alpha, sigma = torch.exp(0.5 * log_alpha2), torch.sqrt(-torch.expm1(log_alpha2))
+        if self.zero_snr:
+            alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+            sigma = torch.sqrt(1 - alpha**2)
+        angles = torch.atan2(sigma, alpha)
         return torch.cat([torch.zeros_like(angles[:1]), angles])
 
     def at(self, t: Time) -> NoiseSchedule:

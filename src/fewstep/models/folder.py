@@ -32,6 +32,7 @@ from fewstep.finite import check_saved
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, CodecModule
 from fewstep.models.conditioner import Conditioner, ConditionerModule
+from fewstep.models.families import load_recognised
 from fewstep.models.foreign import foreign
 from fewstep.models.network import Network
 from fewstep.models.size import MOST_NUMBERS, MOST_TENSORS, at_most, numbers_in, shapes_of
@@ -273,6 +274,8 @@ def load_conditioner(source: str | Path) -> ConditionerModule:
 
 def _part(source: str | Path, family: type[Codec | Conditioner], key: str, file: str) -> Any:
     folder = folder_of(source)
+    if (found := load_recognised(folder)) is not None:
+        return getattr(found, key)
     if not (folder / "model.json").is_file():
         reason = foreign(folder) or f"{folder} is no model folder: it has no model.json"
         raise FileNotFoundError(reason)
@@ -299,6 +302,10 @@ def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
     folder = place(source)
     if not folder.exists():
         return load_folder(shipped_folder(source), ema)
+    if (found := load_recognised(folder)) is not None:
+        if ema is not None:
+            raise ValueError(f"{folder} has no weights {ema!r}; it has: only its own")
+        return found
     if not folder.is_dir():
         known = f"{folder} is a file; a model is a folder with model.json and its weights"
         raise ValueError(foreign(folder) or known)

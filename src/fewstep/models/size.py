@@ -53,11 +53,18 @@ def at_most(tensors: int, numbers: float = math.inf) -> Iterator[None]:
             hook.remove()
 
 
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Within the block modules are made without memory for their weights, and nothing is drawn."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _Bare():
+        yield
+
+
 def shapes_of(build: Callable[[], Any], most: int = MOST_TENSORS) -> dict[str, list[int]]:
     """The shapes, by name, of the weights of the module that `build` would make; it takes no
     memory. ValueError where it would have more than `most`, or sizes that no tensor has.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _Bare(), at_most(most):
+    with without_memory(), at_most(most):
         try:
             module = build()
         except (RuntimeError, TypeError, OverflowError) as error:
