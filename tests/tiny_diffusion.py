@@ -23,6 +23,7 @@ TINY_UNET = UNet2dCondition(
 
 TINY = Fresh(network=TINY_UNET, codec=TINY_AUTOENCODER, conditioner=TINY_CLIP)
 DATA = Space((3, 8, 8), {"image": Image((3, 8, 8)), "caption": Text()})
+PROMPTS = ["a red circle", "two blue squares"]
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PNDM = {**SD, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
 """The scheduler of Stable Diffusion 1.5; 2.1 has it with v_prediction."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.tiny_diffusion import PNDM, SD, TINY_UNET, tiny_pipeline
+from tests.tiny_diffusion import PNDM, PROMPTS, SD, TINY_UNET, tiny_pipeline
 
 from fewstep.choice import replaced
 from fewstep.diffusion.conditioning import Cond
@@ -20,7 +20,7 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-PROMPTS = ["a red circle", "two blue squares"]
+
 TRAILING = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
 SCHEDULES = {
     "PNDMScheduler": PNDM,

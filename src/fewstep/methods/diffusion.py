@@ -44,6 +44,12 @@ class Diffusion(Method):
         return self.Nets(clone("student"))
 
     def towards(self, model: Any) -> Method:
+        if reason := model.distilled:
+            raise ValueError(
+                f"the model is a few-step one already ({reason}), and plain fine-tuning would make "
+                f"it slow again: train the base that it was made from and carry the LoRA over, "
+                f"train beside an adapter that assists, or distil the base again after its training"
+            )
         if "guidance" in model.denoiser.inputs:
             raise ValueError("the network reads its guidance, which diffusion does not train")
         return self

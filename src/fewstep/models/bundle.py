@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.choice import kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
-from fewstep.diffusion.samplers import Sampler
+from fewstep.diffusion.parameterization import Boundary
+from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.models.codec import CodecModule
 from fewstep.models.conditioner import ConditionerModule
 from fewstep.models.request import Answer, Request
@@ -49,6 +51,16 @@ class DiffusionModel:
     def image_shape(self) -> tuple[int, ...]:
         """Of its images, (channels, height, width)."""
         return self.codec.spec.image_shape(self.shape)
+
+    @property
+    def distilled(self) -> str:
+        """By what it is seen to be a few-step model already; '' for others."""
+        if told := self.card.get("distilled"):
+            return str(told)
+        if isinstance(self.denoiser.parameterization, Boundary):
+            return "it is a consistency model"
+        few = not isinstance(self.sampler, Ode)
+        return f"its sampler is {kind_of(type(self.sampler))}" if few else ""
 
     @property
     def classes(self) -> int:

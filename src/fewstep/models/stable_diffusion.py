@@ -66,8 +66,8 @@ def load(path: Path) -> DiffusionModel:
     """
     with _errors_of(path):
         pipeline = _read_folder(path) if path.is_dir() else _read_file(path)
+        conditioner = _conditioner(pipeline.text_encoder, pipeline.tokenizer)
     schedule = _plain(pipeline.scheduler.config)
-    conditioner = _conditioner(pipeline.text_encoder, pipeline.tokenizer)
     codec = _around(
         AutoencoderKl(own_options(_plain(pipeline.vae.config), autoencoder_kl.CLASS)), pipeline.vae
     )
@@ -210,6 +210,12 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def _conditioner(encoder: Any, tokenizer: Any) -> Any:
+    """ValueError for another tokenizer than the text encoder's: where its files are missing
+    transformers makes one that knows no word.
+    """
+    mine, theirs = encoder.config.vocab_size, len(tokenizer)
+    if mine != theirs:
+        raise ValueError(f"its tokenizer has {theirs} tokens, its text encoder {mine}")
     options = own_options(encoder.config.to_dict(), clip_text.CONFIG)
     content = tokenizer_bytes(tokenizer, options["max_position_embeddings"])
     made = _around(ClipText(options, tokenizer=len(content)), encoder)

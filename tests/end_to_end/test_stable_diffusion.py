@@ -1,0 +1,81 @@
+"""From a pipeline's folder of diffusers to a student, by the command line alone."""
+
+import pytest
+import torch
+from tests.tiny_diffusion import PROMPTS, TINY_UNET, tiny_pipeline
+
+from fewstep.choice import replaced
+from fewstep.cli.main import main
+from fewstep.models.folder import load
+from fewstep.training.log import read_log
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+RUN = """
+data: {kind: shapes, num: 32}
+teacher: sd
+trainer:
+  {steps: 1, batch: 4, device: cpu, health_every: 0,
+  optimizer: {kind: adam_w, lr: 0.01}, schedule: {kind: constant, warmup: 0}}
+method: {kind: %s}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder that holds `sd`, of 32×32 pictures."""
+    path = tmp_path_factory.mktemp("home")
+    wide = replaced(TINY_UNET, config={**TINY_UNET.config, "sample_size": 16})
+    tiny_pipeline(network=wide).save_pretrained(path / "sd")
+    return path
+
+
+@pytest.fixture
+def fewstep(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+
+    def call(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out = capsys.readouterr()
+        return ended.value.code, out.out, out.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["diffusion", "consistency_distillation", "latent_consistency", "multi_boundary", "dmd2"],
+)
+def test_a_step_of_training(home, fewstep, method):
+    """The student has the teacher's parts, another U-Net, and makes pictures of prompts."""
+    (home / f"{method}.yaml").write_text(RUN % method)
+    code, _, told = fewstep("train", f"{method}.yaml")
+    assert code == 0, told
+    folder = home / "runs" / method
+    [line] = read_log(folder / "log.jsonl")
+    assert all(value == value for value in line.values() if isinstance(value, float))
+    student, teacher = load(folder), load(home / "sd")
+    assert student.shape == (4, 16, 16)
+    for name in ("codec", "conditioner"):
+        mine, theirs = (getattr(model, name).state_dict() for model in (student, teacher))
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    weights, before = (m.denoiser.network.state_dict() for m in (student, teacher))
+    assert max((weights[key] - before[key]).abs().max() for key in before) > 1e-3
+    out = home / f"{method}.npz"
+    words = ("--prompt", PROMPTS[0], "--num", "2", "--out", str(out))
+    code, _, told = fewstep("sample", f"runs/{method}", *words)
+    assert code == 0, told
+    assert out.is_file()
+
+
+def test_what_inspect_says(home, fewstep):
+    code, told, _ = fewstep("inspect", "sd")
+    assert code == 0
+    assert "unet_2d_condition" in told
+    assert "caption" in told
+    assert "PNDMScheduler" in told
+    assert "stable_diffusion" in told
