@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.diffusion.denoiser import Denoiser
-from fewstep.models.adapters import Adaptation, View, around, around_same_tensors
+from fewstep.models.adapters import Adaptation, View, around_same_tensors
 
 
 class LowRank(nn.Module):
@@ -41,27 +40,10 @@ class LowRankView(View):
     """The network of others with a low-rank addition on each linear and convolution layer."""
 
     def __init__(self, network: nn.Module, rank: int):
-        super().__init__()
-        self.inside: Any = network
-        self.spec = getattr(network, "spec", None)
+        super().__init__(network)
         for name, layer in list(network.named_modules()):
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 _replace(network, name, LowRank(layer, rank))
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.inside.inputs
-
-    @property
-    def checkpointing(self) -> bool:
-        return self.inside.checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self.inside.checkpointing = on
-
-    def forward(self, *arguments: Any) -> Tensor:
-        return self.inside(*arguments)
 
     def shared(self) -> list[Tensor]:
         own = {
@@ -94,20 +76,7 @@ class LowRanks(Adaptation):
     rank: int = 2
     apart: bool = False
 
-    def clones(self, default: Denoiser, seed: int = 0, dropout: float | None = None) -> Any:
-        def clone(
-            name: str,
-            of: Denoiser | None = None,
-            inputs: Any = (),
-            parameterization: Any = None,
-            dropout: float | None = None,
-        ) -> Denoiser:
-            source = default if of is None else of
-            assert set(inputs) <= set(source.inputs)
-            network = copy.deepcopy(source.network) if self.apart else source.network
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                view = LowRankView(around_same_tensors(network), self.rank)
-            return around(view, source, parameterization)
-
-        return clone
+    def adapted(self, network: nn.Module, inputs: Any) -> LowRankView:
+        assert not inputs
+        network = copy.deepcopy(network) if self.apart else network
+        return LowRankView(around_same_tensors(network), self.rank)

@@ -27,6 +27,7 @@ FORBIDDEN = {errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF}
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 DAY = 86400.0
 LARGEST_JSON = 64 << 20
+FACTS = "fewstep"  # the key of a safetensors header that holds facts of ours, as JSON
 _writing: set[str] = set()  # what this process writes now
 IN_RUNS = re.compile(r"\.(?:tmp|del)-(?:step-\d+-)?\d+(?:-.+)?")
 OURS = re.compile(r"\.(?:tmp|del)-(\d+)-([0-9a-f]{6})-fewstep-[0-9a-f]{8}")
@@ -215,9 +216,14 @@ def new_folder(path: Path) -> Iterator[Path]:
             remove(old)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> None:
     """A safetensors file that is not there yet. safetensors gives its files mode 0600, whatever
     the umask: mended here.
+
+    facts: what its header tells beside the tensors, under one key, for safetensors writes keys in
+    any order.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -225,7 +231,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with path.open("xb") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777
     try:
-        save_file({k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}, path)
+        held = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+        save_file(held, path, None if facts is None else {FACTS: json.dumps(facts)})
     except SafetensorError as error:
         raise OSError(f"{path} could not be written: {error}") from None
     _set_mode(path, mode)
@@ -276,6 +283,23 @@ def mapped_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def tensor_facts(path: Path) -> dict[str, Any]:
+    """What `save_tensors` noted beside the tensors; empty for none. Errors as `load_tensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    check_utf8(path)
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get(FACTS, "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: its facts are no mapping")
+    return found
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -138,6 +138,9 @@ class Run(Choice):
             kind = kind_of(type(self.method))
             raise ValueError(f"{kind} does not train the model of teacher={self.teacher.dump()}")
         if not isinstance(model, DiffusionModel):
+            if not isinstance(self.adaptation, FullCopy):
+                chosen = kind_of(type(self.adaptation))
+                raise ValueError(f"{kind_of(type(self.method))} trains all weights: no {chosen}")
             return self.method
         if reason := unlike(begin.denoiser, model.denoiser):
             raise ValueError(f"start: {reason}")
@@ -318,6 +321,7 @@ def _card(run: Run, ready: Prepared) -> dict[str, Any]:
         data["classes_without_images"] = empty
     return {
         "method": run.method.dump(),
+        "adaptation": run.adaptation.dump(),
         "trainer": run.trainer.dump(),
         "data": data,
         "ema": run.trainer.ema[0],

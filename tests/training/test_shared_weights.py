@@ -23,6 +23,7 @@ from fewstep.run import Run, distil
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import Sgd
+from fewstep.training.precision import MODES
 from fewstep.training.state import State
 
 METHODS = {
@@ -46,11 +47,18 @@ def trained_bits(tensors):
 @METHOD
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_base_is_stored_once_and_keeps_every_bit(method, precision):
+    """Where the mode has a type for what trains, the base is a cast copy, one for all."""
     of = model()
     base = dict(of.denoiser.network.named_parameters())
     before = trained_bits(base)
     one = shared(method, of, precision=precision, steps=6)
-    places = {p.data_ptr() for p in base.values()}
+    handed = {p.data_ptr() for p in base.values()}
+    frozen = [t for t in borrowed(one.nets.student) if isinstance(t, torch.nn.Parameter)]
+    places, cast = {p.data_ptr() for p in frozen}, MODES[precision][0]
+    assert len(places) == len(handed)
+    assert (places == handed) if cast is None else not (places & handed)
+    assert {p.dtype for p in frozen} == {cast or torch.float32}
+    lent_before = [bits(p.detach().view(torch.uint8)) for p in frozen]
     views = [m for m in one.state.modules.values() if isinstance(m.network, LowRankView)]
     assert len(views) >= 1
     for module in one.state.modules.values():
@@ -58,11 +66,13 @@ def test_the_base_is_stored_once_and_keeps_every_bit(method, precision):
         assert places <= found
         own = {p.data_ptr() for p in own_parameters(module).values()}
         if module in views:
+            assert {p.dtype for p in own_parameters(module).values()} == {torch.float32}
             assert found == places | own
             assert not places & own
     one.fit()
     assert trained_bits(base) == before
-    assert {p.data_ptr() for p in base.values()} == places
+    assert {p.data_ptr() for p in base.values()} == handed
+    assert [bits(p.detach().view(torch.uint8)) for p in frozen] == lent_before
     moved = own_parameters(one.nets.student)
     assert any(p.any() for key, p in moved.items() if key.endswith("up"))
 

@@ -96,6 +96,8 @@ def show(run: Run, plan: Plan) -> None:
         ("role", "when", "MiB"),
         [(r, w, f"{_mib(size)}") for r, w, size in [*roles, ("peak", "", plan.peak)]],
     )
+    learn = [f"{count:,} parameters of {name}" for name, count in plan.trained.items()]
+    print(f"trained: {', '.join(learn)}")
     trainer, passes = run.trainer, math.ceil(plan.share / plan.rows)
     threads = torch.get_num_threads()
     gpu = pick_device(trainer.device).type == "cuda"

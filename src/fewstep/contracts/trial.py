@@ -19,6 +19,7 @@ from fewstep.diffusion.samplers import Sampler
 from fewstep.learning.batch import Batch
 from fewstep.learning.dropout import seeded, without_dropout
 from fewstep.learning.method import Clock, Losses, Method, Update
+from fewstep.models.adapters import Adaptation, FullCopy
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.source import Fresh
 from fewstep.models.unet import UNet
@@ -42,10 +43,13 @@ class Tried(NamedTuple):
 
 
 class Trial:
-    """A method with its defaults, a new object for every run, and what its laws need again."""
+    """A method with its defaults, a new object for every run, and what its laws need again.
 
-    def __init__(self, cls: type[Method]):
-        self.cls = cls
+    adaptation: how the method's networks are made; full copies if not given.
+    """
+
+    def __init__(self, cls: type[Method], adaptation: Adaptation | None = None):
+        self.cls, self.adaptation = cls, adaptation or FullCopy()
 
     @functools.cached_property
     def rows(self) -> int:
@@ -71,7 +75,8 @@ class Trial:
             "ema": (0.5,),
             "device": "cpu",
         }
-        run = Run(Digits(), self.cls(), trainer=TrainerConfig(**(options | config)))
+        chosen = TrainerConfig(**(options | config))
+        run = Run(Digits(), self.cls(), adaptation=self.adaptation, trainer=chosen)
         trainer = run.prepared(digits(), model=model, folder=folder).trainer
         return Tried(model, trainer, weights(trainer))
 

@@ -18,6 +18,7 @@ from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 from fewstep.learning.dropout import SharedDropout
 from fewstep.learning.method import Clock
 from fewstep.learning.weights import data_share
+from fewstep.models.adapters import View
 from fewstep.models.network import ConditionedModule
 
 
@@ -128,6 +129,8 @@ class Difference(Tangent):
         number for it.
         """
         process, network = denoiser.own, denoiser.network
+        if isinstance(network, View):
+            network = network.inside
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(time, speed)
             angle = denoiser.process.angle(dual)

@@ -9,19 +9,40 @@ from.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.choice import Choice
+from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Parameterization
+from fewstep.diffusion.types import Sample, Time
+
+
+class Addition(NamedTuple):
+    """What a view adds to the network of others, as a file of its own.
+
+    tensors: by PEFT's keys, the path of the layer and lora_A or lora_B. facts: rank, alpha,
+    targets, the fingerprint of the base, the inputs that were added beside it, and whether this
+    addition is the whole of what was trained.
+    """
+
+    tensors: Mapping[str, Tensor]
+    facts: dict[str, Any]
 
 
 class View(nn.Module, ABC):
-    """A network of which a part belongs to others."""
+    """A network of which a part belongs to others. It is called, and says what it reads, as the
+    network inside.
+    """
+
+    def __init__(self, inside: nn.Module):
+        super().__init__()
+        self.inside: Any = inside
 
     @abstractmethod
     def shared(self) -> list[Tensor]:
@@ -33,11 +54,52 @@ class View(nn.Module, ABC):
         saved.
         """
 
+    def addition(self) -> Addition | None:
+        """What is saved beside the merged network; None for nothing."""
+        return None
+
+    @property
+    def spec(self) -> Any:
+        """The options of the merged network."""
+        return self.inside.spec
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads beside x and t."""
+        found: tuple[str, ...] = self.inside.inputs
+        return found
+
+    @property
+    def taps(self) -> Mapping[str, int]:
+        """The sub-modules whose output a discriminator reads, with their channels."""
+        return {f"inside.{name}": size for name, size in self.inside.taps.items()}
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return bool(self.inside.checkpointing)
+
+    @checkpointing.setter
+    def checkpointing(self, on: bool) -> None:
+        self.inside.checkpointing = on
+
+    def forward(self, x: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        """The raw output F."""
+        found: Sample = self.inside(x, t, cond, s)
+        return found
+
 
 class Adaptation(Choice, ABC):
     """How a run makes the networks that its method clones."""
 
+    folder: ClassVar[str | None] = "fewstep.models"
+
     @abstractmethod
+    def adapted(self, network: nn.Module, inputs: Set[str]) -> nn.Module:
+        """A network that begins equal to this one, and also reads these inputs. Random numbers come
+        from the global state.
+        """
+
     def clones(
         self, default: Denoiser, seed: int = 0, dropout: float | None = None
     ) -> Callable[..., Denoiser]:
@@ -46,6 +108,7 @@ class Adaptation(Choice, ABC):
         default: what is cloned where the method names nothing else (the start of the student:
         usually the teacher). dropout: of the clones, where it differs from the source's.
         """
+        return _Clones(self, default, seed, dropout)
 
 
 @dataclass(frozen=True)
@@ -54,14 +117,16 @@ class FullCopy(Adaptation):
     zero-initialised under the seed.
     """
 
-    def clones(
-        self, default: Denoiser, seed: int = 0, dropout: float | None = None
-    ) -> Callable[..., Denoiser]:
-        return _Copies(default, seed, dropout)
+    def adapted(self, network: nn.Module, inputs: Set[str]) -> nn.Module:
+        if inputs:
+            wider: nn.Module = network.with_inputs(inputs)  # type: ignore[operator]
+            return wider
+        return copy.deepcopy(network)
 
 
 @dataclass(eq=False)
-class _Copies:
+class _Clones:
+    adaptation: Adaptation
     default: Denoiser
     seed: int
     dropout: float | None
@@ -74,17 +139,14 @@ class _Copies:
         parameterization: Parameterization | None = None,
         dropout: float | None = None,
     ) -> Denoiser:
-        """A denoiser named `name`, equal to `of` but for the parameterization, which shares no
-        storage with it.
+        """A denoiser named `name`, equal to `of` but for the parameterization. The two share no
+        storage, but for what a view shares.
         """
         source = self.default if of is None else of
         missing = set(inputs) - set(source.inputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            if missing:
-                network = source.network.with_inputs(missing)  # type: ignore[operator]
-            else:
-                network = copy.deepcopy(source.network)
+            network = self.adaptation.adapted(source.network, missing)
         dropout = self.dropout if dropout is None else dropout
         for module in network.modules():
             if isinstance(module, nn.Dropout) and dropout is not None:
@@ -120,9 +182,7 @@ def own_state(module: nn.Module) -> dict[str, Tensor]:
     """`state_dict()` of a module without what belongs to others."""
     others = {id(tensor) for tensor in borrowed(module)}
     state = module.state_dict()
-    parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    for name, tensor in (*parameters, *buffers):
+    for name, tensor in tensors_of(module).items():
         if id(tensor) in others:
             state.pop(name, None)
     return state
@@ -133,15 +193,30 @@ def copied(module: nn.Module) -> nn.Module:
     return _copied_but(module, borrowed(module))
 
 
-def around_same_tensors(network: nn.Module) -> nn.Module:
+def around_same_tensors(network: nn.Module, inputs: Set[str] = frozenset()) -> nn.Module:
     """A module tree of its own (its mode, its dropout, its hooks) around the network's very
-    parameters and buffers: what a view begins with.
+    parameters and buffers: what a view begins with. inputs: that it also reads; what is new for
+    them, or begins with other numbers, is its own.
     """
-    return _copied_but(network, [*network.parameters(), *network.buffers()])
+    before = tensors_of(network)
+    if not inputs:
+        return _copied_but(network, list(before.values()))
+    wider: nn.Module = network.with_inputs(inputs)  # type: ignore[operator]
+    for name, tensor in tensors_of(wider).items():
+        if name in before and torch.equal(tensor, before[name]):
+            owner, _, last = name.rpartition(".")
+            setattr(wider.get_submodule(owner), last, before[name])
+    return wider
 
 
 def _copied_but(module: nn.Module, kept: list[Tensor]) -> nn.Module:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in kept})
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers by all their names."""
+    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    return found | dict(module.named_buffers(remove_duplicate=False))
 
 
 def merged(module: nn.Module) -> nn.Module:
@@ -149,3 +224,10 @@ def merged(module: nn.Module) -> nn.Module:
     if isinstance(module, Denoiser) and isinstance(module.network, View):
         return around(module.network.merged(), module)
     return module
+
+
+def addition(module: nn.Module) -> Addition | None:
+    """What is saved of a denoiser beside `merged`: of a view its addition alone."""
+    if isinstance(module, Denoiser) and isinstance(module.network, View):
+        return module.network.addition()
+    return None

@@ -16,6 +16,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Boundary
 from fewstep.diffusion.samplers import Ode, Sampler
+from fewstep.models.adapters import Addition
 from fewstep.models.codec import CodecModule
 from fewstep.models.conditioner import ConditionerModule
 from fewstep.models.request import Answer, Request
@@ -28,6 +29,8 @@ class DiffusionModel:
 
     shape: of a sample in model space, (channels, height, width). card: plain facts (method, data,
     metrics), saved. variants: other weights of the same network by name (EMA decays), saved beside.
+    additions: of weights that are a base and something added to it, that alone, by the same names,
+    "" for the model's own; saved beside.
     examples: what to ask for where nobody says, by column: a few captions of the data; the classes
     that were trained, where the data had no images of some.
     """
@@ -40,6 +43,7 @@ class DiffusionModel:
     guidance: Guidance = field(default_factory=Guidance)
     card: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    additions: dict[str, Addition] = field(default_factory=dict)
     examples: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
@@ -104,6 +108,7 @@ class DiffusionModel:
             guidance=guidance,
             card=card,
             variants=variants,
+            additions={},
         )
 
     def asked_of(self, first: int, num: int) -> dict[str, Any]:

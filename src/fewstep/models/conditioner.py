@@ -129,12 +129,13 @@ class LabelsModule(ConditionerModule):
     def check(self, asked: Mapping[str, Any]) -> None:
         if "label" not in asked:
             raise ValueError("this model needs class labels")
-        labels = [int(label) for label in asked["label"] if label is not None]
+        labels = self.numbers([label for label in asked["label"] if label is not None])
         if len(labels) < len(asked["label"]) and not self.null:
             raise ValueError("this model knows no image without a label")
-        if labels and not 0 <= min(labels) <= max(labels) < self.classes:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(
-                f"labels must lie in 0 … {self.classes - 1}, got {min(labels)} … {max(labels)}"
+                f"labels must lie in 0 … {self.classes - 1}, got {int(labels.min())} … "
+                f"{int(labels.max())}"
             )
 
     def numbers(self, column: Any) -> Tensor:

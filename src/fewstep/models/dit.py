@@ -7,7 +7,9 @@ the second, cosines before sines in each; the published ones have the column fir
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +51,10 @@ class Dit(Network):
     """Dropout inside the blocks."""
     time_input: TimeInput | None = None
     extra: tuple[str, ...] = ()
+    adapted: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ("qkv", "attention.proj"),
+        "all": ("qkv", "attention.proj", "mlp.0", "mlp.2", "modulation.1"),
+    }
 
     def build(self, space: Space) -> NetworkModule:
         shape = tuple(space.shape)

@@ -25,10 +25,12 @@ from fewstep.files import (
     read_json,
     save_tensors,
     sha256,
+    tensor_facts,
     tensor_shapes,
     write_json,
 )
 from fewstep.finite import check_saved
+from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, CodecModule
 from fewstep.models.conditioner import Conditioner, ConditionerModule
@@ -43,6 +45,7 @@ from fewstep.text import place
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 VARIANT = "model-{}.safetensors"  # of one average, by its decay
+ADDITION, ADDITION_VARIANT = "lora.safetensors", "lora-{}.safetensors"  # without the base
 CODEC, CONDITIONER = "codec.safetensors", "conditioner.safetensors"  # where these have weights
 
 
@@ -64,6 +67,9 @@ def save_folder(model: DiffusionModel, folder: Path) -> None:
         save_tensors(beside / WEIGHTS, state)
         for name, tensors in model.variants.items():
             save_tensors(beside / VARIANT.format(name), tensors)
+        for name, (tensors, facts) in model.additions.items():
+            file = ADDITION_VARIANT.format(name) if name else ADDITION
+            save_tensors(beside / file, tensors, facts)
         for file, module in ((CODEC, model.codec), (CONDITIONER, model.conditioner)):
             if module.state_dict():
                 save_tensors(beside / file, module.state_dict())
@@ -186,13 +192,36 @@ def _are_columns(examples: Any) -> bool:
     return all(isinstance(column, list) and column for column in columns)
 
 
-def _file_of(folder: Path, described: dict[str, Any], weights: str | None) -> str:
+def load_addition(folder: Path, weights: str | None = None) -> Addition:
+    """What was trained of a saved student, without the base that it was added to. weights: of a
+    variant (an EMA decay), default the model's own.
+
+    FileNotFoundError where all weights were trained; ValueError for damage, as `load_folder`.
+    """
+    path = folder / "model.json"
+    described = read_description(path, "network", f"{path} does not describe a diffusion model")
+    with errors_of(path):
+        if ADDITION not in described["weights"]:
+            raise FileNotFoundError(f"{folder} has no {ADDITION}: it is no student of a LoRA")
+        file = _file_of(folder, described, weights, ADDITION, ADDITION_VARIANT)
+        tensors, facts = load_tensors(folder / file), tensor_facts(folder / file)
+        _check_hash(folder / file, described)
+    return Addition(tensors, facts)
+
+
+def _file_of(
+    folder: Path,
+    described: dict[str, Any],
+    weights: str | None,
+    own: str = WEIGHTS,
+    variant: str = VARIANT,
+) -> str:
     """The file of a variant, or of the model's own weights. ValueError where there is none."""
     if weights in (None, str(described["card"].get("ema"))):
-        return WEIGHTS
-    file = VARIANT.format(weights)
+        return own
+    file = variant.format(weights)
     if file not in described["weights"]:
-        before, after = VARIANT.split("{}")
+        before, after = variant.split("{}")
         known = [
             name.removeprefix(before).removesuffix(after)
             for name in described["weights"]
@@ -227,14 +256,19 @@ def filled(
     if not module.state_dict():
         return module
     tensors = load_tensors(path)
-    if sha256(path) != described["weights"][file]:
-        raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
+    _check_hash(path, described)
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"{path} does not fit its model.json: {reason}") from None
     return module
+
+
+def _check_hash(path: Path, described: dict[str, Any]) -> None:
+    """ValueError where a file of weights is not the one that was saved."""
+    if sha256(path) != described["weights"][path.name]:
+        raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
 
 
 def _difference(described: dict[str, list[int]], there: dict[str, list[int]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
+from types import MappingProxyType
 from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -25,11 +26,13 @@ N = TypeVar("N", bound="Network")
 class Network(Choice, ABC):
     """The options of a network family; `build` makes the module.
 
-    known: the inputs that `extra` may name.
+    known: the inputs that `extra` may name. adapted: ends of the paths of layers, by the word that
+    stands for them in `adaptation.targets`; without a word of its own "all" is every layer.
     """
 
     folder: ClassVar[str | None] = "fewstep.models"
     known: ClassVar[frozenset[str]] = frozenset({"guidance", "s"})
+    adapted: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
     time_input: TimeInput | None
     """The number that stands for t inside the network: 250 ln t, t itself, or 1000 t; none: t

@@ -217,7 +217,7 @@ class Answer:
         """Of classes that the model was trained on no image of."""
         trained = self.model.examples.get("label")
         if trained and "label" in self.asked:
-            asked = {int(label) for label in self.asked["label"] if label is not None}
+            asked = set(torch.as_tensor(self.asked["label"]).tolist())
             if strange := sorted(asked - set(trained)):
                 told = ", ".join(map(str, strange[:5]))
                 warnings.warn(f"this model was trained on no image of class {told}", stacklevel=5)

@@ -6,8 +6,9 @@ load as they are and the export to diffusers' UNet2DModel is a renaming (export/
 Fixed: scale-shift norms, residual blocks that resample, attention in the middle.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,17 @@ class UNet(Network):
     """Dropout inside the residual blocks."""
     time_input: TimeInput | None = None
     extra: tuple[str, ...] = ()
+    adapted: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ("qkv", "proj_out"),
+        "all": (
+            "qkv",
+            "proj_out",
+            "in_layers.2",
+            "out_layers.3",
+            "skip_connection",
+            "emb_layers.1",
+        ),
+    }
 
     def build(self, space: Space) -> NetworkModule:
         if not self.multipliers:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ PLACES: dict[str, dict[str, Any]] = {
     "s": {"class_embed_type": "timestep"},
 }
 """What the configuration says of a U-Net that reads this."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+AROUND_ATTENTION = ("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
 UNREAD = ("addition_embed_type", "encoder_hid_dim_type", "num_class_embeds")
 
 
@@ -44,6 +47,10 @@ class UNet2dCondition(Network):
     its default, or what the data and the text ask for."""
     time_input: TimeInput = "identity"
     extra: tuple[str, ...] = ()
+    adapted: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attention": ATTENTION,
+        "all": (*ATTENTION, *AROUND_ATTENTION, *CONVOLUTIONS, "time_emb_proj"),
+    }
 
     def build(self, space: Space) -> NetworkModule:
         return UNet2dConditionModule(self, space)

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.method import Clock, Update
+from fewstep.models.adapters import borrowed
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.precision import Precision
 from fewstep.training.processes import BUCKET
@@ -42,14 +43,15 @@ class Plan:
     """Bytes of each process: held, what stays, by role; passing, what comes and goes, not all at
     once; at the peak.
 
-    rows: in one pass, of a batch of `share`. tried: the rows that `step`, the seconds of a step
-    without health and saving, was measured on, in this precision. checkpoint, student: bytes on the
-    disk.
+    trained: parameters that learn, by network. rows: in one pass, of a batch of `share`. tried: the
+    rows that `step`, the seconds of a step without health and saving, was measured on, in this
+    precision. checkpoint, student: bytes on the disk.
     """
 
     held: Mapping[str, int]
     passing: Mapping[str, int]
     peak: int
+    trained: Mapping[str, int]
     rows: int
     share: int
     tried: int
@@ -102,12 +104,26 @@ def planned(trainer: Trainer, processes: int, health_rows: int, *loaded: nn.Modu
     held = {role: size // shares.parts for role, size in _held(trainer, loaded).items()}
     peak = sum(held.values()) + max(most, passing.get("health", 0))
     saved = sum(_bytes(group.values()) for group in state.saved().values())
-    student = copies * len(config.ema)
-    return Plan(held, passing, peak, rows, share, tried, config.precision, seconds, saved, student)
+    student = sum(_bytes_saved(state.modules[name]) for name in state.roles.exports)
+    student *= len(config.ema)
+    trained = {}
+    for name in state.roles.trains:
+        trained[name] = sum(p.numel() for p in state.leaves[name].values())
+    step = config.precision, seconds
+    return Plan(held, passing, peak, trained, rows, share, tried, *step, saved, student)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
+
+
+def _bytes_saved(module: nn.Module) -> int:
+    """Of a network in a file, in float32 at least; of additions to a base their own file, too."""
+    size = 0
+    for tensor in module.state_dict().values():
+        width = max(4, tensor.itemsize) if tensor.is_floating_point() else tensor.itemsize
+        size += tensor.numel() * width
+    return size
 
 
 def _updates(trainer: Trainer) -> dict[Update, tuple[Clock, int, float]]:
@@ -308,7 +324,9 @@ def _held(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, int]:
 def _roles(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, list[Any]]:
     """What a run keeps, by role."""
     state = trainer.state
-    roles: dict[str, list[Any]] = {}
+    roles: dict[str, list[Any]] = {"shared base": []}
+    for module in state.modules.values():
+        roles["shared base"] += borrowed(module)
     for name, module in state.modules.items():
         roles[name] = list(module.state_dict().values())
     for name, averages in state.averages.items():

@@ -1,13 +1,14 @@
 """Arithmetic by name, and the loss scale that fp16 needs."""
 
 import copy
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.models.adapters import around
+from fewstep.models.adapters import around, borrowed, tensors_of
 
 Precision = Literal["fp32", "bf16", "fp16", "fp16_teacher"]
 # autocast of the networks that train or move, weights of the frozen ones
@@ -25,8 +26,8 @@ def in_precision(
     """The network in this arithmetic, the one that was handed in or another denoiser of it.
 
     kept: it trains or moves, so its weights stay in fp32. A frozen one is cast, in a copy, where
-    the mode has another type for it. shared: others share its weights, so they stay as they are,
-    and it computes under autocast. twin: it computes as those that train.
+    the mode has another type for it. shared: others share its weights, which are what they are
+    (`on_cast_base`), and it computes under autocast. twin: it computes as those that train.
     """
     active, frozen = MODES[precision]
     if not isinstance(module, Denoiser):
@@ -44,6 +45,30 @@ def in_precision(
             module.network.to(frozen)
         module.autocast = frozen
     return module
+
+
+def on_cast_base(networks: Mapping[str, nn.Module], precision: Precision) -> dict[str, nn.Module]:
+    """The networks; those that share weights, in copies around one cast copy of what they share,
+    where the mode has a type for networks that train.
+
+    So the base of low-rank additions is held in 16 bits, and the additions stay as they are. With
+    fp16_teacher the base is the student's too, which computes in fp32.
+    """
+    active = MODES[precision][0]
+    if active is None:
+        return dict(networks)
+    cast: dict[int, Any] = {}
+    for network in networks.values():
+        for tensor in borrowed(network):
+            if tensor.is_floating_point() and id(tensor) not in cast:
+                made = tensor.detach().to(active)
+                parameter = isinstance(tensor, nn.Parameter)
+                cast[id(tensor)] = nn.Parameter(made, requires_grad=False) if parameter else made
+    found = {}
+    for name, network in networks.items():
+        shares = any(id(tensor) in cast for tensor in tensors_of(network).values())
+        found[name] = copy.deepcopy(network, dict(cast)) if shares else network
+    return found
 
 
 class LossScale:

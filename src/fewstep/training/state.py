@@ -17,7 +17,7 @@ from fewstep.learning.method import Method
 from fewstep.learning.roles import networks, roles_of
 from fewstep.models.adapters import borrowed, copied, own_parameters, own_state
 from fewstep.training.config import TrainerConfig
-from fewstep.training.precision import LossScale, in_precision
+from fewstep.training.precision import LossScale, in_precision, on_cast_base
 from fewstep.training.processes import World, local, part_of, shard, whole
 
 Tensors = dict[str, Tensor]
@@ -28,9 +28,9 @@ class State:
     averages, what trains or moves is saved, all else is frozen.
 
     The networks of `nets` are prepared in place: moved to the device, set to train or not, sharded.
-    Only a frozen one that is cast is replaced by its copy, in `nets` too. Of a network that shares
-    weights with others (`models.adapters.View`) all this concerns its own tensors alone: what is
-    shared stays frozen, in its type, and is stored once.
+    Only what is cast is replaced by its copy, in `nets` too. Of a network that shares weights with
+    others (`models.adapters.View`) all this concerns its own tensors alone: what is shared stays
+    frozen, is cast once for all, and is stored once.
 
     modules: the networks as the method sees them. parameters: their own ones. leaves: this
     process's part of each parameter, by its name, which optimizers step; unsharded the parameter
@@ -58,7 +58,7 @@ class State:
         self.restart()
 
     def _prepare(self, nets: Any) -> None:
-        found = networks(nets)
+        found = on_cast_base(networks(nets), self.config.precision)
         lent = [tensor for network in found.values() for tensor in borrowed(network)]
         if lent and self.sharded:
             raise ValueError("trainer.sharding=full does not go with networks that share weights")

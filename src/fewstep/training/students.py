@@ -6,7 +6,7 @@ from typing import Any
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import DivergedError, NotFiniteError
 from fewstep.learning.method import UNGUIDED
-from fewstep.models.adapters import merged
+from fewstep.models.adapters import Addition, addition, merged
 from fewstep.models.bundle import DiffusionModel
 from fewstep.training.trainer import Trainer
 
@@ -36,10 +36,21 @@ def save_students(
         if isinstance(net, Denoiser):
             net.autocast = None  # as it is when it is loaded
         made = model.with_student(net, sampler, guidance, card, variants)
+        if isinstance(made, DiffusionModel):
+            made.additions = _additions(trainer, name)
         made = method.completed(made, trainer.data)
         trainer.world.on_leader(lambda: _save(made, folder / name))  # noqa: B023
         models[name] = made
     return models
+
+
+def _additions(trainer: Trainer, name: str) -> dict[str, Addition]:
+    """Of a network that is an addition to others' weights, that alone, for each average."""
+    found = {}
+    for place, decay in enumerate(trainer.config.ema):
+        if own := addition(trainer.state.exported(name, decay)):
+            found[f"{decay:g}" if place else ""] = own
+    return found
 
 
 def _save(made: Any, folder: Path) -> None:
