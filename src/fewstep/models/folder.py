@@ -25,12 +25,10 @@ from fewstep.files import (
     read_json,
     save_tensors,
     sha256,
-    tensor_facts,
     tensor_shapes,
     write_json,
 )
 from fewstep.finite import check_saved
-from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, CodecModule
 from fewstep.models.conditioner import Conditioner, ConditionerModule
@@ -153,7 +151,7 @@ def _described(folder: Path, described: dict[str, Any], weights: str | None) -> 
     codec = filled(folder, described, CODEC, codes, codes.build)
     conditioner = filled(folder, described, CONDITIONER, conditions, conditions.build)
     space = Space(shape, conditioner.columns)
-    file = _file_of(folder, described, weights)
+    file = file_of(folder, described, weights)
     network = filled(folder, described, file, spec, lambda: spec.build(space))
     return DiffusionModel(
         Denoiser(network, process, parameterization, own).eval(),
@@ -192,24 +190,7 @@ def _are_columns(examples: Any) -> bool:
     return all(isinstance(column, list) and column for column in columns)
 
 
-def load_addition(folder: Path, weights: str | None = None) -> Addition:
-    """What was trained of a saved student, without the base that it was added to. weights: of a
-    variant (an EMA decay), default the model's own.
-
-    FileNotFoundError where all weights were trained; ValueError for damage, as `load_folder`.
-    """
-    path = folder / "model.json"
-    described = read_description(path, "network", f"{path} does not describe a diffusion model")
-    with errors_of(path):
-        if ADDITION not in described["weights"]:
-            raise FileNotFoundError(f"{folder} has no {ADDITION}: it is no student of a LoRA")
-        file = _file_of(folder, described, weights, ADDITION, ADDITION_VARIANT)
-        tensors, facts = load_tensors(folder / file), tensor_facts(folder / file)
-        _check_hash(folder / file, described)
-    return Addition(tensors, facts)
-
-
-def _file_of(
+def file_of(
     folder: Path,
     described: dict[str, Any],
     weights: str | None,
@@ -256,7 +237,7 @@ def filled(
     if not module.state_dict():
         return module
     tensors = load_tensors(path)
-    _check_hash(path, described)
+    check_hash(path, described)
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
@@ -265,7 +246,7 @@ def filled(
     return module
 
 
-def _check_hash(path: Path, described: dict[str, Any]) -> None:
+def check_hash(path: Path, described: dict[str, Any]) -> None:
     """ValueError where a file of weights is not the one that was saved."""
     if sha256(path) != described["weights"][path.name]:
         raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")

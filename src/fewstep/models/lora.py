@@ -12,6 +12,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from annotated_types import MinLen
 from torch import Tensor, nn
 
 from fewstep.choice import Positive, Width, did_you_mean, kind_of
+from fewstep.files import load_tensors, tensor_facts
 from fewstep.models.adapters import (
     Adaptation,
     Addition,
@@ -29,6 +31,14 @@ from fewstep.models.adapters import (
     tensors_of,
 )
 from fewstep.models.fingerprint import weights_hash
+from fewstep.models.folder import (
+    ADDITION,
+    ADDITION_VARIANT,
+    check_hash,
+    errors_of,
+    file_of,
+    read_description,
+)
 from fewstep.models.library import library_class
 
 NAME = "default"  # of PEFT's only adapter in a layer
@@ -147,6 +157,23 @@ class LoraView(View):
             "whole": len(tensors) == len(own_parameters(self)),
         }
         return Addition(tensors, facts)
+
+
+def load_addition(folder: Path, weights: str | None = None) -> Addition:
+    """What was trained of a saved student, without the base that it was added to. weights: of a
+    variant (an EMA decay), default the model's own.
+
+    FileNotFoundError where all weights were trained; ValueError for damage, as `load_folder`.
+    """
+    path = folder / "model.json"
+    described = read_description(path, "network", f"{path} does not describe a diffusion model")
+    with errors_of(path):
+        if ADDITION not in described["weights"]:
+            raise FileNotFoundError(f"{folder} has no {ADDITION}: it is no student of a LoRA")
+        file = folder / file_of(folder, described, weights, ADDITION, ADDITION_VARIANT)
+        tensors, facts = load_tensors(file), tensor_facts(file)
+        check_hash(file, described)
+    return Addition(tensors, facts)
 
 
 def _fits(layer: nn.Module) -> bool:
