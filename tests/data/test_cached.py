@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from tests import toys
+from tests.data.picture_files import made, write_pictures
 
 from fewstep.choice import replaced
 from fewstep.data import caching
@@ -15,6 +16,9 @@ from fewstep.data.cache_index import read_index
 from fewstep.data.cached import Cached
 from fewstep.data.caching import encoders_for, planned, write
 from fewstep.data.dataset import Held
+from fewstep.data.folder import Folder
+from fewstep.data.lazy import Files, Stored
+from fewstep.data.pictures import How
 from fewstep.data.stream import Stream
 from fewstep.diffusion.draws import Draws
 from fewstep.errors import NotFiniteError
@@ -50,7 +54,7 @@ def parts_of(model_source=None, seed=0):
     return model.codec, model.conditioner
 
 
-def caches(folder, dataset, parts=None, dtype="fp32", batch=4):
+def caches(folder, dataset, parts=None, dtype="fp32", batch=4, workers=0):
     codec, conditioner = parts or parts_of()
     encoders = encoders_for(dataset, codec, conditioner, CPU)
     folder.mkdir(exist_ok=True)
@@ -59,7 +63,7 @@ def caches(folder, dataset, parts=None, dtype="fp32", batch=4):
         index = read_index(folder)
     else:
         index.write(folder)
-    assert list(write(index, dataset, encoders, folder, batch))[-1] == len(dataset)
+    assert list(write(index, dataset, encoders, folder, batch, workers))[-1] == len(dataset)
     return folder
 
 
@@ -146,6 +150,26 @@ def test_workers_change_no_bit(tmp_path, workers):
     data = cached(tmp_path / "c", flip=True).dataset()
     equal(batches(data, workers=workers), batches(data))
     assert len(pickle.dumps(data)) < 30_000  # files are mapped by each process, not sent
+
+
+def test_pictures_are_read_ahead_to_the_same_bytes(tmp_path):
+    """Also where a part of the cache is there already."""
+    names = [f"{place:02}" for place in range(20)]
+    write_pictures(tmp_path / "set", **dict(zip(names, made(20, shape=(1, 8, 8))[0])))
+    data = Folder(path=str(tmp_path / "set")).read()
+    stored = Stored(
+        Files(sorted((tmp_path / "set").iterdir())), {}, data.columns, How(), "", data.ids, {}
+    )
+    parts = parts_of()[0], None
+    one, other = (
+        caches(tmp_path / "a", data, parts),
+        caches(tmp_path / "b", stored, parts, workers=2),
+    )
+    (other / "shard-00001.safetensors").unlink()
+    caches(other, stored, parts, workers=1)
+    shards = sorted(one.glob("shard-*"))
+    assert len(shards) == 3
+    assert all((other / file.name).read_bytes() == file.read_bytes() for file in shards)
 
 
 def test_half_precision(tmp_path):

@@ -323,6 +323,12 @@ class TestCache:
             "error: --model says whose codec and conditioner encode the data\n",
         )
 
+    def test_captions_that_are_cut_are_told(self, fewstep, home):
+        Path("long.txt").write_text("a three\na three a four a\n")
+        code, out, _ = fewstep("data", "cache", "long.txt", "--model", "runs/teacher", "--out", "l")
+        assert code == 0
+        assert "1 of 2 captions are cut" in out
+
     def test_one_process_at_a_time(self, fewstep, home):
         lock = Lock(home.parent / "busy")
         lock.take()

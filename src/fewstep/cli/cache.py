@@ -9,6 +9,7 @@ from fewstep.choice import did_you_mean, plain
 from fewstep.cli.configure import source_of
 from fewstep.data.cache_index import INDEX, CacheIndex, read_index
 from fewstep.data.caching import DTYPES, encoders_for, planned, write
+from fewstep.data.captions import every
 from fewstep.errors import RefusedError
 from fewstep.files import check_utf8, remove_leftovers
 from fewstep.models.folder import load_codec, load_conditioner
@@ -39,15 +40,20 @@ def cache(
     place = pick_device(device)
     encodes = None if codec is None else load_codec(codec)
     conditions = None if conditioner is None else load_conditioner(conditioner)
-    dataset = source_of(source, ["split=all", *(overrides or [])]).dataset()
+    chosen = source_of(source, ["split=all", *(overrides or [])])
+    dataset = chosen.dataset()
     encoders = encoders_for(dataset, encodes, conditions, place)
     index = planned(dataset, encoders, dtype)
+    if encoders.conditioner is not None:
+        captions = every(dataset)
+        if cut := encoders.conditioner.truncated(captions):
+            tell(f"{cut:,} of {len(captions):,} captions are cut: the conditioner reads no more")
     lock = Lock(out)
     lock.take()
     try:
         index = _taken_up(index, out)
         _check_room(index, out)
-        for done in write(index, dataset, encoders, out, batch):
+        for done in write(index, dataset, encoders, out, batch, chosen.workers):
             if done:
                 tell(f"{out}: {done:,} of {index.rows:,} rows")
     finally:

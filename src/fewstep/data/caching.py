@@ -5,7 +5,8 @@ conditioner.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from fewstep.choice import kind_of
 from fewstep.data.cache_index import NULL, CacheIndex
 from fewstep.data.captions import CHUNK, Captions
-from fewstep.data.dataset import Dataset
+from fewstep.data.dataset import Dataset, Rows
+from fewstep.data.reader import Reader
 from fewstep.diffusion.draws import Draws
 from fewstep.errors import NotFiniteError
 from fewstep.files import replace_tensors, sha256
@@ -131,23 +133,58 @@ def planned(dataset: Dataset, encoders: Encoders, dtype: str) -> CacheIndex:
 
 
 def write(
-    index: CacheIndex, dataset: Dataset, encoders: Encoders, folder: Path, batch: int
+    index: CacheIndex,
+    dataset: Dataset,
+    encoders: Encoders,
+    folder: Path,
+    batch: int,
+    workers: int = 0,
 ) -> Iterator[int]:
     """Writes what is missing in the folder, `batch` pictures or captions at a time; gives the rows
-    that are there behind each file. NotFiniteError where what was encoded is not finite.
+    that are there behind each file. workers: processes that read pictures ahead; they change no
+    bit. NotFiniteError where what was encoded is not finite.
     """
     dtype = DTYPES[index.facts["dtype"]]
     null = None if encoders.conditioner is None else encoders.embeddings([""])[1]
-    for name, rows in {NULL: range(0), **index.shards()}.items():
-        if not index.is_whole(folder / name):
-            if name == NULL:
+    with closing(_Pictures(dataset, index, batch, workers)) as pictures:
+        for name, rows in {NULL: range(0), **index.shards()}.items():
+            if not index.is_whole(folder / name):
                 tensors = {} if null is None else {"null": null.to(dtype)}
-            else:
-                tensors = _shard(dataset, rows, encoders, null, dtype, batch)
-            replace_tensors(folder / name, tensors)
-            index.files[name] = sha256(folder / name)
-            index.write(folder)
-        yield rows.stop
+                if name != NULL:
+                    tensors = _beside(dataset, rows, encoders, null, batch)
+                    tensors |= _encoded(pictures.of(name), encoders, dataset.flip)
+                    tensors = _stored(tensors, dtype, rows)
+                replace_tensors(folder / name, tensors)
+                index.files[name] = sha256(folder / name)
+                index.write(folder)
+            yield rows.stop
+
+
+class _Pictures:
+    """The pictures of each file in parts of `batch`, read ahead by workers."""
+
+    def __init__(self, dataset: Dataset, index: CacheIndex, batch: int, workers: int):
+        self.dataset = dataset
+        self.parts: list[Tensor] = []
+        self.numbers: dict[str, range] = {}
+        for name, rows in index.shards().items():
+            parts = torch.arange(rows.start, rows.stop).split(batch)
+            self.numbers[name] = range(len(self.parts), len(self.parts) + len(parts))
+            self.parts.extend(parts)
+        self.whole = range(batch)
+        self.reader = Reader(self.read, self.whole, 0 if dataset.in_memory else workers)
+
+    def read(self, number: int, rows: range) -> Rows:
+        """All of a part, whatever `rows`; behind the last, where workers read ahead, that again."""
+        return self.dataset.rows(self.parts[min(number, len(self.parts) - 1)], ["image"])
+
+    def of(self, name: str) -> Iterator[Tensor]:
+        """(up to batch, channels, height, width) uint8; nothing where the data holds none."""
+        for number in self.numbers[name] if "image" in self.dataset.columns else ():
+            yield self.reader(number, self.whole, False)["image"]
+
+    def close(self) -> None:
+        self.reader.close()
 
 
 def _check_moments(codec: CodecModule, images: Tensor) -> None:
@@ -170,15 +207,10 @@ def _count(dataset: Dataset) -> int:
     return count
 
 
-def _shard(
-    dataset: Dataset,
-    rows: range,
-    encoders: Encoders,
-    null: Tensor | None,
-    dtype: torch.dtype,
-    batch: int,
+def _beside(
+    dataset: Dataset, rows: range, encoders: Encoders, null: Tensor | None, batch: int
 ) -> dict[str, Tensor]:
-    """The tensors of these rows."""
+    """What these rows hold beside their pictures, and the embeddings of their captions."""
     index = torch.arange(rows.start, rows.stop)
     read = dataset.rows(index, [name for name in dataset.columns if name != "image"])
     found = {"ids": dataset.ids[index]}
@@ -189,19 +221,18 @@ def _shard(
         found["captions"] = _packed(several)
         if encoders.conditioner is not None:
             flat = [caption for some in several for caption in some]
-            found["embedding"] = _embedded(encoders, flat, null, batch).to(dtype)
-    if encoders.codec is not None:
-        plain, mirrored = [], []
-        for part in index.split(batch):
-            images = dataset.rows(part, ["image"])["image"]
-            plain.append(encoders.moments(images).to(dtype))
-            if dataset.flip:
-                mirrored.append(encoders.moments(images.flip(-1)).to(dtype))
-        found["moments"] = torch.cat(plain)
-        if dataset.flip:
-            found["mirrored"] = torch.cat(mirrored)
-    _check_finite(found, rows)
+            found["embedding"] = _embedded(encoders, flat, null, batch)
     return found
+
+
+def _encoded(pictures: Iterable[Tensor], encoders: Encoders, flip: bool) -> dict[str, Tensor]:
+    """The moments of pictures, and where `flip` says so of what they are mirrored."""
+    found: dict[str, list[Tensor]] = {}
+    for images in pictures:
+        found.setdefault("moments", []).append(encoders.moments(images))
+        if flip:
+            found.setdefault("mirrored", []).append(encoders.moments(images.flip(-1)))
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def _embedded(
@@ -230,11 +261,14 @@ def unpacked(content: Tensor) -> list[Captions]:
     return [tuple(map(str, some)) for some in rows]
 
 
-def _check_finite(tensors: Mapping[str, Tensor], rows: range) -> None:
+def _stored(tensors: Mapping[str, Tensor], dtype: torch.dtype, rows: range) -> dict[str, Tensor]:
+    """Floats in this type. NotFiniteError where they are not finite in it."""
+    found = {}
     for name, tensor in tensors.items():
-        bad = int(bad_rows(tensor).sum()) if tensor.is_floating_point() else 0
-        if bad:
+        found[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if bad := int(bad_rows(found[name]).sum()):
             raise NotFiniteError(
                 f"{name} of {bad} entries of the rows {rows.start} … {rows.stop - 1} are not "
                 "finite: nothing of them is cached (float16 ends at 65,504: --dtype fp32)"
             )
+    return found
