@@ -100,11 +100,12 @@ class TestNames:
             ("densities", Density.kinds()),
             ("networks", Network.kinds()),
             ("data", Source.kinds()),
-            ("teacher", ModelSource.kinds()),
+            ("teacher", ModelSource.kinds),
         ],
     )
     def test_lists_of_kinds(self, done, name, kinds):
         lines = done("inspect", name).splitlines()
+        kinds = kinds() if callable(kinds) else kinds  # some are found when all rooms are read
         assert [line.split()[0] for line in lines] == list(kinds)
         assert all(len(line.split()) > 1 for line in lines)
 

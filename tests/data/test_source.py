@@ -12,7 +12,7 @@ from fewstep.data.dataset import held_images
 from fewstep.data.digits import Digits
 from fewstep.data.idx import Idx
 from fewstep.data.labels import check_labels
-from fewstep.models.folder import shipped_folder
+from fewstep.models.named import shipped_folder
 from fewstep.training.start import held_out
 
 SIZE = 1797

@@ -14,7 +14,7 @@ from fewstep.models.classifier import (
     find_classifier,
     load_classifier,
 )
-from fewstep.models.folder import shipped_folder
+from fewstep.models.named import shipped_folder
 from fewstep.models.space import image_space
 
 

@@ -18,7 +18,8 @@ from fewstep.errors import NotFiniteError
 from fewstep.models import folder as folder_module
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Labels, Unconditional
-from fewstep.models.folder import FORMAT, load_folder, shipped
+from fewstep.models.folder import FORMAT, load_folder
+from fewstep.models.named import shipped
 from fewstep.models.source import Fresh
 from fewstep.models.space import image_space
 

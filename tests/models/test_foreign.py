@@ -12,8 +12,8 @@ import torch
 from fewstep import load
 from fewstep.files import save_tensors
 from fewstep.models.classifier import find_classifier
-from fewstep.models.folder import shipped
 from fewstep.models.foreign import foreign
+from fewstep.models.named import shipped
 
 WEIGHTS = {"conv_in.weight": torch.zeros(4, 1, 3, 3)}
 

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fewstep import load
 from fewstep.models.classifier import find_classifier
-from fewstep.models.folder import shipped
+from fewstep.models.named import shipped
 from fewstep.models.size import at_most, check_memory, numbers_in, shapes_of
 from fewstep.models.space import labelled
 from fewstep.models.unet import UNet

@@ -10,7 +10,8 @@ from fewstep.choice import replaced
 from fewstep.diffusion.parameterization import Edm
 from fewstep.diffusion.process import Process, VariancePreservingTable
 from fewstep.models.dit import Dit
-from fewstep.models.folder import load, shipped
+from fewstep.models.folder import load
+from fewstep.models.named import shipped
 from fewstep.models.network import Network, noise_features, sinusoid
 from fewstep.models.source import Fresh
 from fewstep.models.space import image_space, labelled

@@ -9,7 +9,9 @@ from fewstep.choice import Choice, kind_of, origins
 from fewstep.cli.tables import print_facts, print_list, print_options
 from fewstep.files import read_json
 from fewstep.models.bundle import DiffusionModel
-from fewstep.models.folder import load, shipped
+from fewstep.models.folder import load
+from fewstep.models.hub import is_name
+from fewstep.models.named import shipped
 from fewstep.options import (
     about,
     docstring,
@@ -25,7 +27,7 @@ def inspect(what: str) -> None:
     """Says what a user wants to know about a model, a list or a name. ValueError where there is
     none.
     """
-    if place(what).exists() or what in shipped():
+    if place(what).exists() or what in shipped() or is_name(what):
         print_model(load(what), place(what))
         return
     kinds = kinds_called(what)

@@ -13,7 +13,7 @@ from fewstep.cli.tables import print_table
 from fewstep.data.dataset import held_images
 from fewstep.learning.averaging import share_of_start
 from fewstep.learning.dropout import seeded
-from fewstep.models.folder import shipped
+from fewstep.models.named import shipped
 from fewstep.models.size import MOST_NUMBERS
 from fewstep.models.source import ModelSource, Saved
 from fewstep.models.space import Space, image_space

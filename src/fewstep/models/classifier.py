@@ -23,9 +23,9 @@ from fewstep.models.folder import (
     filled,
     read_description,
     shape_of,
-    shipped_folder,
 )
 from fewstep.models.foreign import foreign
+from fewstep.models.named import shipped_folder
 from fewstep.models.part import Part
 from fewstep.models.source import ModelSource
 from fewstep.models.space import Space

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +32,11 @@ from fewstep.models.codec import Codec, CodecModule
 from fewstep.models.conditioner import Conditioner, ConditionerModule
 from fewstep.models.families import load_recognised
 from fewstep.models.foreign import foreign
+from fewstep.models.named import folder_of, found
 from fewstep.models.network import Network
 from fewstep.models.size import MOST_NUMBERS, MOST_TENSORS, at_most, numbers_in, shapes_of
 from fewstep.models.space import Space
 from fewstep.plugins import told
-from fewstep.text import place
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -261,22 +259,6 @@ def _difference(described: dict[str, list[int]], there: dict[str, list[int]]) ->
     return ""
 
 
-@functools.cache
-def shipped() -> dict[str, Path]:
-    """The models that come with the package, by name."""
-    root = Path(str(importlib.resources.files("fewstep") / "weights"))
-    return {path.name: path for path in sorted(root.iterdir()) if (path / "model.json").is_file()}
-
-
-def shipped_folder(name: str | Path) -> Path:
-    """The folder of a shipped model. FileNotFoundError with the names that there are."""
-    if str(name) not in shipped():
-        raise FileNotFoundError(
-            f"no model or run {str(name)!r}; shipped models: {', '.join(shipped())}"
-        )
-    return shipped()[str(name)]
-
-
 def load_codec(source: str | Path) -> CodecModule:
     """The codec of a model, or of a run that trained one. Errors as of `load`."""
     return _part(source, Codec, "codec", CODEC)
@@ -289,8 +271,8 @@ def load_conditioner(source: str | Path) -> ConditionerModule:
 
 def _part(source: str | Path, family: type[Codec | Conditioner], key: str, file: str) -> Any:
     folder = folder_of(source)
-    if (found := load_recognised(folder)) is not None:
-        return getattr(found, key)
+    if (model := load_recognised(folder)) is not None:
+        return getattr(model, key)
     if not (folder / "model.json").is_file():
         reason = foreign(folder) or f"{folder} is no model folder: it has no model.json"
         raise FileNotFoundError(reason)
@@ -300,27 +282,17 @@ def _part(source: str | Path, family: type[Codec | Conditioner], key: str, file:
         return filled(folder, described, file, spec, spec.build)
 
 
-def folder_of(source: str | Path) -> Path:
-    """Where model.json lies, of the name of a shipped model, a run's folder or a model's."""
-    folder = place(source)
-    if not folder.exists():
-        return shipped_folder(source)
-    return folder / "student" if (folder / "student" / "model.json").is_file() else folder
-
-
 def load(source: str | Path, ema: str | None = None) -> DiffusionModel:
-    """A model: the name of a shipped one, a run's folder, or a model's folder. ema: one of the
-    run's EMA decays.
+    """A model: the name of a shipped one, a run's folder, a model's folder, or one of a family of
+    others (a folder, a file, a name on the hub). ema: one of the run's EMA decays.
 
     Raises FileNotFoundError (with the shipped names) or ValueError.
     """
-    folder = place(source)
-    if not folder.exists():
-        return load_folder(shipped_folder(source), ema)
-    if (found := load_recognised(folder)) is not None:
+    folder = found(source)
+    if (model := load_recognised(folder)) is not None:
         if ema is not None:
             raise ValueError(f"{folder} has no weights {ema!r}; it has: only its own")
-        return found
+        return model
     if not folder.is_dir():
         known = f"{folder} is a file; a model is a folder with model.json and its weights"
         raise ValueError(foreign(folder) or known)

@@ -25,11 +25,11 @@ from fewstep.models.folder import (
     CODEC,
     FORMAT,
     errors_of,
-    folder_of,
     load_codec,
     read_description,
     shape_of,
 )
+from fewstep.models.named import folder_of
 from fewstep.models.part import Part
 from fewstep.models.source import ModelSource
 from fewstep.models.space import Image, Space, described

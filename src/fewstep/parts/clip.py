@@ -30,11 +30,11 @@ from fewstep.models.folder import (
     WEIGHTS,
     errors_of,
     filled,
-    folder_of,
     load_conditioner,
     read_description,
     shape_of,
 )
+from fewstep.models.named import folder_of
 from fewstep.models.part import Part
 from fewstep.models.source import ModelSource
 from fewstep.models.space import Image, Space, Text, Texts, described
