@@ -9,6 +9,7 @@ from torch import nn
 
 from fewstep.contracts.trial import TINY, digits
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Edm, Epsilon
 from fewstep.diffusion.process import VarianceExploding, VariancePreservingTable
 from fewstep.diffusion.samplers import Ode
@@ -73,7 +74,8 @@ def conditional():
         words, codec = ToyWords().build(), ToyLatents().build()
         network = CONDITIONAL.build(Space((4, 4, 4), words.columns))
     denoiser = Denoiser(network, VariancePreservingTable(), Epsilon())
-    return stirred(DiffusionModel(denoiser.eval(), codec, words, (4, 4, 4), Ode()))
+    guidance = Guidance("doubled", 1.0, 8.0, 1.0)
+    return stirred(DiffusionModel(denoiser.eval(), codec, words, (4, 4, 4), Ode(), guidance))
 
 
 def outside():
