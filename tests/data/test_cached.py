@@ -22,6 +22,7 @@ from fewstep.data.pictures import How
 from fewstep.data.stream import Stream
 from fewstep.diffusion.draws import Draws
 from fewstep.errors import NotFiniteError
+from fewstep.files import load_tensors, replace_tensors, sha256
 from fewstep.methods.diffusion import Diffusion
 from fewstep.models.codec import Pixels
 from fewstep.models.conditioner import Labels
@@ -240,10 +241,13 @@ def test_a_file_that_is_gone(tmp_path):
     ("change", "says"),
     [
         (("{", "["), r"index\.json is damaged"),
-        (('"format": 1', '"format": 2'), "format 2, newer than this fewstep knows"),
+        (('"format": 1', '"format": 2'), r"index\.json: format 2 is newer than this fewstep knows"),
         (('"rows": 60', '"rows": -1'), r"index\.json is damaged: rows -1"),
         (('"rows": 60', '"rows": 61'), "shard-00006.safetensors does not hold what index.json"),
         (('"facts"', '"fact"'), r"index\.json is damaged: KeyError"),
+        (('"rows": 60', '"rows": 9999999999'), r"index\.json is damaged: rows 9999999999"),
+        (('"kind": "moments"', '"kind": "moment"'), r"index\.json: .*did you mean moments"),
+        (('"kind": "moments"', '"kind": "vectors"'), r"index\.json: .*latent"),
         (("shard-00001.safetensors", "../x"), r"index\.json is damaged"),
     ],
 )
@@ -254,6 +258,45 @@ def test_an_index_that_is_damaged(tmp_path, change, says):
     (folder / "index.json").write_text(text.replace(*change, 1))
     with pytest.raises(ValueError, match=says):
         cached(folder).read()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("moments", lambda x: x[1:]),
+        ("moments", lambda x: x.long()),
+        ("mirrored", lambda x: x[:, 1:]),
+        ("embedding", lambda x: x[1:]),
+        ("embedding", lambda x: x.bool()),
+        ("embedding", lambda x: None),
+        ("ids", lambda x: x.float()),
+        ("label", lambda x: x[:0]),
+        ("label", lambda x: x + 7),
+        ("captions", lambda x: None),
+        ("captions", lambda x: x[1:]),
+        ("captions", lambda x: bytes_of("[]")),
+        ("captions", lambda x: bytes_of("[" * 100_000)),
+        ("captions", lambda x: bytes_of('{"a": 3}')),
+        ("captions", lambda x: bytes_of(str([[]] + 8 * [["a", "b"]]).replace("'", '"'))),
+        ("more", lambda x: torch.zeros(9)),
+    ],
+)
+def test_a_file_of_another_content(tmp_path, name, change):
+    """Whose sha256 is right: somebody else may have written it."""
+    folder = caches(tmp_path / "c", source(flip=True).dataset())
+    file = folder / "shard-00003.safetensors"
+    tensors = load_tensors(file)
+    changed = change(tensors.pop(name, None))
+    replace_tensors(file, tensors if changed is None else {**tensors, name: changed})
+    index = read_index(folder)
+    index.files[file.name] = sha256(file)
+    index.write(folder)
+    with pytest.raises(ValueError, match=r"shard-00003\.safetensors"):
+        cached(folder).read()
+
+
+def bytes_of(text):
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def test_a_model_that_encodes_otherwise_is_refused(tmp_path):

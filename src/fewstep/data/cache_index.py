@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.choice import plain
+from fewstep.errors import option_errors
 from fewstep.files import read_json, sha256, write_json
 from fewstep.models.space import Column
 
 FORMAT = 1
+MOST_FILES = 100_000
 INDEX, NULL, SHARD = "index.json", "null.safetensors", "shard-{:05d}.safetensors"
 
 
@@ -69,19 +71,22 @@ def read_index(folder: Path) -> CacheIndex:
     found = read_json(path)
     try:
         if found["format"] > FORMAT:
-            told = f"format {found['format']}, newer than this fewstep knows ({FORMAT})"
-            raise ValueError(f"{path} has {told}")
-        columns = {str(name): Column.parse(one) for name, one in found["columns"].items()}
+            raise ValueError(
+                f"format {found['format']} is newer than this fewstep knows ({FORMAT})"
+            )
         index = CacheIndex(
             dict(found["facts"]),
-            columns,
+            {str(name): Column.parse(one) for name, one in found["columns"].items()},
             int(found["rows"]),
             int(found["shard"]),
             int(found["bytes"]),
             {str(name): str(digest) for name, digest in found["files"].items()},
         )
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
-    if index.rows < 1 or index.shard < 1 or set(index.files) - {NULL, *index.shards()}:
+    except ValueError as error:
+        raise ValueError(f"{path}: {'; '.join(option_errors(error)) or error}") from None
+    sizes = min(index.rows, index.shard) > 0 and index.rows <= index.shard * MOST_FILES
+    if not sizes or set(index.files) - {NULL, *index.shards()}:
         raise ValueError(f"{path} is damaged: rows {index.rows}, shard {index.shard}")
     return index

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fewstep.data.cache_index import INDEX, NULL, CacheIndex, read_index
 from fewstep.data.caching import unpacked
-from fewstep.data.captions import rows_of
+from fewstep.data.captions import Captions, rows_of
 from fewstep.data.dataset import Dataset, MadeBy, Rows, captioned, mirrored
 from fewstep.data.index import DIGEST, file_hash, indexed
+from fewstep.data.labels import check_labels
 from fewstep.data.source import Source, located
 from fewstep.files import mapped_tensors
-from fewstep.models.space import Moments, Vectors
+from fewstep.models.space import Classes, Column, Moments, Vectors
 
 WHAT = "a cache (fewstep data cache)"
 
@@ -82,18 +83,16 @@ class CachedRows(Dataset):
         self._maps: dict[int, dict[str, Tensor]] = {}
         ids, labels, captions, firsts = [], [], [], []
         for shard, rows in enumerate(index.shards().values()):
-            tensors = self._checked(shard, len(rows))
+            tensors, several = self._checked(shard, len(rows))
             ids.append(tensors["ids"])
-            if "label" in self.columns:
+            if "label" in tensors:
                 labels.append(tensors["label"])
-            if "caption" in self.columns:
-                several = unpacked(tensors["captions"])
-                captions.extend(several)
-                firsts.append(_firsts([len(some) for some in several]))
+            captions.extend(several)
+            firsts.append(_firsts([len(some) for some in several]))
         self.ids = torch.cat(ids)
         self.places = torch.arange(len(self.ids))  # rows of the cache
         self.held = {"label": torch.cat(labels)} if labels else {}
-        self.captions, self.firsts = captions, torch.cat(firsts) if firsts else None
+        self.captions, self.firsts = captions, torch.cat(firsts)
         null = mapped_tensors(folder / NULL).get("null")
         self.made_by = MadeBy(index.facts, null)
         self.notes = {"files": f"{len(self.files)} in {folder}", **_told(index)}
@@ -146,7 +145,6 @@ class CachedRows(Dataset):
 
     def _embeddings(self, places: Tensor, chosen: Tensor) -> Tensor:
         """Of the chosen caption of each row of the cache."""
-        assert self.firsts is not None
         return self._read(["embedding"] * len(places), places, self.firsts[places] + chosen)
 
     def _read(self, names: Sequence[str], places: Tensor, entries: Tensor) -> Tensor:
@@ -163,31 +161,56 @@ class CachedRows(Dataset):
             self._maps[shard] = mapped_tensors(self.files[shard])
         return self._maps[shard]
 
-    def _checked(self, shard: int, rows: int) -> dict[str, Tensor]:
-        """The tensors of a file. ValueError where they are not what the index says."""
+    def _checked(self, shard: int, rows: int) -> tuple[dict[str, Tensor], list[Captions]]:
+        """The tensors of a file, and its captions. ValueError where they are not what the index
+        says.
+        """
         tensors, file = self._mapped(shard), self.files[shard]
         try:
-            texts = unpacked(tensors["captions"]) if "caption" in self.columns else [("",)] * rows
-            sizes = {"ids": [rows], "label": [rows]}
-            for name, column in self.columns.items():
-                if isinstance(column, Moments):
-                    sizes[name] = [rows, *column.shape]
-                    sizes["mirrored"] = [rows, *column.shape]
-                if name == "embedding" and isinstance(column, Vectors):
-                    sizes[name] = [sum(map(len, texts)), *column.shape]
-            right = len(texts) == rows
-            for name, tensor in tensors.items():
-                right &= name == "captions" or list(tensor.shape) == sizes[name]
-        except (LookupError, ValueError, TypeError) as error:
+            captions = unpacked(tensors["captions"]) if "caption" in self.columns else []
+            expected = _expected(self.columns, rows, captions)
+            right = all(captions) and len(captions) in (0, rows)
+            for name in {*tensors, *expected} - {"captions", "mirrored"}:
+                right &= _as_told(tensors[name]) == expected[name]
+            if "mirrored" in tensors:
+                right &= _as_told(tensors["mirrored"]) == expected["moments"]
+        except (LookupError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{file} is no file of a cache: {error}") from None
         if not right:
             raise ValueError(f"{file} does not hold what {INDEX} says")
-        return tensors
+        if "label" in tensors:
+            check_labels(tensors["label"], self.classes, str(file))
+        return tensors, captions
+
+
+Told = tuple[list[int], bool]  # of a tensor: its shape, and whether it holds floats
+
+
+def _as_told(tensor: Tensor) -> Told:
+    whole = tensor.dtype == torch.int64
+    if not whole and not tensor.is_floating_point():
+        raise ValueError(f"a tensor of {tensor.dtype}")
+    return list(tensor.shape), not whole
+
+
+def _expected(
+    columns: Mapping[str, Column], rows: int, captions: Sequence[Captions]
+) -> dict[str, Told]:
+    """What a file holds of so many rows with these captions."""
+    found: dict[str, Told] = {"ids": ([rows], False)}
+    for name, column in columns.items():
+        if isinstance(column, Moments):
+            found[name] = [rows, *column.shape], True
+        if isinstance(column, Vectors):
+            found[name] = [sum(map(len, captions)), *column.shape], True
+        if isinstance(column, Classes):
+            found[name] = [rows], False
+    return found
 
 
 def _firsts(counts: Sequence[int]) -> Tensor:
     """Where the entries of each row begin."""
-    lengths = torch.tensor(counts)
+    lengths = torch.tensor(counts, dtype=torch.int64)
     return lengths.cumsum(0) - lengths
 
 
