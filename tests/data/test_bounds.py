@@ -18,7 +18,9 @@ from tests.data.picture_files import encoded, long_names, made, tar_bytes
 
 from fewstep.data import bounds
 from fewstep.data.bounds import MOST_BYTES, MOST_TIMES, check_bytes
+from fewstep.data.folder import Folder
 from fewstep.data.idx import Idx
+from fewstep.data.prompts import Prompts
 from fewstep.data.table import Table
 
 PICTURE = encoded(made(1)[0][0])
@@ -174,3 +176,37 @@ def test_whole_files_stay_readable(tmp_path):
     members = {f"{i}.png": PICTURE for i in range(6)}
     (tmp_path / "x.tar").write_bytes(tar_bytes(members, packed=False))
     assert len(Table(path=str(tmp_path)).read()) == 6
+
+
+class TestTexts:
+    @pytest.mark.parametrize("begun", ["", "file_name\n1.png\n"])
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "txt"])
+    def test_a_file_of_holes_is_no_text(self, tmp_path, refusal, suffix, begun):
+        """Of 1 GB, of which no more than a first block is read."""
+        file = tmp_path / f"rows.{suffix}"
+        file.write_text(begun)
+        with file.open("r+b") as sparse:
+            sparse.truncate(1 << 30)
+        source = Prompts if suffix == "txt" else Table
+        told = f"is no text in UTF-8: byte {len(begun)} is 0"
+        refusal(source(path=str(file)), rf"rows\.{suffix} {told}")
+
+    def test_captions_of_holes(self, tmp_path, refusal):
+        (tmp_path / "a.png").write_bytes(PICTURE)
+        with (tmp_path / "a.txt").open("wb") as sparse:
+            sparse.truncate(1 << 30)
+        refusal(Folder(path=str(tmp_path)), r"a\.txt is no text in UTF-8: byte 0 is 0")
+
+    @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+    def test_a_long_line(self, tmp_path, monkeypatch, suffix):
+        monkeypatch.setattr(bounds, "LONGEST_LINE", 1 << 20)
+        file = tmp_path / f"rows.{suffix}"
+        file.write_text("caption\n" + "a" * ((1 << 20) + 1))
+        with pytest.raises(ValueError, match=rf"rows\.{suffix}: a line of more than 1 MB"):
+            Table(path=str(file)).read()
+
+    def test_holes_behind_the_first_block(self, tmp_path):
+        file = tmp_path / "rows.csv"
+        file.write_text("caption\n" * 10_000 + "a\0b\n")
+        with pytest.raises(ValueError, match=r"rows\.csv is no text in UTF-8: byte 80001 is 0"):
+            Table(path=str(file)).read()

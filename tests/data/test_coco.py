@@ -92,7 +92,7 @@ def test_one_in_a_hundred_may_be_left_out(tmp_path):
     (tmp_path / "train2017" / "b.png").unlink()
     dataset = read(tmp_path, on_bad="skip")
     assert len(dataset) == 199
-    assert dataset.notes["bad"] == "1 of 200: b.png"
+    assert dataset.notes["bad"] == f"1 of 200: {tmp_path}/train2017/b.png: no such file"
     assert dataset.rows(torch.arange(3))["caption"] == ["a red bird", "", "größer ‘x’"]
 
 

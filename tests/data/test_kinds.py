@@ -2,6 +2,8 @@
 format.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -109,7 +111,7 @@ def test_nothing_that_any_kind_reads(tmp_path):
     for path in (tmp_path, tmp_path / "notes.md"):
         with pytest.raises(
             ValueError,
-            match=r"no data in .*notes\.md.* for cifar, coco, .*, npz, prompts, shapes, table",
+            match=r"no data in .*notes\.md.* for cached, cifar, coco, .*, npz, prompts, shapes, table",
         ):
             source_of(str(path))
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -130,3 +132,45 @@ def test_only_training_flips(tmp_path, kind):
     ]
     assert torch.equal(same[0].floats(), same[1].floats())
     assert same[0].fingerprint() == same[1].fingerprint()
+
+
+@pytest.mark.parametrize(
+    "names", [("train.jsonl", "test.jsonl"), ("train_v2.csv", "dev.csv"), ("labels.csv", "")]
+)
+def test_a_table_of_the_pictures_below_is_the_data(tmp_path, names):
+    write_pictures(tmp_path, **{f"pictures__{i:02}": image for i, image in enumerate(IMAGES)})
+    training = range(20) if not names[1] else range(14)
+    for name, places in zip(names, (training, range(14, 20))):
+        if not name:
+            continue
+        rows = [{"file_name": f"pictures/{i:02}.png", "label": int(LABELS[i])} for i in places]
+        lines = [f"{row['file_name']},{row['label']}" for row in rows]
+        text = ["file_name,label", *lines] if name.endswith("csv") else map(json.dumps, rows)
+        (tmp_path / name).write_text("\n".join(text) + "\n")
+    source = source_of(str(tmp_path))
+    assert kind_of(type(source)) == "table"
+    dataset = source.read()
+    assert np.array_equal(dataset.images.numpy(), IMAGES[list(training)])
+    assert dataset.labels.tolist() == LABELS[list(training)].tolist()
+
+
+@pytest.mark.parametrize("row", ["0.png", "there/0.png", "a0"])
+def test_a_table_of_pictures_that_lie_elsewhere_is_a_doubt(tmp_path, row):
+    write_pictures(tmp_path, pictures__0=IMAGES[0])
+    (tmp_path / "labels.csv").write_text(f"label,file_name\ncat,{row}\n")
+    with pytest.raises(
+        ValueError, match=rf"labels\.csv names pictures \({row}\).*kind=table.*kind=folder"
+    ):
+        source_of(str(tmp_path))
+    assert len(source_of(str(tmp_path), ["kind=folder"]).read()) == 1
+    with pytest.raises(FileNotFoundError):
+        source_of(str(tmp_path), ["kind=table"]).read()
+
+
+def test_a_table_that_names_no_pictures_is_passed_over(tmp_path):
+    write_pictures(tmp_path, pictures__0=IMAGES[0])
+    (tmp_path / "log.csv").write_text("step,loss\n1,0.5\n")
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "path": null}\n[1]\n')
+    source = source_of(str(tmp_path))
+    assert kind_of(type(source)) == "folder"
+    assert ".csv: 1 (log.csv); .jsonl: 1 (log.jsonl)" in source.read().notes["passed over"]

@@ -208,3 +208,32 @@ def test_a_folder_beside_sets_that_hold_nothing(tmp_path):
     write(tmp_path, "1", "2", "test__1")
     with pytest.raises(ValueError, match="pictures lie beside test"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("cat", "cat_test", "dog", "dog_test"), ("cat", "catVal"), ("cat", "train_cat")]
+)
+def test_a_class_and_its_name_with_a_set(tmp_path, names):
+    write(tmp_path, *(f"{name}__{i}" for name in names for i in range(2)))
+    with pytest.raises(ValueError, match=r"cat stands beside .*: give .*, or label=folder"):
+        read(tmp_path)
+    assert read(tmp_path, label="folder").classes == len(names)
+
+
+def test_names_of_classes_beside_one_folder(tmp_path):
+    write(tmp_path, "cat_1", "cat_2", "dog_1", "dog_2", "more__1")
+    with pytest.raises(ValueError, match=r"\(cat_1\.png\) lie beside .*\(more\): label=none"):
+        read(tmp_path)
+    assert read(tmp_path, label="none").labels is None
+    assert len(read(tmp_path, label="none")) == 5
+
+
+def test_nearly_all_names_are_of_classes(tmp_path):
+    names = [f"{i % 3}_{i}" for i in range(9)]
+    write(tmp_path, *names, "readme")
+    told = r"readme\.png has no class in its name, of 10 pictures 9 have one \(0_0.*label=none"
+    with pytest.raises(ValueError, match=told):
+        read(tmp_path)
+    assert read(tmp_path, label="none").labels is None
+    write(tmp_path, "other")  # so many have none that the others mean nothing
+    assert (len(read(tmp_path)), read(tmp_path).labels) == (11, None)

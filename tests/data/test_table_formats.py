@@ -225,7 +225,8 @@ def test_latents_alone_can_be_checked(tmp_path):
     ("name", "content", "message"),
     [
         ("a.csv", "file_name,label\n", r"no rows: .*a\.csv"),
-        ("a.csv", "file_name,label\na\0b,1\n", r"a\.csv row 0: 'a.*b' is no name of a file"),
+        ("a.csv", "file_name,label\na\0b,1\n", r"a\.csv is no text in UTF-8: byte 17 is 0"),
+        ("a.jsonl", '{"image": "a\\u0000b"}\n', r"a\.jsonl row 0: 'a.*b' is no name of a file"),
         ("a.csv", "text,label\na,1\nb,\n", r"a\.csv row 1 has no label"),
         ("a.csv", "text,label\na,1e15\nb,0\n", r"a\.csv: column label goes up to 10{15} with 2"),
         ("a.csv", "text;label\na;1\n", r"a\.csv has no column img .*only text;label"),

@@ -12,7 +12,8 @@ from fewstep.errors import DataMemoryError, out_of_memory
 
 MOST_BYTES = 1 << 29  # that any packed file may hold
 MOST_TIMES = 20  # a packed file may hold more where it is large itself: images pack to a fifth
-LONGEST_LINE = 64 << 20  # of JSON lines
+LONGEST_LINE = 64 << 20  # of a table of text
+BLOCK = 1 << 16  # bytes of a file that tell whether it is text
 DEEPEST = 100  # lists in lists of JSON
 ZIPS = (".npz", ".pth")  # members of an archive that are archives themselves
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -38,22 +39,41 @@ def check_bytes(file: Path, held: int) -> None:
         )
 
 
-def check_lines(file: Path) -> None:
-    """ValueError where JSON lines hold lists in lists so deep that a reader that recurs would crash
-    the interpreter, or one line that is rather an attack on the memory.
+def text_lines(file: Path) -> Iterator[bytes]:
+    """The lines of a table of text. ValueError where it is no text, or holds one that is rather an
+    attack on the memory.
     """
-    depth = 0
+    before = 0
     with file.open("rb") as stream:
+        check_text(file, stream.read(BLOCK))
+        stream.seek(0)
         while line := stream.readline(LONGEST_LINE + 1):
+            check_text(file, line, before)
             if len(line) > LONGEST_LINE:
                 raise ValueError(f"{file}: a line of more than {LONGEST_LINE >> 20} MB")
-            begun = line.count(b"[") + line.count(b"{")
-            if begun == line.count(b"]") + line.count(b"}") and depth + begun <= DEEPEST:
-                continue  # else look at it closer, as brackets stand in texts, too
-            for mark in STRING.sub(b"", line).translate(None, NO_BRACKETS):
-                depth += 1 if mark in b"[{" else -1
-                if depth > DEEPEST:
-                    raise ValueError(f"{file} holds lists in lists, more than {DEEPEST} deep")
+            before += len(line)
+            yield line
+
+
+def check_text(file: Path, content: bytes, before: int = 0) -> None:
+    """ValueError where a part of a file, behind so many bytes, holds what no text in UTF-8 does."""
+    if (place := content.find(0)) >= 0:
+        raise ValueError(f"{file} is no text in UTF-8: byte {before + place} is 0")
+
+
+def check_lines(file: Path) -> None:
+    """ValueError where JSON lines hold lists in lists so deep that a reader that recurs would crash
+    the interpreter; else as `text_lines`.
+    """
+    depth = 0
+    for line in text_lines(file):
+        begun = line.count(b"[") + line.count(b"{")
+        if begun == line.count(b"]") + line.count(b"}") and depth + begun <= DEEPEST:
+            continue  # else look at it closer, as brackets stand in texts, too
+        for mark in STRING.sub(b"", line).translate(None, NO_BRACKETS):
+            depth += 1 if mark in b"[{" else -1
+            if depth > DEEPEST:
+                raise ValueError(f"{file} holds lists in lists, more than {DEEPEST} deep")
 
 
 def _unpacked(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:

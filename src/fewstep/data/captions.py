@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fewstep.data.bounds import BLOCK, check_text
 from fewstep.data.dataset import Dataset, Rows
 from fewstep.data.pictures import some
 from fewstep.data.tree import Passed
@@ -26,16 +27,16 @@ def lines_of(file: Path, most: int) -> list[str]:
     """The lines of a text in UTF-8, without white space around them. ValueError where it is none,
     or has more than `most` bytes.
     """
-    with file.open("rb") as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
+    if file.stat().st_size > most:
+        with file.open("rb") as stream:
+            check_text(file, stream.read(BLOCK))
         raise ValueError(f"{file} has more than {most:,} bytes: refused as text")
+    content = file.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text in UTF-8: byte {error.start} is none of it") from None
-    if "\0" in text:
-        raise ValueError(f"{file} is no text in UTF-8: byte {content.index(0)} is 0")
+    check_text(file, content)
     return [line.strip() for line in LINES.split(text)]
 
 

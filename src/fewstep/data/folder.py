@@ -19,9 +19,10 @@ from fewstep.data.layout import (
     without_pictures,
 )
 from fewstep.data.lazy import of_files
+from fewstep.data.picture_tables import check_unheard
 from fewstep.data.pictures import Channels, How, OnBad
 from fewstep.data.source import Source, content, located
-from fewstep.data.tree import Passed, Tree, passed_over, walk
+from fewstep.data.tree import Passed, Tree, files_below, passed_over, walk
 
 WHAT = "pictures (PNG, JPEG or WebP)"
 
@@ -53,6 +54,10 @@ class Folder(Source):
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
         return walk(path, SUFFIXES).files()
+
+    @classmethod
+    def check_at(cls, path: Path) -> None:
+        check_unheard(files_below(path))
 
     def read(self, beside: Path | None = None) -> Dataset:
         path = located(self.path, WHAT)
@@ -94,7 +99,7 @@ class Folder(Source):
         files = tree.files()
         words = by_folder(tree) if not tree.loose else dict.fromkeys(files, "")
         if len(tree.loose) == len(files):
-            words = by_name(files, passed)
+            words = by_name(files, passed, self.label == "auto")
         if self.label == "none" or len(set(words.values())) < 2:
             return tree, dict.fromkeys(words, "")
         return tree, words

@@ -13,6 +13,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 OTHER_PICTURES = {".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2"}
 OTHER_PICTURES |= {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".svg", ".psd", ".raw", ".dng"}
 
+MOST_ODD = 0.1  # of the names of pictures, where the others are classes
+
 
 def class_level(tree: Tree, passed: list[Passed], labelled: bool = True) -> Tree:
     """The folder whose sub-folders are the classes, where there are such: inside the training set
@@ -138,7 +140,7 @@ def check_classes(tree: Tree) -> None:
     read.
     """
     full = {name for name, folder in tree.folders.items() if folder.files()}
-    if tree.loose and len(full) > 1:
+    if tree.loose and (len(full) > 1 or (full and any(by_name(tree.loose, []).values()))):
         raise ValueError(
             f"{tree.path}: pictures ({tree.loose[0].name}) lie beside folders with pictures "
             f"({listed(sorted(full)[:3])}): label=none reads all of them without classes, "
@@ -169,15 +171,20 @@ def by_folder(tree: Tree) -> dict[Path, str]:
     return words
 
 
-def by_name(files: Sequence[Path], passed: list[Passed]) -> dict[Path, str]:
+def by_name(files: Sequence[Path], passed: list[Passed], labelled: bool = True) -> dict[Path, str]:
     """Each of the pictures of one folder with what stands before the first `_` of its name, ""
     where that is no class of several pictures. Where all names have sets in front or behind that
     (train_cat_1, cat_train_1), only those of the training set are kept; sets are no classes.
+    ValueError where a few names alone have no class; labelled: whether classes are wanted.
     """
     stems = _of_set({file: file.stem for file in files}, passed)
     words = {file: stem.partition("_")[0] for file, stem in stems.items() if "_" in stem}
     names = sorted(set(words.values()))
-    if len(words) < len(stems) or not 1 < len(names) < len(words):
+    if not 1 < len(names) < len(words):
+        return dict.fromkeys(stems, "")
+    if len(words) < len(stems):
+        if labelled:
+            _check_odd(list(stems), list(words))
         return dict.fromkeys(stems, "")
     try:
         chosen = training_of(names)
@@ -188,6 +195,17 @@ def by_name(files: Sequence[Path], passed: list[Passed]) -> dict[Path, str]:
         return {file: "" for file, word in words.items() if word == chosen}
     kept = _of_set({file: stems[file].partition("_")[2] for file in words}, passed)
     return {file: words[file] for file in kept}
+
+
+def _check_odd(files: Sequence[Path], named: Sequence[Path]) -> None:
+    """ValueError where nearly all of these files have a class in their name."""
+    if len(named) < (1 - MOST_ODD) * len(files):
+        return
+    odd = next(file for file in files if file not in named)
+    raise ValueError(
+        f"{odd} has no class in its name, of {len(files)} pictures {len(named)} have one "
+        f"({named[0].name}): move it away, or label=none reads without classes"
+    )
 
 
 def _of_set(stems: dict[Path, str], passed: list[Passed]) -> dict[Path, str]:

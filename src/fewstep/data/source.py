@@ -64,7 +64,7 @@ class Source(Choice, ABC):
     @classmethod
     def kind_at(cls, path: Path) -> str:
         """The kind for a file or folder: the one that reads the most bytes of it. ValueError where
-        none reads any.
+        none reads any, or what it would not read speaks against it.
         """
         sizes = {}
         for name, kind in cls.kinds().items():
@@ -72,7 +72,13 @@ class Source(Choice, ABC):
             sizes[name] = bytes_of(files), len(files)  # empty metadata count, too
         if not any(size for size, _ in sizes.values()):
             raise ValueError(f"no data in {path} (found: {content(path)}) for {', '.join(sizes)}")
-        return max(sizes, key=lambda name: sizes[name])
+        most = max(sizes, key=lambda name: sizes[name])
+        cls.kinds()[most].check_at(path)
+        return most
+
+    @classmethod
+    def check_at(cls, path: Path) -> None:
+        """ValueError where something in a folder says that another kind may be meant."""
 
     def found(self, path: str, what: str) -> list[Path]:
         """`files_at` of the path that the user gave. FileNotFoundError or ValueError where there

@@ -95,12 +95,23 @@ def glued(names: Collection[str]) -> dict[str, Told]:
 
 
 def _check_beside(names: Collection[str], told: Mapping[str, Told]) -> None:
-    """ValueError where some names are those of sets, and others are not."""
+    """ValueError where some names are those of sets, and others are not, or one of these is that of
+    another with the word of a set (cat, cat_test).
+    """
     kinds = {found.kind for found in told.values()}
     pure = [name.lower() for name, found in told.items() if not found.rest]
+    others = {_words(name): name for name in names if name not in told}
     if kinds and (len(kinds) > 1 or pure not in ([], ["train"])):
         other = next(name for name in names if name not in told)
         raise ValueError(f"{other} stands beside {', '.join(sorted(told))}")
+    for name, found in told.items():
+        if found.rest and found.rest in others:
+            raise ValueError(f"{others[found.rest]} stands beside {name}")
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """Those of a name that speaks of no set, as `Told` has the rest of one that does."""
+    return tuple(word for word in re.findall(r"[a-z]+", name.lower()) if word not in PLAIN)
 
 
 def _of_path(file: Path, root: Path) -> str | None:

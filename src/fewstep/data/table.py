@@ -17,18 +17,17 @@ from fewstep.data.dataset import Dataset
 from fewstep.data.index import indexed
 from fewstep.data.labels import listed
 from fewstep.data.lazy import MEMORY, Stored, decoded, pictures
+from fewstep.data.picture_tables import IMAGES, first_of, speaking
 from fewstep.data.pictures import Channels, How, OnBad, checked_header, header
 from fewstep.data.source import Source, bytes_of, located
 from fewstep.data.splits import check_sets, of_training
 from fewstep.data.table_files import READERS, opened, same_columns, table_looked_at
 from fewstep.data.table_rows import VECTORS, TableRows
+from fewstep.data.table_sets import NAMES as SETS
+from fewstep.data.table_sets import training_rows
 from fewstep.data.tree import files_below, left_beside
 from fewstep.models.space import Classes, Column
 
-IMAGES = (
-    *("img", "image", "jpg", "jpeg", "jpe", "jfif", "png", "webp"),
-    *("file_name", "image_path", "path"),
-)
 LABELS = ("label", "fine_label", "labels", "cls", "class")
 CAPTIONS = ("caption", "text", "prompt", "txt", "captions")
 LOOKED_AT_ANYWAY = 100_000  # rows whose pictures take seconds to look at
@@ -53,6 +52,9 @@ class Table(Source):
     caption: str = "auto"
     """The column of captions; auto: caption, text, prompt, txt, captions; none:
     without. An entry may be a list of several."""
+    sets: str = "auto"
+    """The column that says of which set (train, test, val …) a row is: those of the training set
+    are used; auto: split; none: all rows."""
     size: Natural = 0
     """The short side becomes so many pixels and the middle square is cut out; 0: as they are."""
     channels: Channels = "auto"
@@ -63,24 +65,20 @@ class Table(Source):
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
         below = files_below(path)
-        tables = [file for file in below if READERS.get(file.suffix.lower())]
-        metadata = [file for file in tables if file.stem.lower() == "metadata"]
-        if metadata and path.is_dir():  # it speaks for the pictures beside it
-            return of_training(metadata, path, True) + [f for f in below if f not in metadata]
-        by_reader: dict[str, list[Path]] = {}
-        for file in of_training(tables, path, True):
-            if not file.name.startswith("cache-"):  # what `datasets` computed
-                by_reader.setdefault(READERS[file.suffix.lower()], []).append(file)
-        return max(by_reader.values(), key=bytes_of, default=[])
+        tables = speaking(below) if path.is_dir() else []
+        if tables:  # they speak for the pictures beside them
+            return _of_one_format(tables, path) + [file for file in below if file not in tables]
+        return _of_one_format([f for f in below if READERS.get(f.suffix.lower())], path)
 
     def read(self, beside: Path | None = None) -> Dataset:
         files = self.found(self.path, WHAT)
         path = located(self.path, WHAT)
-        if files[0].stem.lower() == "metadata" and path.is_dir():
-            files = [file for file in files if file.stem.lower() == "metadata"]
+        if path.is_dir() and (tables := speaking(files)):
+            files = _of_one_format(tables, path)
             check_sets(files, path)
-            if len(files) > 1:
-                told = listed([file.parent for file in files[:3]])
+            folders = list(dict.fromkeys(file.parent for file in files))
+            if len(folders) > 1:
+                told = listed(folders[:3])
                 raise ValueError(f"several folders hold metadata, {told}: data.path= names one")
         return self.read_files(files, beside)
 
@@ -103,14 +101,13 @@ class Table(Source):
             if values is not None:
                 held["label"], columns["label"] = values, Classes(classes)
         notes |= stored.notes
-        if self.path:
-            notes |= left_beside(Path(self.path), [*files, *stored.paths()])
+        notes |= self._passed_over(files, stored)
         how = How(self.size, self.channels, self.on_bad)
         if memory is None:
             if "image" not in stored.named:
                 raise ValueError(f"{where} has no pictures, only {', '.join(stored.named)}")
             return decoded(stored, held, columns, how, notes, self.workers)
-        stamp = hashlib.sha256(f"{contents} {stored.named}".encode()).hexdigest()
+        stamp = hashlib.sha256(f"{contents} {stored.named}{stored.left}".encode()).hexdigest()
         if "image" not in stored.named:
             if not stored.columns:
                 raise ValueError(f"{where} has nothing to train on: {', '.join(notes.values())}")
@@ -122,6 +119,13 @@ class Table(Source):
             kept = None if beside is None else beside / name
             looked = stored.headers(kept, checked_header if checks else header)
         return pictures(stored, looked, held, columns, how, stamp, notes, self.workers, memory)
+
+    def _passed_over(self, files: Sequence[Path], stored: TableRows) -> dict[str, str]:
+        """The note on rows and files that are not used; none where there are no such."""
+        told = [stored.left] if stored.left else []
+        if self.path:
+            told.extend(left_beside(Path(self.path), [*files, *stored.paths()]).values())
+        return {"passed over": "; ".join(told)} if told else {}
 
     def _rows(self, files: Sequence[Path], where: str) -> TableRows:
         """The columns that are used. ValueError where there are none, or no rows."""
@@ -138,8 +142,13 @@ class Table(Source):
         if not len(rows):
             raise ValueError(f"no rows: {where}")
         named = self._named(rows.column_names, where)
-        stored = TableRows(rows, named, files, counts)
-        unused = [name for name in rows.column_names if name not in named.values()]
+        sets = named.pop("set", "")
+        taken = None
+        if sets and sets not in named.values():  # else it is asked for as something else
+            taken = training_rows(rows.data.column(sets), f"{where}: column {sets}")
+        stored = TableRows(rows, named, files, counts, taken)
+        used = {*named.values(), *([sets] if taken else [])}
+        unused = [name for name in rows.column_names if name not in used]
         if unused := [name for name in unused if not name.startswith("__")]:  # of WebDataset itself
             stored.notes["columns not used"] = listed(unused)
         return stored
@@ -165,16 +174,17 @@ class Table(Source):
             "image": (self.image, IMAGES),
             "label": (self.label, LABELS),
             "caption": (self.caption, CAPTIONS),
+            "set": (self.sets, SETS),
         }
         named = {}
         for column, (asked, known) in wanted.items():
             if asked not in ("auto", "none", *there):
                 raise ValueError(f"{where} has no column {asked}, only {', '.join(there)}")
-            if found := _first(known, there) if asked == "auto" else asked:
+            if found := first_of(known, there) if asked == "auto" else asked:
                 named[column] = found
         named = {column: name for column, name in named.items() if name != "none"}
         for column in VECTORS:
-            if found := _first((column,), there):
+            if found := first_of((column,), there):
                 named[column] = found
         if not {"image", "latent", "caption"} & set(named):
             told = " or ".join(IMAGES[:2])
@@ -182,10 +192,10 @@ class Table(Source):
         return named
 
 
-def _first(known: Sequence[str], there: Sequence[str]) -> str | None:
-    """The first of the known names that is there, in any case."""
-    for wanted in known:
-        for name in (wanted, *there):
-            if name in there and name.lower() == wanted:
-                return name
-    return None
+def _of_one_format(tables: Sequence[Path], path: Path) -> list[Path]:
+    """Those of the training set, of the format that has the most bytes."""
+    by_reader: dict[str, list[Path]] = {}
+    for file in of_training(tables, path, True):
+        if not file.name.startswith("cache-"):  # what `datasets` computed
+            by_reader.setdefault(READERS[file.suffix.lower()], []).append(file)
+    return max(by_reader.values(), key=bytes_of, default=[])

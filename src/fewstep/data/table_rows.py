@@ -29,17 +29,25 @@ Look = Callable[[bytes], tuple[int, int, int]]
 
 class TableRows(Encoded):
     """Rows of a `datasets.Dataset`; `named` says which of its columns are which of ours, `counts`
-    how many rows each file has, where that is known. ValueError where a column's type is none of
-    its kind.
+    how many rows each file has, where that is known. taken: the places of the rows that are
+    used, and what is said of the others. ValueError where a column's type is none of its kind.
     """
 
     def __init__(
-        self, rows: Any, named: Mapping[str, str], files: Sequence[Path], counts: Sequence[int]
+        self,
+        rows: Any,
+        named: Mapping[str, str],
+        files: Sequence[Path],
+        counts: Sequence[int],
+        taken: tuple[Sequence[int], str] | None = None,
     ):
         self.named, self.files = dict(named), [str(file) for file in files]
+        self.places, self.left = taken or (range(len(rows)), "")
         self.ends = list(itertools.accumulate(counts))
         self.root = Path(files[0]).parent
         self.rows = rows.select_columns(list(dict.fromkeys(named.values())))
+        if self.left:  # the Arrow columns shall hold no others
+            self.rows = self.rows.select(self.places).flatten_indices()
         self.columns: dict[str, Column] = {}
         self.notes: dict[str, str] = {}
         if "image" in named:
@@ -54,6 +62,7 @@ class TableRows(Encoded):
         return len(self.rows)
 
     def name(self, place: int) -> str:
+        place = self.places[place]
         if not self.ends:
             return f"{self.files[0] if len(self.files) == 1 else self.root} row {place}"
         file = bisect.bisect_right(self.ends, place)
