@@ -159,7 +159,7 @@ def test_inputs_that_were_added_are_in_the_merged_network_alone(tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "fp16_teacher"])
 def test_of_a_base_in_16_bits_the_merged_network_is_in_32(tmp_path, precision):
     method = ConsistencyDistillation(bins=4)
-    run = run_of(tmp_path, method, precision=precision, ema=(0.5,), health_every=0)
+    run = run_of(tmp_path, method, precision=precision, ema=(0.5,))
     distil(run, tmp_path / "run", say=lambda line: None)
     student = tmp_path / "run" / "student"
     for name in ("model.safetensors", "lora.safetensors"):

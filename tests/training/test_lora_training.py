@@ -12,18 +12,28 @@ from tests.training.tiny import StopError, assert_same, bits, state, stop_at
 from fewstep.data.digits import Digits
 from fewstep.diffusion.draws import Draws
 from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.tangent import Forward, Point
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.latent_consistency import LatentConsistency
+from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.progressive import Progressive
 from fewstep.methods.truncated_consistency import TruncatedConsistency
 from fewstep.models import network as networks_of_ours
-from fewstep.models.adapters import Adaptation, FullCopy, borrowed, own_parameters, tensors_of
+from fewstep.models.adapters import (
+    Adaptation,
+    FullCopy,
+    borrowed,
+    merged,
+    own_parameters,
+    tensors_of,
+)
 from fewstep.models.lora import Lora
 from fewstep.run import Run
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW, Sgd
+from fewstep.training.precision import MODES
 
 pytest.importorskip("peft")
 
@@ -233,6 +243,21 @@ class TestRuns:
         after = own_of(one)
         assert any(not torch.equal(after[key], before[key]) for key in added)
         assert one.nets.student.network.addition().facts["inputs"] == ["guidance"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_derivatives_are_taken_in_full_precision(precision):
+    """On a base of 16 bits as on the network that is saved, with inputs in 32 beside it."""
+    one = trainer(method=MeanFlow(), precision=precision)
+    student = one.nets.student.eval()
+    kinds = {t.dtype for t in borrowed(student)}
+    x, t = torch.randn(4, 1, 8, 8), torch.linspace(0.5, 5.0, 4, dtype=torch.float64)
+    at, rate = Point(x, t, t / 2), Point(torch.ones_like(x), torch.ones_like(t), None)
+    cond = one.data(0, range(4), Draws(0, range(4))).cond
+    found = Forward()(student, at, rate, cond)
+    assert {t.dtype for t in borrowed(student)} == kinds == {MODES[precision][0]}
+    for mine, right in zip(found, Forward()(merged(student), at, rate, cond), strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-5)
 
 
 PRECISIONS = {

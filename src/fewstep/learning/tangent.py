@@ -18,7 +18,7 @@ from fewstep.diffusion.types import Sample, Time, per_sample, time_dtype
 from fewstep.learning.dropout import SharedDropout
 from fewstep.learning.method import Clock
 from fewstep.learning.weights import data_share
-from fewstep.models.adapters import View
+from fewstep.models.adapters import View, in_full_precision
 from fewstep.models.network import ConditionedModule
 
 
@@ -39,9 +39,9 @@ class Point(NamedTuple):
 class Tangent(Choice, ABC):
     """(x0, dx0/dτ) of a denoiser at a point that moves; neither carries a gradient.
 
-    The network runs in the type of its weights, without autocast and eagerly: the derivative is a
-    difference of large numbers, and compiled or fused kernels know no forward derivative. Around it
-    everything is float64.
+    The network runs in the type of its weights (in float32 on a shared base of fewer digits),
+    without autocast and eagerly: the derivative is a difference of large numbers, and compiled or
+    fused kernels know no forward derivative. Around it everything is float64.
     """
 
     def __call__(
@@ -52,7 +52,7 @@ class Tangent(Choice, ABC):
         at, rate = at.wide(), rate.wide()
         if at.s is not None and rate.s is None:
             rate = rate._replace(s=torch.zeros_like(at.s))
-        with torch.no_grad():
+        with torch.no_grad(), in_full_precision(bare):
             return self.measure(bare, at, rate, cond)
 
     @abstractmethod

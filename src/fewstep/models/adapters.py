@@ -7,9 +7,10 @@ once. A finished student is saved merged, as a plain network that loads without 
 from.
 """
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -186,6 +187,29 @@ def own_state(module: nn.Module) -> dict[str, Tensor]:
         if id(tensor) in others:
             state.pop(name, None)
     return state
+
+
+@contextlib.contextmanager
+def in_full_precision(module: nn.Module) -> Iterator[None]:
+    """Within the block what a module borrows is in float32, where its type has fewer digits."""
+    held = {}
+    for tensor in borrowed(module):
+        if tensor.is_floating_point() and tensor.itemsize < 4:
+            held[tensor] = tensor.data
+    try:
+        for tensor in held:
+            tensor.data = wide(tensor.data)
+        yield
+    finally:
+        for tensor, data in held.items():
+            tensor.data = data
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32, where these are such numbers."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ from fewstep.models.adapters import (
     copied,
     own_parameters,
     tensors_of,
+    wide,
 )
 from fewstep.models.fingerprint import weights_hash
 from fewstep.models.folder import (
@@ -107,7 +108,7 @@ class LoraView(View):
         others = {id(tensor) for tensor in shared}
         found = {name: one for name, one in tensors_of(self).items() if id(one) not in others}
         for tensor in found.values():
-            tensor.data = _wide(tensor.data)
+            tensor.data = wide(tensor.data)
         self.own = frozenset(found)
 
     def shared(self) -> list[Tensor]:
@@ -136,10 +137,10 @@ class LoraView(View):
         network: nn.Module = copy.deepcopy(self.inside)
         for name, layer in list(_additions(network)):
             plain = layer.base_layer
-            plain.weight = nn.Parameter(_wide(plain.weight) + layer.get_delta_weight(NAME))
+            plain.weight = nn.Parameter(wide(plain.weight) + layer.get_delta_weight(NAME))
             _replace(network, name, plain)
         for tensor in tensors_of(network).values():
-            tensor.data = _wide(tensor.data)
+            tensor.data = wide(tensor.data)
         return network
 
     def addition(self) -> Addition:
@@ -211,10 +212,3 @@ def _additions(network: nn.Module) -> Iterator[tuple[str, Any]]:
 def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
     owner, _, last = name.rpartition(".")
     setattr(network.get_submodule(owner), last, layer)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """At least float32, where these are such numbers."""
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
