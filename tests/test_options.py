@@ -73,7 +73,7 @@ def test_defaults_and_types_in_words():
     assert found["optimizers"][:3] == ("optimizers", "optimizer_spec, for names", "{}")
     assert found["precision"].words == "fp32 | bf16 | fp16 | fp16_teacher"
     assert found["compile"][:3] == ("compile", "true or false", "false")
-    path, ema = options_of(Saved)
+    path, ema, *_ = options_of(Saved)
     assert path[:3] == ("path", "text", None)
     assert ema[:3] == ("ema", "text or none", "none")
 

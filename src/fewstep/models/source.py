@@ -19,6 +19,7 @@ from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, Pixels
 from fewstep.models.conditioner import Conditioner, ConditionerModule, Labels, Unconditional
 from fewstep.models.folder import load, load_codec, load_conditioner
+from fewstep.models.lora_files import merge
 from fewstep.models.network import Network
 from fewstep.models.size import check_memory, shapes_of
 from fewstep.models.space import Space, described
@@ -61,6 +62,9 @@ class ModelSource(Choice, ABC):
             return options | {"kind": "fresh", "network": inner}
         if isinstance(kind, str) and flat(kind) not in known and not plugins.remedy(kind):
             options = {"path": kind, **options, "kind": "saved"}  # teacher=runs/x teacher.ema=0.999
+        for name in ("lora", "lora_strengths"):  # one file alone needs no brackets
+            if not isinstance(one := opened(options.get(name), "["), list | tuple | None):
+                options[name] = [one]
         ema = settled(options.get("ema"))
         if isinstance(ema, float | int):
             options["ema"] = f"{ema:g}"
@@ -75,13 +79,28 @@ class Saved(ModelSource):
     """Name of a shipped model, or a folder."""
     ema: str | None = None
     """One of its averages, by its decay; the model's own weights if not given."""
+    lora: tuple[str, ...] = ()
+    """LoRA files of others (kohya's, diffusers', PEFT's) that are merged into it."""
+    lora_strengths: tuple[float, ...] = ()
+    """One for each of these files; 1 if not given."""
 
     def __post_init__(self) -> None:
         if self.path.startswith("~"):
             object.__setattr__(self, "path", str(place(self.path)))
+        if any(file.startswith("~") for file in self.lora):
+            object.__setattr__(self, "lora", tuple(str(place(file)) for file in self.lora))
+        if self.lora and len(self.lora_strengths) not in (0, len(self.lora)):
+            given = f"{len(self.lora_strengths)} for {len(self.lora)} files"
+            raise ValueError(f"lora_strengths: one for each file of lora, got {given}")
 
     def load(self, data: Space, seed: int) -> DiffusionModel:
+        if self.lora_strengths and not self.lora:
+            raise ValueError(
+                "lora_strengths are those of the files of lora, of which there are none"
+            )
         model = load(self.path, self.ema)
+        if self.lora:
+            merge(model, self.lora, self.lora_strengths or (1.0,) * len(self.lora))
         if reason := model.unfit(data):
             raise ValueError(f"the teacher {self.path} does not fit the data: {reason}")
         return model

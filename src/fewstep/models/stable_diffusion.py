@@ -145,10 +145,14 @@ def _few_step(path: Path, scheduler: str, reads_guidance: bool) -> str:
         reasons.append(f"its scheduler is {scheduler}")
     if reads_guidance:
         reasons.append("its U-Net reads the guidance scale")
-    told = [word for word in FAST_NAMES if word in path.stem.lower()]
-    if told:
-        reasons.append(f"its name says {told[0]}")
+    if told := few_step_name(path.stem):
+        reasons.append(f"its name says {told}")
     return ", ".join(reasons)
+
+
+def few_step_name(name: str) -> str:
+    """The word of a name by which it is one of a few-step model; '' for others."""
+    return next((word for word in FAST_NAMES if word in name.lower()), "")
 
 
 def _read_folder(path: Path) -> Any:
