@@ -7,6 +7,9 @@ from PIL import Image
 from tests.tiny_diffusion import PROMPTS, tiny_pipeline
 
 from fewstep.cli.main import main
+from fewstep.data.stream import Stream
+from fewstep.models.autoencoder_kl import AutoencoderKlModule
+from fewstep.models.clip_text import ClipTextModule
 from fewstep.models.folder import load
 from fewstep.training.log import read_log
 
@@ -91,3 +94,35 @@ def test_what_inspect_says(home, fewstep):
     assert "caption" in told
     assert "PNDMScheduler" in told
     assert "stable_diffusion" in told
+
+
+def test_a_student_from_a_cache(home, fewstep, monkeypatch):
+    """The same losses, and neither autoencoder nor text encoder is run in training."""
+    flipped = (RUN % "latent_consistency").replace("path: pictures", "path: pictures, flip: true")
+    slow = flipped.replace("steps: 1", "steps: 4").replace("lr: 0.01", "lr: 0.0001")
+    (home / "plain.yaml").write_text(slow)
+    told = fewstep("data", "cache", "pictures", "flip=true", "--model", "sd", "--out", "cache")
+    assert told[0] == 0, told
+    assert fewstep("train", "plain.yaml")[0] == 0
+    calls = []
+    monkeypatch.setattr(AutoencoderKlModule, "moments", lambda *_: calls.append("pictures"))
+    encoded = ClipTextModule.encoded
+    monkeypatch.setattr(
+        ClipTextModule, "encoded", lambda *given: calls.append("text") or encoded(*given)
+    )
+    stream = Stream.__call__
+
+    def counted(*given):
+        before = len(calls)
+        batch = stream(*given)
+        assert len(calls) == before
+        return batch
+
+    monkeypatch.setattr(Stream, "__call__", counted)
+    words = ("data=cached", "data.path=cache", "data.flip=true", "name=cached")
+    assert fewstep("train", "plain.yaml", *words)[0] == 0
+    assert "pictures" not in calls
+    plain, cached = (read_log(home / "runs" / name / "log.jsonl") for name in ("plain", "cached"))
+    assert len(plain) == 4
+    for mine, theirs in zip(plain, cached, strict=True):
+        assert abs(theirs["consistency"] - mine["consistency"]) < 1e-5
