@@ -1,9 +1,14 @@
 """Recipes of drawn shapes with captions (32×32): text to image in the small."""
 
 from fewstep.data.shapes import Shapes
+from fewstep.learning.losses import Features, Squared
 from fewstep.learning.schedules import Cosine
 from fewstep.metrics.classifier import Classification
+from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
+from fewstep.models.clip_text import ClipText
+from fewstep.parts.autoencoder import Autoencoding, FreshAutoencoder
+from fewstep.parts.clip import Contrastive, FreshClip
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
@@ -26,6 +31,66 @@ def shapes_classifier() -> Run:
         trainer=TrainerConfig(
             steps=1800,
             optimizer=AdamW(lr=3e-3, weight_decay=0.02),
+            schedule=Cosine(warmup=100),
+            ema=(0.99,),
+            health_every=250,
+        ),
+    )
+
+
+def shapes_vae() -> Run:
+    """The autoencoder of drawn shapes: 32×32 pixels to 8×8 latents of 4 channels."""
+    return Run(
+        data=Shapes(),
+        method=Autoencoding(distance=Squared(), perceptual=Features("shapes_classifier")),
+        teacher=FreshAutoencoder(
+            AutoencoderKl(
+                {
+                    "block_out_channels": [16, 48, 80],
+                    "down_block_types": ["DownEncoderBlock2D"] * 3,
+                    "up_block_types": ["UpDecoderBlock2D"] * 3,
+                    "layers_per_block": 1,
+                    "latent_channels": 4,
+                    "norm_num_groups": 8,
+                    "sample_size": 32,
+                }
+            )
+        ),
+        trainer=TrainerConfig(
+            steps=4000,
+            batch=16,
+            optimizer=AdamW(lr=1e-3),
+            schedule=Cosine(warmup=100),
+            ema=(0.999,),
+            save_every=1000,
+            health_every=500,
+        ),
+    )
+
+
+def shapes_clip() -> Run:
+    """The text encoder of drawn shapes: three layers of width 128, 77 tokens, trained against
+    pictures.
+    """
+    return Run(
+        data=Shapes(),
+        method=Contrastive(rows=64),
+        teacher=FreshClip(
+            text=ClipText(
+                {
+                    "hidden_size": 128,
+                    "intermediate_size": 512,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 4,
+                    "projection_dim": 128,
+                }
+            ),
+            pictures=ClassifierNetwork(channels=16, features=128, dropout=0.0),
+        ),
+        trainer=TrainerConfig(
+            steps=1500,
+            batch=64,
+            optimizer=AdamW(lr=1e-3, weight_decay=0.05),
             schedule=Cosine(warmup=100),
             ema=(0.99,),
             health_every=250,
