@@ -3,18 +3,25 @@
 from pathlib import Path
 
 from fewstep.choice import did_you_mean
+from fewstep.export.card import Card
 from fewstep.files import check_utf8
 from fewstep.images.files import check_place
+from fewstep.models.bundle import DiffusionModel
+from fewstep.models.conditioner import Labels, Unconditional
 from fewstep.models.folder import load
+from fewstep.models.lora import load_addition
+from fewstep.models.named import folder_of
 from fewstep.text import place
 
+FORMATS = ("diffusers", "lora")
 
-def export(model: str, to: str, out: Path | None, ema: str | None) -> None:
+
+def export(
+    model: str, to: str, out: Path | None, ema: str | None, base: str | None, licence: str
+) -> None:
     """Writes a model in a format of others, and says how far the images differ there."""
-    if to != "diffusers":
-        raise ValueError(f"no format {to!r}{did_you_mean(to, ['diffusers'])}")
-    from fewstep.export.diffusers import export_diffusers  # an extra: it may not be installed
-
+    if to not in FORMATS:
+        raise ValueError(f"no format {to!r}{did_you_mean(to, [*FORMATS])}")
     loaded = load(model, ema)
     folder = out or place(model) / to
     if out is None and not place(model).is_dir():
@@ -23,5 +30,25 @@ def export(model: str, to: str, out: Path | None, ema: str | None) -> None:
     # What is there is replaced: it must have been an export.
     if not (folder / "fewstep.json").is_file():
         check_place(folder)
-    difference = export_diffusers(loaded, folder)
+    name = place(model).name
+    card = Card(name, base, licence)
+    if to == "lora":
+        difference = _lora(loaded, model, ema, folder, name, card)
+        print(f"{folder / name}.safetensors: kohya's names, for ComfyUI, A1111 and diffusers")
+    elif isinstance(loaded.conditioner.spec, Labels | Unconditional):
+        from fewstep.export.diffusers import export_diffusers  # an extra: it may not be there
+
+        difference = export_diffusers(loaded, folder)
+    else:
+        from fewstep.export.stable_diffusion import export_pipeline
+
+        difference = export_pipeline(loaded, folder, card)
     print(f"{folder}: loads in diffusers, largest pixel difference {difference:.1e}")
+
+
+def _lora(
+    loaded: DiffusionModel, model: str, ema: str | None, folder: Path, name: str, card: Card
+) -> float:
+    from fewstep.export.lora import export_lora
+
+    return export_lora(loaded, load_addition(folder_of(model), ema), folder, name, card)

@@ -198,11 +198,15 @@ def evaluate(
 
 def export(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
-    to: str = typer.Option(help="The format: diffusers."),
+    to: str = typer.Option(help="The format: diffusers (a pipeline), lora (an addition alone)."),
     out: Path | None = typer.Option(
         None, help="The folder to write; default: beside the model, named after the format."
     ),
     ema: str | None = typer.Option(None, help="One of the run's averages, by its decay."),
+    base: str | None = typer.Option(
+        None, help="For the model card: what model hubs call the model that was distilled."
+    ),
+    licence: str = typer.Option("other", "--license", help="For the model card: its licence."),
 ) -> None:
     """Writes a model for another library, loads it there and compares images; fails if they differ.
 

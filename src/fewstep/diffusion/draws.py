@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ from torch import Tensor
 from fewstep.diffusion.types import time_dtype, to_device
 
 BLOCK = 16
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """Where the noise of a sampler comes from: `Draws`, or what another library draws."""
+
+    def normal(self, *shape: int) -> Tensor:
+        """(rows, *shape), unit normal."""
 
 
 class Draws:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fewstep.choice import Choice, Spread
+from fewstep.choice import Choice, Spread, kind_of
 from fewstep.diffusion.process import End, Process
 from fewstep.diffusion.types import Time
 
@@ -135,15 +135,33 @@ class SamplePrediction(Parameterization):
         return Coefficients(torch.zeros_like(one), one, one)
 
 
+PREDICTIONS: dict[str, Parameterization] = {
+    "epsilon": Epsilon(),
+    "v_prediction": Velocity(),
+    "sample": SamplePrediction(),
+}
+"""As diffusers' schedulers call them."""
+
+
 def predicted(scheduler: Mapping[str, Any]) -> Parameterization:
     """What the networks of a scheduler's configuration (diffusers') predict. ValueError for what is
     not known.
     """
-    kinds = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": SamplePrediction()}
     kind = scheduler.get("prediction_type", "epsilon")
-    if kind not in kinds:
+    if kind not in PREDICTIONS:
         raise ValueError(f"no network is known that predicts {str(kind)[:40]!r}")
-    return kinds[kind]
+    return PREDICTIONS[kind]
+
+
+def predicting(prediction: Parameterization) -> dict[str, str]:
+    """What a scheduler's configuration (diffusers') says of networks that predict this. ValueError
+    for what it has no word for.
+    """
+    for kind, known in PREDICTIONS.items():
+        if prediction == known:
+            return {"prediction_type": kind}
+    name = kind_of(type(prediction))
+    raise ValueError(f"schedulers know {', '.join(PREDICTIONS)}, this network predicts {name}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from fewstep.choice import Choice, Count, NonNegative, Share, kind_of
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
-from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.draws import Noise
 from fewstep.diffusion.process import PURE_NOISE, Process
 from fewstep.diffusion.solvers import Heun, History, Solver, second_order
 from fewstep.diffusion.times import Auto, Explicit, Times
@@ -44,14 +44,14 @@ class Sampler(Choice, ABC):
 
     @abstractmethod
     def walk(
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Noise
     ) -> Iterator[tuple[Time, Sample]]:
         """Each step's end: its time (batch,) and x there. noise: unit normal; it is scaled to the
         process's prior inside.
         """
 
     def __call__(
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Noise
     ) -> Sample:
         """x0: where the walk ends."""
         [(_, x0)] = deque(self.walk(denoise, process, noise, cond, draws), maxlen=1)
@@ -122,7 +122,7 @@ class Ode(Sampler):
         return along(process, self.steps)
 
     def walk(
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Noise
     ) -> Iterator[tuple[Time, Sample]]:
         x = process.prior(noise)
         rows = self._rows(process, len(x))
@@ -133,7 +133,7 @@ class Ode(Sampler):
             x = self.solver(denoise, process, x, t, s, cond, history)
             yield s, x
 
-    def _stirred(self, process: Process, x: Sample, t: Time, draws: Draws) -> tuple[Sample, Time]:
+    def _stirred(self, process: Process, x: Sample, t: Time, draws: Noise) -> tuple[Sample, Time]:
         r = process.sigma(t) / process.alpha(t)
         gamma = min(self.churn / self.steps, math.sqrt(2) - 1)
         highest = math.inf if self.churn_max is None else self.churn_max
@@ -171,7 +171,7 @@ class Renoise(Sampler):
         return self.steps
 
     def walk(
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Noise
     ) -> Iterator[tuple[Time, Sample]]:
         *rows, end = self._rows(process, len(noise))
         x = denoise(process.prior(noise), rows[0], cond)
@@ -203,7 +203,7 @@ class FlowMap(Sampler):
         return self.steps
 
     def walk(
-        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Draws
+        self, denoise: Denoise, process: Process, noise: Sample, cond: Cond, draws: Noise
     ) -> Iterator[tuple[Time, Sample]]:
         x = process.prior(noise)
         rows = self._rows(process, len(x))

@@ -15,8 +15,9 @@ from fewstep.choice import kind_of
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import CmBoundary
 from fewstep.diffusion.process import VarianceExploding
-from fewstep.diffusion.samplers import Renoise, renoised
+from fewstep.diffusion.samplers import Renoise
 from fewstep.diffusion.times import Auto, Karras
+from fewstep.export.drawn import Drawn
 from fewstep.files import new_folder, take_mode, write_json
 from fewstep.finite import check_images
 from fewstep.models.bundle import DiffusionModel
@@ -205,15 +206,11 @@ def _difference(model: DiffusionModel, pipeline: Any, steps: int, num: int = 4) 
     denoiser: Denoiser = model.denoiser.cpu().eval()
     asked = model.asked_of(0, num)
     cond = model.conditioner(asked)
-    # The sampler's own way, with the noise that the pipeline will draw from a generator of the same
-    # seed.
-    draws = torch.Generator().manual_seed(1)
-    noise = torch.randn(num, *model.shape, generator=draws)
-    process = denoiser.process
-    first, *others, end = (t.expand(num) for t in model.sampler.times(process, steps))
-    x = denoiser(process.prior(noise), first, cond)
-    for t in others:
-        x = denoiser(renoised(process, x, torch.randn(x.shape, generator=draws), end, t), t, cond)
+    # The noise that the pipeline will draw from a generator of the same seed.
+    draws = Drawn(1, num)
+    noise = draws.normal(*model.shape)
+    sampler = model.sampler.with_steps(steps)
+    x = sampler(denoiser, denoiser.process, noise, cond, draws)
     check_images(x)
     mine = model.codec.decode(x)
     theirs = pipeline(

@@ -7,7 +7,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from annotated_types import Predicate
@@ -72,3 +73,20 @@ def made(path: str, config: Mapping[str, Any]) -> Any:
         return cls(**config)
     except Exception as error:  # of any kind: libraries check what they are told in many ways
         raise ValueError(f"{path}: {in_one_line(error, 300)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block diffusers and transformers draw no bars and say errors alone."""
+    loggings = [library_class(f"{name}.utils.logging") for name in ("transformers", "diffusers")]
+    before = [(one.get_verbosity(), one.is_progress_bar_enabled()) for one in loggings]
+    for one in loggings:
+        one.set_verbosity_error()
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for one, (level, bars) in zip(loggings, before, strict=True):
+            one.set_verbosity(level)
+            if bars:
+                one.enable_progress_bar()

@@ -28,7 +28,7 @@ from fewstep.models import autoencoder_kl, clip_text, unet2d_condition
 from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.clip_text import ClipText, tokenizer_bytes
-from fewstep.models.library import library_class, own_options
+from fewstep.models.library import library_class, own_options, quiet
 from fewstep.models.size import without_memory
 from fewstep.models.space import Space
 from fewstep.models.unet2d_condition import UNet2dCondition
@@ -119,11 +119,11 @@ def _sampler(scheduler: str, schedule: Mapping[str, Any]) -> Sampler:
     """What the model is sampled with: a few-step model as its scheduler does it, DDIM where the
     folder says so, DPM-Solver++ for all others. All of them begin at the last index.
     """
-    grid = Strided(Trailing(), schedule.get("original_inference_steps") or 50)
+    total = schedule.get("original_inference_steps") or 50
     if scheduler == "LCMScheduler":
-        return Renoise(4, grid)
-    if scheduler == "TCDScheduler":
-        return FlowMap(4, grid, gamma=0.3, shortens="time")
+        return Renoise(4, Strided(Trailing(), total))
+    if scheduler == "TCDScheduler":  # which ends at index 0
+        return FlowMap(4, Strided(Trailing("t_min"), total), gamma=0.3, shortens="time")
     if scheduler == "DDIMScheduler":
         end: End = "t_data" if schedule.get("set_alpha_to_one", True) else "t_min"
         return Ode(50, Trailing(end), Euler())
@@ -195,22 +195,13 @@ def _errors_of(path: Path) -> Iterator[None]:
     """Within the block what diffusers and transformers refuse is one line with the path; they say
     nothing else, and draw no bars.
     """
-    loggings = [library_class(f"{name}.utils.logging") for name in ("transformers", "diffusers")]
-    before = [(one.get_verbosity(), one.is_progress_bar_enabled()) for one in loggings]
-    for one in loggings:
-        one.set_verbosity_error()
-        one.disable_progress_bar()
     try:
-        yield
+        with quiet():
+            yield
     except ImportError:
         raise
     except Exception as error:  # of any kind: the libraries check files in many ways
         raise ValueError(f"{path} cannot be read: {in_one_line(error, 300)}") from error
-    finally:
-        for one, (level, bars) in zip(loggings, before, strict=True):
-            one.set_verbosity(level)
-            if bars:
-                one.enable_progress_bar()
 
 
 def _conditioner(encoder: Any, tokenizer: Any) -> Any:

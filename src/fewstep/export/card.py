@@ -1,0 +1,56 @@
+"""The model card of an export: README.md with the front matter of model hubs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.files import write_bytes
+from fewstep.text import in_one_line
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the card says that no file tells.
+
+    title: of the page. base: the hub's name of the model that was distilled. licence: its id.
+    """
+
+    title: str
+    base: str | None = None
+    licence: str = "other"
+
+
+def write_card(
+    folder: Path,
+    card: Card,
+    made: Mapping[str, Any],
+    told: Mapping[str, Any],
+    snippet: str,
+    lora: bool = False,
+) -> None:
+    """Writes README.md.
+
+    made: the model's own card. told: how it is sampled, by the names of the library. snippet:
+    Python that makes an image in this folder. lora: whether the files are an addition to the base.
+    """
+    method = str(made.get("method", {}).get("kind", ""))
+    tags = ["text-to-image", "diffusers", "few-step"]
+    if lora:
+        tags.append("lora")
+    if method:
+        tags.append(method)
+    front = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "license": card.licence}
+    if card.base:
+        front["base_model"] = card.base
+    lines = ["---"]
+    lines += [f"{name}: {json.dumps(value)}" for name, value in front.items()]
+    lines += ["tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    lines += [f"# {in_one_line(card.title)}", ""]
+    what = "A low-rank addition (LoRA) to its base, for strength 1" if lora else "A pipeline"
+    by = f", distilled by `{method}`" if method else ""
+    lines += [f"{what}{by}, written by fewstep.", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {in_one_line(value)} |" for name, value in told.items()]
+    lines += ["", "```python", snippet, "```", ""]
+    write_bytes(folder / "README.md", "\n".join(lines).encode())

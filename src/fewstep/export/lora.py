@@ -1,0 +1,207 @@
+"""Export of a LoRA student: two files with the same weights under the names of two worlds, both
+right at strength 1.
+
+NAME.safetensors has kohya's names, which ComfyUI and A1111 read (diffusers too); an `alpha` beside
+each pair says the scale. pytorch_lora_weights.safetensors has diffusers' names; alpha/rank is
+multiplied into B, as its loader takes alpha for the rank where nothing says another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.parameterization import predicting
+from fewstep.export.card import Card, write_card
+from fewstep.export.schedules import Schedule, bare, guidance_of, schedule_of
+from fewstep.export.stable_diffusion import (
+    call_of,
+    compared,
+    parts_of,
+    pipeline_of,
+    prompts_of,
+)
+from fewstep.files import new_folder, save_tensors, write_json
+from fewstep.models.adapters import Addition
+from fewstep.models.bundle import DiffusionModel
+from fewstep.models.library import quiet
+
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
+"""Stable Diffusion's versions by the width of their text encoders."""
+ELSEWHERE = {
+    "LCMScheduler": "sampler lcm, scheduler sgm_uniform",
+    "DDIMScheduler": "sampler ddim, scheduler sgm_uniform",
+    "DPMSolverMultistepScheduler": "sampler ddim, scheduler sgm_uniform",
+    "TCDScheduler": "sampler tcd",
+}
+"""What ComfyUI and A1111 call them."""
+
+
+def export_lora(
+    model: DiffusionModel, addition: Addition, folder: Path, name: str, card: Card
+) -> float:
+    """Writes both files and a card, loads each into the stock pipeline of the base and returns the
+    largest difference of its images from the model's own.
+
+    Raises ValueError where more than the addition was trained, or the images differ by more than
+    1e-4; then nothing is left under the folder's name.
+    """
+    if not addition.facts["whole"]:
+        inputs = ", ".join(addition.facts["inputs"])
+        raise ValueError(
+            f"the student also reads {inputs}, which no LoRA file can add to a base: export --to "
+            "diffusers writes the whole pipeline"
+        )
+    network, *_ = parts_of(model)
+    schedule = schedule_of(model)
+    scale = addition.facts["alpha"] / addition.facts["rank"]
+    pairs = _pairs(addition.tensors)
+    width = network.module.config["cross_attention_dim"]
+    labels = _labels(model, addition, schedule, name, VERSIONS.get(width, "sd_v1"))
+    files = {
+        f"{name}.safetensors": kohya(pairs, addition.facts["alpha"]),
+        DIFFUSERS: diffusers_names(pairs, scale),
+    }
+    with new_folder(folder) as beside:
+        for file, tensors in files.items():
+            save_tensors(beside / file, tensors)
+            labelled(beside / file, labels)
+        write_json(beside / "fewstep.json", {"call": call_of(model, schedule), "card": model.card})
+        told = {
+            "scheduler": schedule.name,
+            **call_of(model, schedule),
+            "rank": addition.facts["rank"],
+            "ComfyUI, A1111": labels["fewstep.usage"],
+        }
+        write_card(beside, card, model.card, told, _snippet(model, schedule, card, name), lora=True)
+        base = _base(model, pairs, scale)
+        found = [_difference(model, base, schedule, beside / file) for file in files]
+    return max(found)
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B by the path of their layer, as diffusers calls it."""
+    found = {}
+    for key, a in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            path = key.removesuffix(".lora_A.weight")
+            found[path.removeprefix("module.")] = (a, tensors[f"{path}.lora_B.weight"])
+    return found
+
+
+def kohya(pairs: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> dict[str, Tensor]:
+    """Under kohya's names, the unscaled weights and alpha."""
+    named = {}
+    for path, (a, b) in pairs.items():
+        key = f"lora_unet_{path.replace('.', '_')}"
+        named[f"{key}.lora_down.weight"] = a
+        named[f"{key}.lora_up.weight"] = b
+        named[f"{key}.alpha"] = torch.tensor(float(alpha))
+    return named
+
+
+def diffusers_names(pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> dict[str, Tensor]:
+    """Under diffusers' names, alpha/rank multiplied into B."""
+    named = {}
+    for path, (a, b) in pairs.items():
+        named[f"unet.{path}.lora_A.weight"] = a
+        named[f"unet.{path}.lora_B.weight"] = b * scale
+    return named
+
+
+def delta(a: Tensor, b: Tensor) -> Tensor:
+    """B A: what is added to the weight of a layer, in its shape. Of a convolution A (rank, in, k,
+    k) comes first, then B (out, rank, 1, 1).
+    """
+    if a.ndim == 2:
+        return b @ a
+    return torch.einsum("or,rikl->oikl", b[:, :, 0, 0], a)
+
+
+def _base(model: DiffusionModel, pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> Any:
+    """The stock pipeline of the base: the student's, what was added taken off again."""
+    pipeline = pipeline_of(model, schedule_of(model), bare=False)
+    weights = dict(pipeline.unet.named_parameters())
+    with torch.no_grad():
+        for path, (a, b) in pairs.items():
+            weights[f"{path}.weight"] -= scale * delta(a, b)
+    return pipeline
+
+
+def _difference(model: DiffusionModel, base: Any, schedule: Schedule, file: Path) -> float:
+    with quiet():
+        base.load_lora_weights(file.parent, weight_name=file.name)
+    try:
+        return compared(model, base, schedule)
+    finally:
+        base.unload_lora_weights()
+
+
+def labelled(path: Path, labels: Mapping[str, str]) -> None:
+    """Writes metadata into the header of a safetensors file that has none, in this order: the
+    library writes them in any.
+    """
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": dict(labels), **json.loads(content[8 : 8 + size])})
+    head = header.encode()
+    head += b" " * (-len(head) % 8)
+    path.write_bytes(len(head).to_bytes(8, "little") + head + content[8 + size :])
+
+
+def _labels(
+    model: DiffusionModel, addition: Addition, schedule: Schedule, name: str, version: str
+) -> dict[str, str]:
+    """What tools show of the file, and how it is used."""
+    facts, steps = addition.facts, model.sampler.steps
+    scale = guidance_of(model)
+    cfg = f"CFG {scale:g}"
+    usage = f"strength 1, {cfg}, {steps} steps, {ELSEWHERE[schedule.name]}"
+    [(what, predicted)] = predicting(bare(model.denoiser.parameterization)).items()
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"stable-diffusion-{version.removeprefix('sd_')}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.resolution": "x".join(map(str, reversed(model.image_shape[1:]))),
+        f"modelspec.{what}": predicted.partition("_")[0],  # v, not v_prediction
+        "modelspec.usage_hint": usage,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(facts["rank"]),
+        "ss_network_alpha": f"{float(facts['alpha']):g}",
+        "ss_base_model_version": version,
+        "fewstep.steps": str(steps),
+        "fewstep.times": ",".join(map(str, schedule.times)),
+        "fewstep.guidance": f"{scale:g}",
+        "fewstep.scheduler": schedule.name,
+        "fewstep.base": str(facts["base"]),
+        "fewstep.usage": usage,
+    }
+
+
+def _snippet(model: DiffusionModel, schedule: Schedule, card: Card, name: str) -> str:
+    """Python that makes an image, in the folder of the files."""
+    base = card.base or "the pipeline of the base"
+    config = ", ".join(f"{key}={value!r}" for key, value in schedule.config.items())
+    return "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {schedule.name}, StableDiffusionPipeline",
+            "",
+            f"pipe = StableDiffusionPipeline.from_pretrained({json.dumps(base)})",
+            f'pipe.load_lora_weights(".", weight_name={json.dumps(f"{name}.safetensors")})',
+            f"pipe.scheduler = {schedule.name}({config})",
+            "image = pipe(",
+            f"    {json.dumps(prompts_of(model)[0])},",
+            *(f"    {key}={value!r}," for key, value in call_of(model, schedule).items()),
+            "    generator=torch.Generator().manual_seed(0),",
+            ").images[0]",
+            'image.save("image.png")',
+        ]
+    )

@@ -1,0 +1,171 @@
+"""Export of text-to-image models to diffusers: a `StableDiffusionPipeline`, which needs no fewstep.
+
+A bare call of it, `pipe(prompt, num_inference_steps=n)`, samples as the model does, wherever the
+scheduler can be told so by its configuration. What was distilled at one guidance scale is not
+guided again: the U-Net gets a place for the scale whose weights are zero, as with that the pipeline
+evaluates it once a step, whatever its guidance_scale.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.choice import kind_of
+from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.types import Sample
+from fewstep.export.card import Card, write_card
+from fewstep.export.drawn import Drawn
+from fewstep.export.schedules import Schedule, guidance_of, schedule_of
+from fewstep.files import new_folder, take_mode, write_json
+from fewstep.finite import check_images
+from fewstep.models.autoencoder_kl import AutoencoderKlModule
+from fewstep.models.bundle import DiffusionModel
+from fewstep.models.clip_text import ClipTextModule
+from fewstep.models.library import library_class, quiet
+from fewstep.models.unet2d_condition import UNet2dConditionModule
+
+TOLERANCE = 1e-4
+PROMPTS = ("a photo of a cat", "a small red circle")  # where the model says no examples
+PIPELINE = "diffusers.StableDiffusionPipeline"
+
+
+def export_pipeline(model: DiffusionModel, folder: Path, card: Card) -> float:
+    """Writes the pipeline's folder, loads it again and returns the largest difference of its images
+    from the model's own.
+
+    Raises ValueError where diffusers cannot say what the model is, or where the images differ by
+    more than 1e-4; then nothing is left under the folder's name. ImportError without diffusers.
+    """
+    schedule = schedule_of(model)
+    with new_folder(folder) as beside:
+        with quiet():
+            pipeline_of(model, schedule).save_pretrained(beside)
+        facts = {"scheduler": schedule.name, "call": call_of(model, schedule), "card": model.card}
+        write_json(beside / "fewstep.json", facts)
+        told = {"scheduler": schedule.name, **call_of(model, schedule)}
+        write_card(beside, card, model.card, told, _snippet(model, schedule))
+        for file in beside.rglob("*"):
+            if file.is_file():
+                take_mode(file, beside / "fewstep.json")
+        with quiet():
+            again = library_class(PIPELINE).from_pretrained(
+                beside, safety_checker=None, low_cpu_mem_usage=False
+            )
+        difference = compared(model, again, schedule)
+    return difference
+
+
+def pipeline_of(model: DiffusionModel, schedule: Schedule, bare: bool = True) -> Any:
+    """The pipeline, of copies of the model's modules. bare: a call without guidance_scale is right,
+    too.
+    """
+    network, codec, conditioner = parts_of(model)
+    if bare and guidance_of(model) == 1 and "guidance" not in network.inputs:
+        network = network.with_inputs({"guidance"})  # type: ignore[assignment]
+    return library_class(PIPELINE)(
+        vae=copy.deepcopy(codec.module).cpu().eval(),
+        text_encoder=copy.deepcopy(conditioner.module).cpu().eval(),
+        tokenizer=conditioner.clip_tokenizer(),
+        unet=copy.deepcopy(network.module).cpu().eval(),
+        scheduler=schedule.build(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def parts_of(
+    model: DiffusionModel,
+) -> tuple[UNet2dConditionModule, AutoencoderKlModule, ClipTextModule]:
+    """U-Net, autoencoder and text encoder. ValueError where one is of another kind."""
+    network, codec, conditioner = model.denoiser.network, model.codec, model.conditioner
+    if not isinstance(network, UNet2dConditionModule):
+        raise ValueError(_other("network", network))
+    if not isinstance(codec, AutoencoderKlModule):
+        raise ValueError(_other("codec", codec))
+    if not isinstance(conditioner, ClipTextModule):
+        raise ValueError(_other("conditioner", conditioner))
+    if "s" in network.inputs:
+        raise ValueError(
+            "its U-Net reads the end of a jump, which no pipeline of diffusers hands over: "
+            "`fewstep sample` does"
+        )
+    return network, codec, conditioner
+
+
+def _other(what: str, module: Any) -> str:
+    kind = kind_of(type(module.spec))
+    return f"diffusers' StableDiffusionPipeline cannot hold this model: its {what} is {kind}"
+
+
+def prompts_of(model: DiffusionModel) -> list[str]:
+    """Two that it was made for, where it says some."""
+    return [text or "" for text in model.examples.get("caption", PROMPTS)[:2]]
+
+
+@torch.no_grad()
+def compared(model: DiffusionModel, pipeline: Any, schedule: Schedule) -> float:
+    """The largest pixel difference of the pipeline's images from the model's, of the same noise.
+    ValueError for more than 1e-4.
+    """
+    prompts = prompts_of(model)
+    latents = Drawn(1, len(prompts)).normal(*model.shape)
+    mine = _mine(model, prompts, latents, Drawn(2, len(prompts)))
+    pipeline.set_progress_bar_config(disable=True)
+    with quiet():
+        theirs = pipeline(
+            prompts,
+            latents=latents,
+            generator=torch.Generator().manual_seed(2),
+            output_type="pt",
+            **call_of(model, schedule),
+        ).images
+    difference = (mine - theirs).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"the exported pipeline's images differ from the model's by {difference:.2g}: not "
+            "exported"
+        )
+    return difference
+
+
+def _mine(model: DiffusionModel, prompts: list[str], latents: Sample, draws: Drawn) -> Tensor:
+    model.to("cpu")
+    denoiser = model.denoiser.eval()
+    cond = model.conditioner({"caption": prompts})
+    scale = model.guidance.default
+    doubles = model.guidance.kind == "doubled" and scale != 1
+    denoise = guided(denoiser, scale) if doubles or model.guidance.kind == "input" else denoiser
+    x0 = model.sampler(denoise, denoiser.process, latents, cond, draws)
+    images = model.codec.decode(x0).float()
+    check_images(images)
+    return images
+
+
+def call_of(model: DiffusionModel, schedule: Schedule) -> dict[str, Any]:
+    """What the pipeline is called with, beside the prompt."""
+    return {**schedule.call, "guidance_scale": guidance_of(model)}
+
+
+def _snippet(model: DiffusionModel, schedule: Schedule) -> str:
+    """Python that makes an image, in the pipeline's folder."""
+    return "\n".join(
+        [
+            "import torch",
+            "from diffusers import StableDiffusionPipeline",
+            "",
+            'pipe = StableDiffusionPipeline.from_pretrained(".")  # this folder',
+            "image = pipe(",
+            f"    {json.dumps(prompts_of(model)[0])},",
+            *(f"    {name}={value!r}," for name, value in call_of(model, schedule).items()),
+            "    generator=torch.Generator().manual_seed(0),",
+            ").images[0]",
+            'image.save("image.png")',
+        ]
+    )

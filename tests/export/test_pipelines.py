@@ -1,0 +1,255 @@
+"""Text-to-image models as pipelines of diffusers and as LoRA files: the same images there."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tests.tiny_diffusion import DATA, TINY
+
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance
+from fewstep.diffusion.parameterization import (
+    Epsilon,
+    Flow,
+    LcmBoundary,
+    SamplePrediction,
+    Velocity,
+)
+from fewstep.diffusion.process import RectifiedFlow, VariancePreservingTable
+from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
+from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
+from fewstep.diffusion.times import Explicit, Segments, Strided, Trailing, Uniform
+from fewstep.export.card import Card
+from fewstep.export.lora import delta, export_lora
+from fewstep.export.schedules import schedule_of
+from fewstep.export.stable_diffusion import export_pipeline
+from fewstep.models.adapters import merged
+from fewstep.models.lora import Lora
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+CARD = Card("a small one")
+TABLE = VariancePreservingTable()
+FIXED = Guidance("fixed", 7.0, 7.0, 7.0)
+NESTED = Segments(Trailing(), 40)  # of which every fourth, tenth … is an index of DDIM's own
+LCM = Strided(Trailing(), 50)
+
+
+def tiny(prediction=None, sampler=None, guidance=None, process=TABLE):
+    """A random Stable Diffusion whose weights are everywhere."""
+    source = dataclasses.replace(TINY, process=process, parameterization=prediction or Epsilon())
+    model = source.load(DATA, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for module in (model.denoiser, model.codec, model.conditioner):
+        for parameter in module.parameters():
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return dataclasses.replace(
+        model,
+        sampler=sampler or Ode(4, Trailing(), Euler()),
+        guidance=guidance or FIXED,
+        examples={"caption": ["a red circle", "two blue squares"]},
+        card={"method": {"kind": "multi_boundary"}},
+    )
+
+
+MODELS = {
+    "ddim": (
+        None,
+        Ode(4, Trailing(), Euler()),
+        Guidance("doubled", 1.0, 8.0, 3.0),
+        "DDIMScheduler",
+    ),
+    "ddim to index 0": (None, Ode(4, Trailing("t_min"), Euler()), FIXED, "DDIMScheduler"),
+    "2m": (
+        *(Velocity(), Ode(5, Trailing(), Dpmpp2m()), Guidance("doubled", 1.0, 8.0, 7.5)),
+        "DPMSolverMultistepScheduler",
+    ),
+    "multi-boundary": (None, FlowMap(4, NESTED), FIXED, "DDIMScheduler"),
+    "two boundaries": (Velocity(), FlowMap(2, NESTED), Guidance(), "DDIMScheduler"),
+    "segments of 50": (
+        *(None, FlowMap(4, Segments(Trailing("t_min"), 50)), FIXED),
+        "DPMSolverMultistepScheduler",
+    ),
+    "three steps": (None, FlowMap(3, Trailing()), FIXED, "DPMSolverMultistepScheduler"),
+    "one step": (SamplePrediction(), Renoise(1, Trailing()), FIXED, "DDIMScheduler"),
+    "lcm": (LcmBoundary(), Renoise(4, LCM), FIXED, "LCMScheduler"),
+    "lcm of v": (LcmBoundary(Velocity()), Renoise(3, LCM), FIXED, "LCMScheduler"),
+    "dmd2": (
+        *(None, Renoise(3, Explicit(((749.0, 499.0),), "t_data")), Guidance()),
+        "LCMScheduler",
+    ),
+    "tcd": (
+        *(None, FlowMap(4, Strided(Trailing("t_min"), 50), 0.3, "time"), FIXED),
+        "TCDScheduler",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_pipeline_makes_the_same_images(tmp_path, name):
+    prediction, sampler, guidance, scheduler = MODELS[name]
+    model = tiny(prediction, sampler, guidance)
+    schedule = schedule_of(model)
+    assert schedule.name == scheduler
+    assert schedule.times == sampler.grid(TABLE)[:-1].round().int().tolist()
+    assert export_pipeline(model, tmp_path / "made", CARD) <= 1e-4
+    index = json.loads((tmp_path / "made" / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", scheduler]
+
+
+def test_what_reads_the_guidance_is_told_it(tmp_path):
+    """By the pipeline's own embedding of guidance_scale, which other scales would change."""
+    plain = tiny(LcmBoundary(), Renoise(2, LCM))
+    generator = torch.Generator().manual_seed(3)
+    network = plain.denoiser.network.with_inputs({"guidance"})
+    projection = network.module.time_embedding.cond_proj.weight
+    projection.data = torch.randn(projection.shape, generator=generator)
+    denoiser = Denoiser(network, TABLE, LcmBoundary()).eval()
+    model = dataclasses.replace(
+        plain, denoiser=denoiser, guidance=Guidance("input", 3.0, 15.0, 8.0)
+    )
+    assert export_pipeline(model, tmp_path / "made", CARD) <= 1e-4
+    other = dataclasses.replace(model, guidance=Guidance("input", 3.0, 15.0, 4.0))
+    assert not torch.allclose(model.generate(num=2), other.generate(num=2), atol=1e-3), (
+        "the scale changes nothing, so nothing was tested"
+    )
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"sampler": Ode(4, Trailing(), Heun())}, "heun"),
+        ({"sampler": Ode(4, Uniform(), Dpmpp2m())}, "between"),
+        ({"sampler": FlowMap(4, LCM, 0.3, "level")}, "level"),
+        ({"sampler": FlowMap(4, LCM, 0.3, "time")}, "ends at index 0"),
+        ({"sampler": Ode(4, Trailing(), Euler(), churn=1.0)}, "churn"),
+        ({"process": RectifiedFlow(), "prediction": Flow()}, "rectified_flow"),
+        ({"prediction": Flow()}, "flow"),
+        ({"prediction": LcmBoundary(), "sampler": Ode(2, Trailing(), Euler())}, "boundary"),
+        ({"process": VariancePreservingTable(t_max=500.0)}, "part of one"),
+    ],
+)
+def test_what_diffusers_cannot_say(tmp_path, parts, says):
+    with pytest.raises(ValueError, match=says):
+        export_pipeline(tiny(**parts), tmp_path / "made", CARD)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_end_of_a_jump_is_handed_over_by_no_pipeline(tmp_path):
+    model = tiny(None, FlowMap(2, NESTED))
+    network = model.denoiser.network.with_inputs({"s"})
+    model.denoiser = Denoiser(network, TABLE, Epsilon()).eval()
+    with pytest.raises(ValueError, match="end of a jump"):
+        export_pipeline(model, tmp_path / "made", CARD)
+
+
+def student(alpha=None, targets=("all",), inputs=frozenset(), sampler=None):
+    """A LoRA student with random additions: its model, merged, and the addition alone."""
+    base = tiny(None, sampler or FlowMap(4, NESTED))
+    clone = Lora(rank=2, alpha=alpha, targets=targets).clones(base.denoiser, seed=0)
+    denoiser = clone("student", inputs=inputs)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in denoiser.network.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    addition = denoiser.network.addition()
+    return dataclasses.replace(base, denoiser=merged(denoiser).eval()), addition, base
+
+
+@pytest.mark.parametrize(
+    ("alpha", "targets"), [(None, ("all",)), (1.0, ("all",)), (8.0, ("attention",))]
+)
+def test_both_files_are_right_at_strength_1(tmp_path, alpha, targets):
+    model, addition, base = student(alpha, targets)
+    assert not torch.allclose(model.generate(num=2), base.generate(num=2), atol=1e-3)
+    assert export_lora(model, addition, tmp_path / "made", "x", CARD) <= 1e-4
+    # Kohya's file against a merge by hand: W + strength · alpha/dim · up down.
+    tensors = load_file(tmp_path / "made" / "x.safetensors")
+    network = base.denoiser.network.module
+    names = {name.replace(".", "_"): name for name, _ in network.named_modules()}
+    changed = 0
+    for key in [key for key in tensors if key.endswith(".alpha")]:
+        stem = key.removesuffix(".alpha")
+        down, up = tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"]
+        scale = tensors[key].item() / len(down)
+        weight = network.get_submodule(names[stem.removeprefix("lora_unet_")]).weight
+        product = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+        weight.data += scale * product
+        changed += 1
+    assert changed == len(addition.tensors) // 2
+    mine = model.denoiser.network.state_dict()
+    for name, tensor in base.denoiser.network.state_dict().items():
+        assert torch.allclose(tensor, mine[name], atol=1e-6), name
+
+
+def test_the_metadata(tmp_path):
+    model, addition, _ = student(alpha=1.0)
+    for name in ("a", "b"):
+        export_lora(model, addition, tmp_path / name, "x", Card("x", base="me/base"))
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    expected = ["README.md", "fewstep.json", "pytorch_lora_weights.safetensors", "x.safetensors"]
+    assert files == expected
+    for file in files:
+        contents = [(tmp_path / name / file).read_bytes() for name in ("a", "b")]
+        assert contents[0] == contents[1], f"{file} has other bytes each time"
+    with safe_open(tmp_path / "a" / "x.safetensors", "pt") as file:
+        found = file.metadata()
+    assert found["ss_network_dim"] == "2"
+    assert found["ss_network_alpha"] == "1"
+    assert found["ss_base_model_version"] == "sd_v1"
+    assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert found["fewstep.times"] == "999,749,499,249"
+    assert found["fewstep.guidance"] == "1"
+    assert (
+        found["fewstep.usage"] == "strength 1, CFG 1, 4 steps, sampler ddim, scheduler sgm_uniform"
+    )
+    card = (tmp_path / "a" / "README.md").read_text()
+    for text in ('base_model: "me/base"', "- lora", "- multi_boundary", "strength 1, CFG 1"):
+        assert text in card
+
+
+def test_an_addition_that_is_not_whole(tmp_path):
+    model, addition, _ = student(inputs=frozenset({"guidance"}))
+    with pytest.raises(ValueError, match="guidance, which no LoRA file"):
+        export_lora(model, addition, tmp_path / "made", "x", CARD)
+    assert not (tmp_path / "made").exists()
+
+
+def test_delta_of_a_convolution_is_one_after_the_other():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (
+        torch.randn(2, 3, 3, 3, generator=generator),
+        torch.randn(4, 2, 1, 1, generator=generator),
+    )
+    x = torch.randn(1, 3, 5, 5, generator=generator)
+    conv = torch.nn.functional.conv2d
+    assert torch.allclose(conv(x, delta(a, b)), conv(conv(x, a), b), atol=1e-5)
+
+
+def snippet_of(card):
+    return card.split("```python\n")[1].split("```")[0]
+
+
+def test_the_snippets_of_the_cards_run(tmp_path):
+    """In a new process, without fewstep."""
+    model, addition, base = student()
+    export_pipeline(base, tmp_path / "base", CARD)
+    export_lora(model, addition, tmp_path / "lora", "x", Card("x", base="../base"))
+    for name in ("base", "lora"):
+        code = snippet_of((tmp_path / name / "README.md").read_text())
+        code += "\nimport sys; assert 'fewstep' not in sys.modules"
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            cwd=tmp_path / name,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert (tmp_path / name / "image.png").is_file()
