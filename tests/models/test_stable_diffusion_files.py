@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,14 @@ class TestWhatIsNotWhole:
             for key, tensor in ours.items():
                 assert tensor.dtype == theirs[key].dtype
                 assert torch.equal(tensor, theirs[key].to(torch.float16).to(tensor.dtype))
+
+    @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="it is Linux that tells")
+    def test_weights_are_mapped_into_memory(self, folder):
+        model = load(folder)
+        mapped = Path("/proc/self/maps").read_text()
+        for part in ("unet", "vae"):
+            assert str(folder / part / "diffusion_pytorch_model.safetensors") in mapped
+        assert model.shape == (4, 4, 4)
 
     def test_other_pipelines_are_named(self, folder, tmp_path):
         shutil.copytree(folder, tmp_path / "xl")

@@ -73,10 +73,10 @@ class ModelSource(Choice, ABC):
 
 @dataclass(frozen=True)
 class Saved(ModelSource):
-    """A shipped model by name, a run's folder or a model's folder."""
+    """A shipped model by name, a run's folder, a model's folder, or a Stable Diffusion of others."""
 
     path: str
-    """Name of a shipped model, or a folder."""
+    """Name of a shipped model or of one on the hub, or a folder or file."""
     ema: str | None = None
     """One of its averages, by its decay; the model's own weights if not given."""
     lora: tuple[str, ...] = ()
