@@ -73,7 +73,9 @@ class ModelSource(Choice, ABC):
 
 @dataclass(frozen=True)
 class Saved(ModelSource):
-    """A shipped model by name, a run's folder, a model's folder, or a Stable Diffusion of others."""
+    """A shipped model by name, a run's folder, a model's folder, or a Stable Diffusion of
+    others.
+    """
 
     path: str
     """Name of a shipped model or of one on the hub, or a folder or file."""
