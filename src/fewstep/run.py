@@ -38,6 +38,7 @@ from fewstep.training.seen import Observer
 from fewstep.training.signals import Signals
 from fewstep.training.start import (
     check_nameable,
+    check_not_distilled,
     content,
     held_out,
     lacking,
@@ -144,6 +145,8 @@ class Run(Choice):
             return self.method
         if reason := unlike(begin.denoiser, model.denoiser):
             raise ValueError(f"start: {reason}")
+        if self.method.fine_tunes:
+            check_not_distilled(begin)
         return self.method.towards(model)
 
     def _contents(self, model: Any, begin: Any) -> dict[str, Any]:

@@ -98,12 +98,14 @@ class Method(Choice, ABC):
     """A training method; its fields are its hyperparameters and its options on the command line.
 
     holds: the field that is the method whose guidance this one has too. trains: the kind of model
-    that it begins with and makes.
+    that it begins with and makes. fine_tunes: it trains for many steps, which a few-step model
+    that it begins with would need again.
     """
 
     folder: ClassVar[str | None] = "fewstep.methods"
     holds: ClassVar[str] = ""
     trains: ClassVar[type[DiffusionModel] | type[Part]] = DiffusionModel
+    fine_tunes: ClassVar[bool] = False
     guidance: GuidanceRange | None = None
     """Guidance of what the student learns from, in g-form: a number (1: none), or a range drawn per
     sample; null: the teacher's own."""

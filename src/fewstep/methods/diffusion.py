@@ -4,7 +4,7 @@ and 8).
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
@@ -27,6 +27,8 @@ class Diffusion(Method):
     for every teacher.
     """
 
+    fine_tunes: ClassVar[bool] = True
+
     density: Density = dataclasses.field(default_factory=Usual)
     """Of the training times; the default is what the process is used with."""
     label_dropout: Share = 0.1
@@ -44,12 +46,6 @@ class Diffusion(Method):
         return self.Nets(clone("student"))
 
     def towards(self, model: Any) -> Method:
-        if reason := model.distilled:
-            raise ValueError(
-                f"the model is a few-step one already ({reason}), and plain fine-tuning would make "
-                f"it slow again: train the base that it was made from and carry the LoRA over, "
-                f"train beside an adapter that assists, or distil the base again after its training"
-            )
         if "guidance" in model.denoiser.inputs:
             raise ValueError("the network reads its guidance, which diffusion does not train")
         return self

@@ -109,6 +109,16 @@ def otherwise_encoded(dataset: Dataset, model: DiffusionModel) -> str | None:
     return None
 
 
+def check_not_distilled(begin: DiffusionModel) -> None:
+    """ValueError for a few-step model, of which plain training would make a slow one again."""
+    if reason := begin.distilled:
+        raise ValueError(
+            f"what is to be fine-tuned is a few-step model already ({reason}), and plain training "
+            f"would make it slow again: train the base that it was made from and carry the LoRA "
+            f"over, train beside an adapter that assists, or distil the base again afterwards"
+        )
+
+
 def content(model: DiffusionModel) -> dict[str, Any]:
     """What a model is, wherever it lies: a hash of its weights, and its parts."""
     denoiser = model.denoiser

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny_diffusion import PROMPTS, tiny_pipeline
+from tests.tiny_diffusion import PROMPTS, SD, tiny_pipeline
 
 from fewstep.cli.main import main
 from fewstep.data.stream import Stream
@@ -85,6 +85,19 @@ def test_a_step_of_training(home, fewstep, method, options):
     code, _, told = fewstep("sample", f"runs/{method}", *words)
     assert code == 0, told
     assert out.is_file()
+
+
+def test_plain_fine_tuning_of_a_few_step_model_is_refused(home, fewstep):
+    """Whether it is the teacher or the start; and nothing is begun."""
+    lcm = tiny_pipeline("LCMScheduler", SD)
+    lcm.save_pretrained(home / "fast")
+    (home / "plain.yaml").write_text(RUN % "diffusion")
+    for word in ("teacher=fast", "start=fast"):
+        code, _, told = fewstep("train", "plain.yaml", word)
+        assert code == 2
+        assert "few-step model already (its scheduler is LCMScheduler)" in told
+        assert "carry the LoRA over" in told
+    assert not (home / "runs" / "plain").exists()
 
 
 def test_what_inspect_says(home, fewstep):
