@@ -1,12 +1,17 @@
 """Recipes of drawn shapes with captions (32×32): text to image in the small."""
 
 from fewstep.data.shapes import Shapes
+from fewstep.diffusion.parameterization import Epsilon
+from fewstep.diffusion.process import VariancePreservingTable
 from fewstep.learning.losses import Features, Squared
 from fewstep.learning.schedules import Cosine
+from fewstep.methods.diffusion import Diffusion
 from fewstep.metrics.classifier import Classification
 from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
 from fewstep.models.clip_text import ClipText
+from fewstep.models.source import Fresh
+from fewstep.models.unet2d_condition import UNet2dCondition
 from fewstep.parts.autoencoder import Autoencoding, FreshAutoencoder
 from fewstep.parts.clip import Contrastive, FreshClip
 from fewstep.run import Run
@@ -94,5 +99,42 @@ def shapes_clip() -> Run:
             schedule=Cosine(warmup=100),
             ema=(0.99,),
             health_every=250,
+        ),
+    )
+
+
+def shapes_teacher() -> Run:
+    """The small Stable Diffusion of drawn shapes: a U-Net of 4.3 M parameters on 8×8 latents.
+
+    Noise prediction on the table of Stable Diffusion, between the autoencoder of
+    `runs/shapes_vae` and the text encoder of `runs/shapes_clip`, which are trained before.
+    """
+    return Run(
+        data=Shapes(),
+        method=Diffusion(),
+        teacher=Fresh(
+            network=UNet2dCondition(
+                {
+                    "block_out_channels": [64, 128],
+                    "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+                    "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+                    "layers_per_block": 1,
+                    "norm_num_groups": 16,
+                    "attention_head_dim": 4,
+                }
+            ),
+            process=VariancePreservingTable(),
+            parameterization=Epsilon(),
+            codec_from="runs/shapes_vae",
+            conditioner_from="runs/shapes_clip",
+        ),
+        trainer=TrainerConfig(
+            steps=6000,
+            batch=64,
+            optimizer=AdamW(lr=1e-3),
+            schedule=Cosine(warmup=200),
+            ema=(0.999,),
+            save_every=500,
+            health_every=500,
         ),
     )
