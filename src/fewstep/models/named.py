@@ -12,7 +12,9 @@ from fewstep.text import place
 def shipped() -> dict[str, Path]:
     """The models that come with the package, by name."""
     root = Path(str(importlib.resources.files("fewstep") / "weights"))
-    return {path.name: path for path in sorted(root.iterdir()) if (path / "model.json").is_file()}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    marks = ("model.json", "model_index.json")  # ours, and a pipeline of diffusers
+    return {one.name: one for one in folders if any((one / mark).is_file() for mark in marks)}
 
 
 def shipped_folder(name: str | Path) -> Path:
