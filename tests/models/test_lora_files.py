@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.models.made import made
 from tests.tiny_diffusion import DATA, PROMPTS, tiny_pipeline
 
@@ -224,6 +224,13 @@ class TestWhatIsNoneOfThem:
         file = kohya(tmp_path / "lcm-lora.safetensors", random_lora(tiny_pipeline()))
         model = Saved(str(folder), lora=(file,)).load(DATA, 0)
         assert model.distilled == "its LoRA's name says lcm"
+
+    def test_a_few_step_lora_of_ours_says_so_itself(self, folder, tmp_path):
+        lora = diffusers_own(tmp_path / "a.safetensors", random_lora(tiny_pipeline()))
+        save_file(load_file(lora), tmp_path / "b.safetensors", {"fewstep.steps": "4"})
+        model = load(folder)
+        merge(model, [str(tmp_path / "b.safetensors")], [1.0])
+        assert model.distilled == "its LoRA says 4 steps"
 
 
 def test_how_it_is_said():

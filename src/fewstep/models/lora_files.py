@@ -66,7 +66,12 @@ def merge(model: DiffusionModel, files: Sequence[str], strengths: Sequence[float
                 weight + strength * change, requires_grad=weight.requires_grad
             )
         noted.append(f"{path.name} at {strength:g}")
-        if told := few_step_name(path.stem):
+        if steps := _metadata(path).get("fewstep.steps"):
+            model.card = {
+                **model.card,
+                "distilled": f"its LoRA says {in_one_line(steps, 20)} steps",
+            }
+        elif told := few_step_name(path.stem):
             model.card = {**model.card, "distilled": f"its LoRA's name says {told}"}
     model.card = {**model.card, "lora": ", ".join(noted)}
 
@@ -146,10 +151,7 @@ def _told(path: Path) -> dict[str, dict[str, Any]]:
     """PEFT's options of each part of the pipeline: noted in the file, or beside an adapter of
     PEFT's own.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        noted = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    noted = json.loads(_metadata(path).get(METADATA, "{}"))
     beside = path.with_name("adapter_config.json")
     if not noted and path.name == "adapter_model.safetensors" and beside.is_file():
         noted = {f"unet.{key}": value for key, value in read_json(beside).items()}
@@ -158,3 +160,11 @@ def _told(path: Path) -> dict[str, dict[str, Any]]:
         role, _, option = key.partition(".")
         found.setdefault(role, {})[option] = value
     return found
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
