@@ -194,6 +194,8 @@ class Choice:
             rewritten = []
             for e in error.errors(include_url=False):
                 message = e["msg"]
+                if e["type"] == "int_parsing_size":  # pydantic's words name no limit
+                    message = "Input should be between -2^63 and 2^63"
                 if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
                     name = str(e["loc"][0])
                     own = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]

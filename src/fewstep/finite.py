@@ -50,4 +50,7 @@ def remedy(module: nn.Module, autocast: torch.dtype | None) -> str:
         return f"its {name} is not finite either: it is damaged, or diverged in training"
     if torch.float16 in {autocast, *(p.dtype for p in module.parameters())}:
         return "float16 ends at 65,504: --dtype bf16 or fp32 (Python: model.to(dtype=…)) goes on"
-    return "the network's numbers overflow: another sampler, other steps or less guidance may help"
+    return (
+        "the network's numbers overflow: a lower learning rate helps where it diverged in "
+        "training, else another sampler, other steps or less guidance may"
+    )

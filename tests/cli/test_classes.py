@@ -100,8 +100,8 @@ def test_every_way_to_no_images(refused):
     data = ("data=folder", "data.path=data")
     says = ["no images left of 1", "data.split=all"]
     refused(2, *TRAIN, *data, says=says)
-    refused(2, *TRAIN, *data, "data.split=all", "data.fraction=0", says="a larger data.fraction")
-    refused(2, "data", "check", "data", says="data.split=all")
+    refused(2, *TRAIN, *data, "data.split=all", "data.fraction=0", says="data.fraction) keeps some")
+    refused(2, "data", "check", "data", says=": split=all (in a run data.split=all) takes all")
     write_pair(Path("none"), 0)
     refused(2, *TRAIN, "data.path=none", says=["no images left of 0", "the source is empty"])
 

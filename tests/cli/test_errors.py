@@ -21,6 +21,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
     [
         ("trainer.steps=abc", ["trainer.steps", "integer", "'abc'"]),
         ("trainer.steps=true", ["trainer.steps", "integer", "'true'"]),
+        ("trainer.steps=1e30", ["trainer.steps", "between -2^63 and 2^63", "1e+30"]),
         ("trainer.steps=0", ["trainer.steps", "greater than or equal to 1"]),
         ("trainer.stepz=5", ["trainer.stepz", "did you mean steps"]),
         ("method=consistancy_training", ["method", "did you mean consistency_training"]),

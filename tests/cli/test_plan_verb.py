@@ -122,3 +122,11 @@ def test_known_shapes_are_right(fewstep):
 )
 def test_mistakes_end_with_one_line(refused, words, says):
     refused(2, "plan", *words, says=says)
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_method_doubts_is_said(fewstep):
+    words = ("digits_cd", "method=moment_matching", "trainer.batch=4", "trainer.device=cpu")
+    ended = fewstep("plan", *words)
+    assert "warning: moment matching: in groups of samples=4 rows with 10 labels" in ended.err
+    assert fewstep("plan", *words, "trainer.batch=16", "method.samples=16").err == ""

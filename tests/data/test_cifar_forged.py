@@ -32,7 +32,7 @@ def test_a_member_of_any_size(tmp_path, size):
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "cifar.tar").write_bytes(bytes(header) + whole[512:])
-    with pytest.raises(ValueError, match=r"cifar\.tar is damaged or cut off"):
+    with pytest.raises(ValueError, match=r"cifar\.tar is damaged or cut off: its end is miss"):
         Cifar(path=str(tmp_path)).read()
 
 

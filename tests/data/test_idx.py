@@ -339,6 +339,17 @@ def test_labels_under_another_name(tmp_path):
     assert read(tmp_path, label="none").labels is None
 
 
+def test_images_without_labels_beside_a_pair(tmp_path):
+    write_pair(tmp_path, 20)
+    write_pair(tmp_path, 10, "t10k")
+    (tmp_path / LABELS).unlink()
+    told = rf"{IMAGES} has no labels.*t10k-labels-idx1-ubyte\): expected {LABELS}; label=none"
+    with pytest.raises(ValueError, match=told):
+        read(tmp_path)
+    dataset = read(tmp_path, label="none")
+    assert (len(dataset), dataset.labels) == (20, None)
+
+
 def test_unlabelled(tmp_path):
     """-1 as a byte."""
     write_pair(tmp_path, 20)

@@ -174,3 +174,12 @@ def test_a_table_that_names_no_pictures_is_passed_over(tmp_path):
     source = source_of(str(tmp_path))
     assert kind_of(type(source)) == "folder"
     assert ".csv: 1 (log.csv); .jsonl: 1 (log.jsonl)" in source.read().notes["passed over"]
+
+
+def test_pictures_of_formats_that_are_not_read(tmp_path):
+    for name in ("a.bmp", "b.BMP", "c.tif"):
+        (tmp_path / name).write_bytes(b"x")
+    told = r"found pictures that are not read: 2 \.bmp, 1 \.tif; PNG, JPEG and WebP are"
+    for options in ([], ["kind=folder"]):
+        with pytest.raises(ValueError, match=told):
+            source_of(str(tmp_path), options).read()

@@ -92,6 +92,7 @@ DAMAGED = {
     "unknown packing": of_method(WHOLE, 99),
     "lzma": archive(saved(PIXELS), zipfile.ZIP_LZMA),
     "brackets": archive(header("(" * 9000)),
+    "many brackets": archive(header("(" * 30_000)),
     "sums": archive(header("-" * 9000 + "1")),
     "digits": archive(described(f"({'9' * 5000}, 8, 8, 1)")),
     "long header": archive(header(" " * (1 << 20), 2)),

@@ -238,3 +238,11 @@ def test_texts_that_are_no_tables(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         Table(path=str(tmp_path)).read()
+
+
+def test_a_column_of_mappings_is_named(tmp_path):
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.binary())
+    table = pyarrow.table({"image": pyarrow.array([[("a", b"x")]], kind)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet: column image holds map<.*neither pictures"):
+        Table(path=str(tmp_path)).read()

@@ -88,11 +88,17 @@ class TestNumbersThatAreNotFinite:
         with torch.no_grad():
             teacher.denoiser.network.out[-1].weight *= 1e38
         compared = Evaluation.against(dataset, None, [TeacherDistance()], num=4)
-        with pytest.raises(NotFiniteError, match="4 of the first 4 images"):
+        with pytest.raises(NotFiniteError, match="the teacher's samples: 4 of the first 4 images"):
             compared.of_model("x", model, model.sampler, teacher=teacher)
 
 
 class TestImages:
+    def test_a_reference_of_one_image_says_so(self, dataset):
+        one = Evaluation.against(dataset.select(torch.tensor([0])), split="train", num=4)
+        told = "at least 2 images, got 1; the reference holds 1 after split=train"
+        with pytest.raises(ValueError, match=told):
+            one.of_images("x", dataset.floats()[:4], None)
+
     def test_the_reference_against_itself(self, evaluation, dataset):
         found = evaluation.of_images("data", dataset.floats(), dataset.labels)
         assert found.values["frechet"] == pytest.approx(0, abs=1e-4)

@@ -154,6 +154,21 @@ def test_classifiers(changed, frugal, path, value):
 
 
 @pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("network.multipliers", [1] * 100_000, "multipliers: Tuple should have at most 16 items"),
+        ("card", [1], r"card: expected values by name, got \[1\]"),
+        ("examples", {"label": 3}, "examples: expected lists by name, got"),
+        ("weights", {"other": "0"}, r"weights: expected the sha256 of model\.safetensors, got"),
+    ],
+    ids=["multipliers", "card", "examples", "weights"],
+)
+def test_what_is_wrong_names_the_field_and_what_is_expected(changed, path, value, told):
+    with pytest.raises(ValueError, match=told):
+        load(changed(path, value))
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"[" * 200_000,

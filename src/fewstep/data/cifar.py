@@ -143,6 +143,8 @@ def _contents(file: Path) -> dict[Path, bytes]:
         with tarfile.open(fileobj=buffer, mode="r:") as archive:
             for member in archive:
                 end = member.offset_data + member.size
+                if end > len(content):  # to which tarfile would go
+                    raise ValueError("its end is missing")
                 if member.isreg() and BATCH.fullmatch(name := Path(member.name).name):
                     found[Path(name)] = content[member.offset_data : end]
         end = -(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -21,7 +21,7 @@ from fewstep.data.layout import (
 from fewstep.data.lazy import of_files
 from fewstep.data.picture_tables import check_unheard
 from fewstep.data.pictures import Channels, How, OnBad
-from fewstep.data.source import Source, content, located
+from fewstep.data.source import Source, content, located, unread_pictures
 from fewstep.data.tree import Passed, Tree, files_below, passed_over, walk
 
 WHAT = "pictures (PNG, JPEG or WebP)"
@@ -65,7 +65,8 @@ class Folder(Source):
         root, words = self._classes(walk(path, SUFFIXES), passed)
         files = list(words)
         if not files:
-            raise ValueError(f"no {WHAT} in {root.path} (found: {content(root.path)})")
+            told = unread_pictures(root.path) or f"found: {content(root.path)}"
+            raise ValueError(f"no {WHAT} in {root.path} ({told})")
         numbers, classes = numbered([word for word in words.values() if word])
         labels = torch.tensor([numbers[word] for word in words.values()]) if numbers else None
         others = root.passed()

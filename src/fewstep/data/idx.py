@@ -87,7 +87,7 @@ class Idx(Source):
         pixels = _pixels(first.file)
         labels, notes = None, {"images file": str(first.file), "labels file": "none"}
         if self.label == "auto":
-            _check_strays(found, first)
+            _check_labels(found, first)
             if len(taken) > 1:
                 notes["labels file"] = str(taken[1])
                 labels = self._labels(taken[1], first.file, len(pixels))
@@ -163,13 +163,21 @@ def _labels(found: Sequence[Found], images: Found) -> list[Found]:
     return [one for one in found if one.role == "labels" and one.stem == images.stem]
 
 
-def _check_strays(found: Sequence[Found], images: Found) -> None:
-    """ValueError where images have no labels by name, but others may be theirs."""
+def _check_labels(found: Sequence[Found], images: Found) -> None:
+    """ValueError where images have no labels by name, but others have, or labels may be theirs."""
+    if _labels(found, images):
+        return
     stems = {one.stem for one in found if one.role == "images"}
     kind = set_of(images.file.name)
     for one in found:
-        if one.role != "labels" or one.stem in stems or _labels(found, images):
+        if one.role != "labels":
             continue
+        if one.stem in stems:
+            name = re.sub(r"idx\d", "idx1", images.file.name.replace("image", "label"))
+            raise ValueError(
+                f"{images.file} has no labels, the images beside it have ({one.file.name}): "
+                f"expected {name}; label=none reads without"
+            )
         other = set_of(one.file.name)
         contrary = kind and other and kind.kind != other.kind
         if not contrary and one.told == images.told[:1]:

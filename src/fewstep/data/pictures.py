@@ -231,6 +231,8 @@ def _opened(content: bytes) -> Any:
         raise ValueError(
             f"it is no {', '.join(FORMATS)}"
         ) from None  # Pillow's text holds an address in memory
+    except Image.DecompressionBombError:  # its own limit is another
+        raise ValueError(f"it has more than {MOST_PIXELS} pixels") from None
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"{image.width}×{image.height} pixels are more than {MOST_PIXELS}")
     return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from fewstep.choice import Choice, Natural, Share
 from fewstep.data.dataset import Dataset
+from fewstep.data.layout import OTHER_PICTURES
 from fewstep.data.splits import check_sets
+from fewstep.data.tree import files_below
 from fewstep.models.space import Space
 from fewstep.text import place
 
@@ -71,7 +74,8 @@ class Source(Choice, ABC):
             files = kind.files_at(path)
             sizes[name] = bytes_of(files), len(files)  # empty metadata count, too
         if not any(size for size, _ in sizes.values()):
-            raise ValueError(f"no data in {path} (found: {content(path)}) for {', '.join(sizes)}")
+            found = unread_pictures(path) or f"found: {content(path)}"
+            raise ValueError(f"no data in {path} ({found}) for {', '.join(sizes)}")
         most = max(sizes, key=lambda name: sizes[name])
         cls.kinds()[most].check_at(path)
         return most
@@ -136,8 +140,8 @@ class Source(Choice, ABC):
         if not len(keep):
             return "the source is empty"
         if bool(keep.any()):
-            return "a larger data.fraction keeps some"
-        return "data.split=all takes all, or another data.split_seed"
+            return "a larger fraction (in a run data.fraction) keeps some"
+        return "split=all (in a run data.split=all) takes all, or another split_seed"
 
     def _hash(self, ids: Tensor, salt: str = "split") -> Tensor:
         """A number in [0, 1) for each id, the same on every machine (SplitMix64 of the id and the
@@ -173,6 +177,14 @@ def unpacked(file: Path) -> IO[bytes]:
     with file.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     return cast(IO[bytes], gzip.open(file, "rb")) if packed else file.open("rb")
+
+
+def unread_pictures(path: Path) -> str:
+    """How many pictures of other formats lie there, and which are read; "" where there are none."""
+    kinds = Counter(file.suffix.lower() for file in files_below(path))
+    if told := [f"{kinds[kind]} {kind}" for kind in sorted(OTHER_PICTURES & set(kinds))]:
+        return f"found pictures that are not read: {', '.join(told)}; PNG, JPEG and WebP are"
+    return ""
 
 
 def content(path: Path) -> str:

@@ -66,6 +66,7 @@ def same_columns(files: Sequence[Path]) -> list[int]:
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{file} is damaged or cannot be used: {error}") from None
         check_bytes(file, held)
+        _check_types(file, table.schema_arrow)
         names = set(listed)
         for name in names:
             if listed.count(name) > 1:
@@ -77,6 +78,18 @@ def same_columns(files: Sequence[Path]) -> list[int]:
             raise ValueError(f"columns in some files only, {some}: {told}")
         counts.append(count)
     return counts
+
+
+def _check_types(file: Path, schema: Any) -> None:
+    """ValueError that names the first column of a type that `datasets` does not read."""
+    from pyarrow import types
+
+    for field in schema:
+        if types.is_map(field.type):
+            raise ValueError(
+                f"{file}: column {field.name} holds {field.type}, which is neither pictures, "
+                "classes nor captions: leave it out"
+            )
 
 
 def opened(files: Sequence[Path]) -> Any:

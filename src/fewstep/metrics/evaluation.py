@@ -141,7 +141,10 @@ class Evaluation:
         columns = {**answer.asked, "image": answer.images()}
         if teacher is not None:
             same = Request(answer.asked, num=self.num, seed=self.seed)
-            columns["teacher"] = rounded(teacher.answer(same).images())
+            try:
+                columns["teacher"] = rounded(teacher.answer(same).images())
+            except NotFiniteError as error:
+                raise NotFiniteError(f"the teacher's samples: {error}") from None
         values, protocol = self.measured(columns, stamp)
         made = dataclasses.replace(
             protocol,
@@ -272,9 +275,16 @@ class Evaluation:
                 raise
             except ValueError as error:
                 if not values:
-                    raise ValueError(f"{kind}: {error}") from None
+                    raise ValueError(f"{kind}: {error}{self._too_few()}") from None
                 undefined[kind] = str(error)
         return values, dataclasses.replace(protocol, undefined=undefined)
+
+    def _too_few(self) -> str:
+        """What is said of a reference of one image, or none."""
+        if (count := self.protocol.reference_images) > 1:
+            return ""
+        after = f" after split={self.protocol.split}" if self.protocol.split else ""
+        return f"; the reference holds {count}{after}"
 
     def _check(self, columns: Mapping[str, Any]) -> None:
         shape = tuple(columns["image"].shape[1:])

@@ -19,6 +19,7 @@ from fewstep.models.conditioner import ConditionerModule, Labels
 from fewstep.models.folder import (
     FORMAT,
     WEIGHTS,
+    check_card,
     errors_of,
     filled,
     read_description,
@@ -167,7 +168,8 @@ def find_classifier(name: str | Path) -> Classifier:
 
 def _described(folder: Path, described: dict[str, Any]) -> Classifier:
     shape, classes = shape_of(described), described["classes"]
-    if type(classes) is not int or classes < 1 or not isinstance(described["card"], dict):
+    check_card(described)
+    if type(classes) is not int or classes < 1:
         raise ValueError(f"classes must be a whole number from 1 on, got {str(classes)[:80]}")
     spec = ClassifierNetwork.parse(described["classifier"])
     network = filled(folder, described, WEIGHTS, spec, lambda: spec.build(shape, classes))

@@ -143,8 +143,9 @@ def _described(folder: Path, described: dict[str, Any], weights: str | None) -> 
     parameterization = Parameterization.parse(described["parameterization"])
     sampler = Sampler.parse(described["sampler"])
     examples = described.get("examples", {})
-    if not isinstance(described["card"], dict) or not _are_columns(examples):
-        raise TypeError("card, examples")
+    check_card(described)
+    if not _are_columns(examples):
+        raise ValueError(f"examples: expected lists by name, got {str(examples)[:80]}")
     codes, conditions = Codec.parse(described["codec"]), Conditioner.parse(described["conditioner"])
     codec = filled(folder, described, CODEC, codes, codes.build)
     conditioner = filled(folder, described, CONDITIONER, conditions, conditions.build)
@@ -161,6 +162,12 @@ def _described(folder: Path, described: dict[str, Any], weights: str | None) -> 
         described["card"],
         examples=examples,
     )
+
+
+def check_card(described: dict[str, Any]) -> None:
+    """ValueError where it has no card of facts by name."""
+    if not isinstance(card := described["card"], dict):
+        raise ValueError(f"card: expected values by name, got {str(card)[:80]}")
 
 
 def shape_of(described: dict[str, Any]) -> tuple[int, ...]:
@@ -246,7 +253,13 @@ def filled(
 
 def check_hash(path: Path, described: dict[str, Any]) -> None:
     """ValueError where a file of weights is not the one that was saved."""
-    if sha256(path) != described["weights"][path.name]:
+    hashes = described["weights"]
+    if not isinstance(hashes, dict) or path.name not in hashes:
+        raise ValueError(
+            f"{path.parent / 'model.json'}: weights: expected the sha256 of {path.name}, "
+            f"got {str(hashes)[:80]}"
+        )
+    if sha256(path) != hashes[path.name]:
         raise ValueError(f"{path} is damaged: its sha256 is not the one in model.json")
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
-from annotated_types import MinLen
+from annotated_types import MaxLen, MinLen
 from torch import Tensor, nn
 
 from fewstep.choice import Count, Depth, Share, Width
@@ -27,6 +27,8 @@ from fewstep.models.network import (
 )
 from fewstep.models.space import Space
 
+LEVELS = 16  # at most; images would have sides of 2^15
+
 
 @dataclass(frozen=True)
 class UNet(Network):
@@ -37,7 +39,7 @@ class UNet(Network):
 
     channels: Width = 128
     """Channels at the highest resolution."""
-    multipliers: Annotated[tuple[Depth, ...], MinLen(1)] = (1, 2, 2, 1)
+    multipliers: Annotated[tuple[Depth, ...], MinLen(1), MaxLen(LEVELS)] = (1, 2, 2, 1)
     """Factors of the channels, for each resolution from the highest; each halves the sides."""
     blocks: Depth = 3
     """Residual blocks at each resolution."""
