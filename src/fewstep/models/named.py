@@ -12,9 +12,12 @@ from fewstep.text import place
 def shipped() -> dict[str, Path]:
     """The models that come with the package, by name."""
     root = Path(str(importlib.resources.files("fewstep") / "weights"))
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    marks = ("model.json", "model_index.json")  # ours, and a pipeline of diffusers
-    return {one.name: one for one in folders if any((one / mark).is_file() for mark in marks)}
+    found = {}
+    for path in sorted(root.iterdir()):
+        ours, pipeline = path / "model.json", path / "model_index.json"
+        if ours.is_file() or pipeline.is_file():
+            found[path.name] = path
+    return found
 
 
 def shipped_folder(name: str | Path) -> Path:
