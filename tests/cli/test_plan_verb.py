@@ -130,3 +130,17 @@ def test_what_a_method_doubts_is_said(fewstep):
     ended = fewstep("plan", *words)
     assert "warning: moment matching: in groups of samples=4 rows with 10 labels" in ended.err
     assert fewstep("plan", *words, "trainer.batch=16", "method.samples=16").err == ""
+
+
+def test_what_is_trained_on_captions(done):
+    """The data are not there; what stands for them has captions."""
+    out = done(
+        *("plan", "shapes_clip", "data=folder", "data.path=x", "--shape", "3,8,8"),
+        *(
+            "teacher.text.config={hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+            "num_attention_heads: 2, projection_dim: 16}",
+        ),
+        *("teacher.pictures={channels: 4, features: 16}", "method.rows=4", "trainer.batch=8"),
+        *("trainer.health_every=0", "trainer.device=cpu"),
+    )
+    assert "batch: 8 rows" in out

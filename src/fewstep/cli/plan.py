@@ -10,13 +10,15 @@ import torch
 from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
 from fewstep.cli.tables import print_table
-from fewstep.data.dataset import held_images
+from fewstep.data.dataset import Held
 from fewstep.learning.averaging import share_of_start
 from fewstep.learning.dropout import seeded
 from fewstep.models.named import shipped
 from fewstep.models.size import MOST_NUMBERS
-from fewstep.models.source import ModelSource, Saved
-from fewstep.models.space import Space, image_space
+from fewstep.models.source import Fresh, ModelSource, Saved
+from fewstep.models.space import Space, Text, image_space
+from fewstep.parts.autoencoder import Autoencoder
+from fewstep.parts.clip import Clip
 from fewstep.recipes import listed
 from fewstep.run import Run
 from fewstep.training import health
@@ -59,12 +61,17 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
 def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) -> Plan:
     """The plan of a run on data of that shape."""
     space = image_space(shape, classes)
+    space = Space(
+        space.shape, {**space.columns, "caption": Text()}
+    )  # whoever reads none ignores it
     model = _model(run.teacher, space)
     begin = model if run.start is None else _model(run.start, space)
+    values: dict[str, Any] = {"caption": [f"the picture of number {i}" for i in range(IMAGES)]}
     with seeded(0, torch.device("cpu")):
-        images = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
-        labels = torch.randint(classes, (IMAGES,)) if classes else None
-    dataset = held_images(images, labels, classes, flip=run.data.flip)
+        values["image"] = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
+        if classes:
+            values["label"] = torch.randint(classes, (IMAGES,))
+    dataset = Held(values, space.columns, torch.arange(IMAGES), flip=run.data.flip)
     precision = planned_precision(run.trainer)
     tried = replaced(run, trainer=replaced(run.trainer, compile=False, precision=precision))
     trainer = tried.prepared(dataset, model=model, begin=begin).trainer
@@ -85,7 +92,21 @@ def _model(source: ModelSource, data: Space) -> Any:
         if not made and (recipe != path.name or (recipe in listed() and not path.exists())):
             run, _ = configured(recipe, [])
             return _model(run.start or run.teacher, data)
-    return source.load(data, 0)
+    return (_with_new_parts(source, data) if isinstance(source, Fresh) else source).load(data, 0)
+
+
+def _with_new_parts(source: Fresh, data: Space) -> Fresh:
+    """With new ones in the place of codec and conditioner of runs that are not there yet."""
+    if source.codec_from is not None and not Path(source.codec_from).exists():
+        part = _model(Saved(source.codec_from), data)
+        assert isinstance(part, Autoencoder)
+        source = replaced(source, codec_from=None, codec=part.network.spec)
+    if source.conditioner_from is not None and not Path(source.conditioner_from).exists():
+        part = _model(Saved(source.conditioner_from), data)
+        assert isinstance(part, Clip)
+        text = replaced(part.network.text.spec, tokenizer=0)
+        source = replaced(source, conditioner_from=None, conditioner=text)
+    return source
 
 
 def show(run: Run, plan: Plan) -> None:
