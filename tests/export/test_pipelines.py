@@ -29,6 +29,7 @@ from fewstep.export.lora import delta, export_lora
 from fewstep.export.schedules import schedule_of
 from fewstep.export.stable_diffusion import export_pipeline
 from fewstep.models.adapters import merged
+from fewstep.models.folder import load
 from fewstep.models.lora import Lora
 
 pytest.importorskip("diffusers")
@@ -102,6 +103,28 @@ def test_the_pipeline_makes_the_same_images(tmp_path, name):
     assert export_pipeline(model, tmp_path / "made", CARD) <= 1e-4
     index = json.loads((tmp_path / "made" / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", scheduler]
+
+
+@pytest.mark.parametrize("name", ["2m", "multi-boundary", "lcm of v", "tcd"])
+def test_it_comes_back_as_it_was(tmp_path, name):
+    prediction, sampler, guidance, _ = MODELS[name]
+    model = tiny(prediction, sampler, guidance)
+    export_pipeline(model, tmp_path / "made", CARD)
+    again = load(tmp_path / "made")
+    assert (again.sampler, again.guidance) == (sampler, guidance)
+    assert (again.examples, again.card) == (model.examples, model.card)
+    assert torch.allclose(again.generate(num=2), model.generate(num=2), atol=1e-6)
+    assert again.distilled == model.distilled
+
+
+def test_a_damaged_note_of_an_export_is_named(tmp_path):
+    export_pipeline(tiny(), tmp_path / "made", CARD)
+    file = tmp_path / "made" / "fewstep.json"
+    plain = json.loads(file.read_text())
+    for name, value in (("sampler", {"kind": "odd"}), ("guidance", 3), ("card", [1])):
+        file.write_text(json.dumps({"model": {**plain["model"], name: value}}))
+        with pytest.raises(ValueError, match=r"fewstep\.json"):
+            load(tmp_path / "made")
 
 
 def test_what_reads_the_guidance_is_told_it(tmp_path):

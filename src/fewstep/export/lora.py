@@ -30,6 +30,7 @@ from fewstep.files import new_folder, save_tensors, write_json
 from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.library import quiet
+from fewstep.models.stable_diffusion import EXPORT
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
@@ -72,7 +73,7 @@ def export_lora(
         for file, tensors in files.items():
             save_tensors(beside / file, tensors)
             labelled(beside / file, labels)
-        write_json(beside / "fewstep.json", {"call": call_of(model, schedule), "card": model.card})
+        write_json(beside / EXPORT, {"call": call_of(model, schedule), "card": model.card})
         told = {
             "scheduler": schedule.name,
             **call_of(model, schedule),

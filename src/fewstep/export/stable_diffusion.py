@@ -28,6 +28,7 @@ from fewstep.models.autoencoder_kl import AutoencoderKlModule
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.clip_text import ClipTextModule
 from fewstep.models.library import library_class, quiet
+from fewstep.models.stable_diffusion import EXPORT, noted
 from fewstep.models.unet2d_condition import UNet2dConditionModule
 
 TOLERANCE = 1e-4
@@ -46,13 +47,13 @@ def export_pipeline(model: DiffusionModel, folder: Path, card: Card) -> float:
     with new_folder(folder) as beside:
         with quiet():
             pipeline_of(model, schedule).save_pretrained(beside)
-        facts = {"scheduler": schedule.name, "call": call_of(model, schedule), "card": model.card}
-        write_json(beside / "fewstep.json", facts)
+        facts = {"call": call_of(model, schedule), "model": noted(model)}
+        write_json(beside / EXPORT, facts)
         told = {"scheduler": schedule.name, **call_of(model, schedule)}
         write_card(beside, card, model.card, told, _snippet(model, schedule))
         for file in beside.rglob("*"):
             if file.is_file():
-                take_mode(file, beside / "fewstep.json")
+                take_mode(file, beside / EXPORT)
         with quiet():
             again = library_class(PIPELINE).from_pretrained(
                 beside, safety_checker=None, low_cpu_mem_usage=False

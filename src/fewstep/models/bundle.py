@@ -22,6 +22,8 @@ from fewstep.models.conditioner import ConditionerModule
 from fewstep.models.request import Answer, Request
 from fewstep.models.space import Space
 
+FEW = 8  # steps of a few-step model, at most
+
 
 @dataclass(eq=False)
 class DiffusionModel:
@@ -63,8 +65,11 @@ class DiffusionModel:
             return str(told)
         if isinstance(self.denoiser.parameterization, Boundary):
             return "it is a consistency model"
-        few = not isinstance(self.sampler, Ode)
-        return f"its sampler is {kind_of(type(self.sampler))}" if few else ""
+        if not isinstance(self.sampler, Ode):
+            return f"its sampler is {kind_of(type(self.sampler))}"
+        method = self.card.get("method", {}).get("kind", "diffusion")
+        few = method != "diffusion" and self.sampler.steps <= FEW
+        return f"it was made by {method} for {self.sampler.steps} steps" if few else ""
 
     @property
     def classes(self) -> int:

@@ -16,15 +16,8 @@ from fewstep.files import new_folder, save_tensors, sha256, write_json
 from fewstep.finite import check_saved
 from fewstep.models.codec import CodecModule, Pixels
 from fewstep.models.conditioner import ConditionerModule, Labels
-from fewstep.models.folder import (
-    FORMAT,
-    WEIGHTS,
-    check_card,
-    errors_of,
-    filled,
-    read_description,
-    shape_of,
-)
+from fewstep.models.described import errors_of
+from fewstep.models.folder import FORMAT, WEIGHTS, check_card, filled, read_description, shape_of
 from fewstep.models.foreign import foreign
 from fewstep.models.named import shipped_folder
 from fewstep.models.part import Part

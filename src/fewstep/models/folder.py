@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import torch
 
 from fewstep.choice import Choice, origins
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Parameterization
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import Sampler
-from fewstep.errors import option_errors
 from fewstep.files import (
     load_tensors,
     new_folder,
@@ -30,6 +27,7 @@ from fewstep.finite import check_saved
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, CodecModule
 from fewstep.models.conditioner import Conditioner, ConditionerModule
+from fewstep.models.described import are_columns, errors_of, guidance_of
 from fewstep.models.families import load_recognised
 from fewstep.models.foreign import foreign
 from fewstep.models.named import folder_of, found
@@ -109,19 +107,6 @@ def load_folder(folder: Path, weights: str | None = None) -> DiffusionModel:
         return _described(folder, described, weights)
 
 
-@contextmanager
-def errors_of(path: Path) -> Iterator[None]:
-    """Within the block what is wrong with the content of model.json is an error that names it."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
-    except ValueError as error:
-        if str(path.parent) in str(error):  # it names a file already
-            raise
-        raise ValueError(f"{path}: {'; '.join(option_errors(error)) or error}") from None
-
-
 def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
     """model.json of a kind of model that has `key`; ValueError where it is another kind, damaged or
     newer.
@@ -138,13 +123,13 @@ def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
 
 def _described(folder: Path, described: dict[str, Any], weights: str | None) -> DiffusionModel:
     spec, shape = Network.parse(described["network"]), shape_of(described)
-    guidance = _guidance(described["guidance"])
+    guidance = guidance_of(described["guidance"])
     process, own = Process.parse(described["process"]), Process.parse(described["own"])
     parameterization = Parameterization.parse(described["parameterization"])
     sampler = Sampler.parse(described["sampler"])
     examples = described.get("examples", {})
     check_card(described)
-    if not _are_columns(examples):
+    if not are_columns(examples):
         raise ValueError(f"examples: expected lists by name, got {str(examples)[:80]}")
     codes, conditions = Codec.parse(described["codec"]), Conditioner.parse(described["conditioner"])
     codec = filled(folder, described, CODEC, codes, codes.build)
@@ -177,22 +162,6 @@ def shape_of(described: dict[str, Any]) -> tuple[int, ...]:
     if not whole or not shape or math.prod(shape) > MOST_NUMBERS:
         raise ValueError(f"no sample has the shape {str(shape)[:80]}")
     return tuple(shape)
-
-
-def _guidance(plain: dict[str, Any]) -> Guidance:
-    found = Guidance(**plain)
-    if found.kind not in ("doubled", "input", "fixed", "none"):
-        raise ValueError(f"guidance of an unknown kind: {found.kind!r}")
-    for name, number in zip(Guidance._fields[1:], found[1:], strict=True):
-        if type(number) not in (int, float) or not math.isfinite(number):
-            raise ValueError(f"guidance.{name}: expected a number, got {number!r}")
-    return found
-
-
-def _are_columns(examples: Any) -> bool:
-    """Whether they are lists with something in them, by name."""
-    columns = examples.values() if isinstance(examples, dict) else [None]
-    return all(isinstance(column, list) and column for column in columns)
 
 
 def file_of(

@@ -31,15 +31,9 @@ from fewstep.models.adapters import (
     tensors_of,
     wide,
 )
+from fewstep.models.described import errors_of
 from fewstep.models.fingerprint import weights_hash
-from fewstep.models.folder import (
-    ADDITION,
-    ADDITION_VARIANT,
-    check_hash,
-    errors_of,
-    file_of,
-    read_description,
-)
+from fewstep.models.folder import ADDITION, ADDITION_VARIANT, check_hash, file_of, read_description
 from fewstep.models.library import library_class
 
 NAME = "default"  # of PEFT's only adapter in a layer

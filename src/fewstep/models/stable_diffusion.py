@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fewstep.models import autoencoder_kl, clip_text, unet2d_condition
 from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.clip_text import ClipText, tokenizer_bytes
+from fewstep.models.described import are_columns, errors_of, guidance_of
 from fewstep.models.library import library_class, own_options, quiet
 from fewstep.models.size import without_memory
 from fewstep.models.space import Space
@@ -35,6 +37,7 @@ from fewstep.models.unet2d_condition import UNet2dCondition
 from fewstep.text import in_one_line
 
 INDEX = "model_index.json"
+EXPORT = "fewstep.json"  # beside it, of a model that fewstep has exported
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 FIRST = (
     "model.diffusion_model.input_blocks.0.0.weight",
@@ -83,7 +86,7 @@ def load(path: Path) -> DiffusionModel:
     card = {"family": "stable_diffusion", "scheduler": name}
     if reason := _few_step(path, name, reads_guidance):
         card["distilled"] = reason
-    return DiffusionModel(
+    model = DiffusionModel(
         denoiser,
         codec,
         conditioner,
@@ -91,6 +94,42 @@ def load(path: Path) -> DiffusionModel:
         _sampler(name, schedule),
         _guidance(name, reads_guidance),
         card,
+    )
+    return _as_exported(model, path / EXPORT) if (path / EXPORT).is_file() else model
+
+
+def noted(model: DiffusionModel) -> dict[str, Any]:
+    """What an export says of a model that no file of diffusers can: `load` takes it from there."""
+    return {
+        "parameterization": model.denoiser.parameterization.dump(),
+        "sampler": model.sampler.dump(),
+        "guidance": model.guidance._asdict(),
+        "examples": model.examples,
+        "card": model.card,
+    }
+
+
+def _as_exported(model: DiffusionModel, file: Path) -> DiffusionModel:
+    """The model as it was when it was exported, by what was noted then."""
+    described = read_json(file)
+    if not isinstance(described, dict) or "model" not in described:
+        return model
+    with errors_of(file):
+        told = described["model"]
+        boundary = Parameterization.parse(told["parameterization"])
+        sampler, guidance = Sampler.parse(told["sampler"]), guidance_of(told["guidance"])
+        examples, card = told["examples"], told["card"]
+        if not isinstance(card, dict) or not are_columns(examples):
+            raise TypeError("card, examples")
+    before = model.denoiser
+    denoiser = Denoiser(before.network, before.process, boundary, before.own).eval()
+    return replace(
+        model,
+        denoiser=denoiser,
+        sampler=sampler,
+        guidance=guidance,
+        examples=examples,
+        card=card,
     )
 
 

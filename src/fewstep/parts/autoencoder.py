@@ -21,14 +21,8 @@ from fewstep.learning.roles import trained
 from fewstep.models.autoencoder_kl import AutoencoderKl, AutoencoderKlModule
 from fewstep.models.codec import CodecModule, Pixels
 from fewstep.models.conditioner import ConditionerModule, Unconditional
-from fewstep.models.folder import (
-    CODEC,
-    FORMAT,
-    errors_of,
-    load_codec,
-    read_description,
-    shape_of,
-)
+from fewstep.models.described import errors_of
+from fewstep.models.folder import CODEC, FORMAT, load_codec, read_description, shape_of
 from fewstep.models.named import folder_of
 from fewstep.models.part import Part
 from fewstep.models.source import ModelSource

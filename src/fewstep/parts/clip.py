@@ -24,11 +24,11 @@ from fewstep.learning.roles import trained
 from fewstep.models.classifier import ClassifierNetwork
 from fewstep.models.clip_text import ClipText, ClipTextModule, clip_tokenizer, tokenizer_bytes
 from fewstep.models.codec import CodecModule, Pixels
+from fewstep.models.described import errors_of
 from fewstep.models.folder import (
     CONDITIONER,
     FORMAT,
     WEIGHTS,
-    errors_of,
     filled,
     load_conditioner,
     read_description,
