@@ -15,7 +15,7 @@ LONGEST_FUNCTION = 60
 LONGEST_FILE = 350
 LONGEST_METHOD = 150  # a file in methods/
 LONGEST_TEST = 450
-TOKENS = 150_000  # the promise for everything but recipes; a figure to look at, not to squeeze for
+TOKENS = 200_000  # the promise for everything but recipes; a figure to look at, not to squeeze for
 
 BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.With, ast.IfExp, ast.match_case)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -5,6 +5,8 @@ format.
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.data import picture_files as files
@@ -135,7 +137,12 @@ def test_only_training_flips(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "names", [("train.jsonl", "test.jsonl"), ("train_v2.csv", "dev.csv"), ("labels.csv", "")]
+    "names",
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("train_v2.csv", "dev.csv"),
+        ("labels.csv", ""),
+    ],
 )
 def test_a_table_of_the_pictures_below_is_the_data(tmp_path, names):
     write_pictures(tmp_path, **{f"pictures__{i:02}": image for i, image in enumerate(IMAGES)})
@@ -152,6 +159,16 @@ def test_a_table_of_the_pictures_below_is_the_data(tmp_path, names):
     dataset = source.read()
     assert np.array_equal(dataset.images.numpy(), IMAGES[list(training)])
     assert dataset.labels.tolist() == LABELS[list(training)].tolist()
+
+
+def test_a_parquet_table_that_names_pictures_is_not_passed_over(tmp_path):
+    """Its labels would be lost without a word."""
+    write_pictures(tmp_path, pictures__0=IMAGES[0])
+    rows = [{"file_name": "pictures/0.png", "label": 3}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"train\.parquet row 0: the picture is not embedded"):
+        source_of(str(tmp_path)).read()
+    assert len(source_of(str(tmp_path), ["kind=folder"]).read()) == 1
 
 
 @pytest.mark.parametrize("row", ["0.png", "there/0.png", "a0"])

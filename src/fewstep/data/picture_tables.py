@@ -1,4 +1,4 @@
-"""Tables of text that name the files of pictures, as their first rows tell."""
+"""Tables that name the files of pictures, as their first rows tell."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def check_unheard(files: Sequence[Path]) -> None:
 
 
 def named_pictures(file: Path) -> list[str]:
-    """What the first rows of a table of text have in the column of pictures' files."""
+    """What the first rows of a table have in the column of pictures' files."""
     found = []
     for row in _first_rows(file):
         column = first_of(IMAGES, [name for name in row if isinstance(name, str)])
@@ -69,8 +69,10 @@ def _is_picture(table: Path, name: str) -> bool:
 
 
 def _first_rows(file: Path) -> list[dict[Any, Any]]:
-    """By column; none where it is no table of text."""
+    """By column; none where it is no table that can be looked into."""
     reader = READERS.get(file.suffix.lower())
+    if reader == "parquet":
+        return _of_parquet(file)
     if reader not in ("csv", "json"):
         return []
     with file.open("rb") as stream:
@@ -94,3 +96,23 @@ def _of_json(lines: Sequence[str]) -> Iterator[dict[Any, Any]]:
             return
         if isinstance(row, dict):
             yield row
+
+
+def _of_parquet(file: Path) -> list[dict[Any, Any]]:
+    """Of the columns of text alone, for pictures may be large; none without pyarrow, and of what is
+    damaged, which is an error where it is read.
+    """
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        return []
+    try:
+        with ParquetFile(file) as table:
+            texts = [one.name for one in table.schema_arrow if pyarrow.types.is_string(one.type)]
+            if not texts or table.metadata.num_rows == 0:
+                return []
+            rows: list[dict[Any, Any]] = next(table.iter_batches(ROWS, columns=texts)).to_pylist()
+            return rows
+    except (pyarrow.ArrowException, OSError):
+        return []
