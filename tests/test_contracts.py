@@ -13,6 +13,7 @@ import torch
 
 from fewstep import methods, recipes
 from fewstep.choice import replaced
+from fewstep.cli.plan import with_new_parts
 from fewstep.contracts.laws import LAWS
 from fewstep.contracts.sampled import OTHERS, trains_from
 from fewstep.contracts.trained import bf16_follows_fp32
@@ -22,6 +23,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.slow_target import SlowTarget
+from fewstep.models.source import Fresh
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.yaml import from_yaml, to_yaml
@@ -191,6 +193,8 @@ class TestRecipe:
         }:  # a teacher of another recipe
             teacher = Path(run.teacher.path).name
             run = replaced(run, teacher=recipes.recipe(teacher).teacher)
+        if isinstance(run.teacher, Fresh):
+            run = replaced(run, teacher=with_new_parts(run.teacher, dataset.space))
         with torch.device("meta"):
             size = sum(p.numel() for p in run.teacher.load(dataset.space, 0).denoiser.parameters())
         if size > largest:

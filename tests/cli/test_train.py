@@ -174,7 +174,8 @@ class TestTrain:
         plain = from_yaml((runs / "cd" / "run.yaml").read_text(), "run.yaml")
         run = Run.parse(plain)
         assert run.dump() == plain
-        assert plain["teacher"] == {"kind": "saved", "path": "runs/tiny", "ema": None}
+        teacher = {"kind": "saved", "path": "runs/tiny", "ema": None}
+        assert plain["teacher"] == {**teacher, "lora": [], "lora_strengths": []}
         assert plain["trainer"]["steps"] == 3
         assert run == configured("digits_cd", STUDENT[2:])[0]
 

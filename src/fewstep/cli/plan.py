@@ -92,10 +92,10 @@ def _model(source: ModelSource, data: Space) -> Any:
         if not made and (recipe != path.name or (recipe in listed() and not path.exists())):
             run, _ = configured(recipe, [])
             return _model(run.start or run.teacher, data)
-    return (_with_new_parts(source, data) if isinstance(source, Fresh) else source).load(data, 0)
+    return (with_new_parts(source, data) if isinstance(source, Fresh) else source).load(data, 0)
 
 
-def _with_new_parts(source: Fresh, data: Space) -> Fresh:
+def with_new_parts(source: Fresh, data: Space) -> Fresh:
     """With new ones in the place of codec and conditioner of runs that are not there yet."""
     if source.codec_from is not None and not Path(source.codec_from).exists():
         part = _model(Saved(source.codec_from), data)
