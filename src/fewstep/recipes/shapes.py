@@ -47,7 +47,10 @@ def shapes_vae() -> Run:
     """The autoencoder of drawn shapes: 32×32 pixels to 8×8 latents of 4 channels.
 
     The squared error: where most pixels are ground, the absolute one rests for hundreds of steps
-    at a picture that is all ground.
+    at a picture that is all ground. 0.93 M parameters; of 2,000 held-out pictures with full
+    captions every reconstruction is read as what it shows (`fewstep evaluate runs/shapes_vae
+    split=test mention=1 --reference shapes --measures caption_accuracy,frechet`), at a Fréchet
+    distance of 11.0. About 15 minutes on one core, seed 0, 2026-11-28.
     """
     return Run(
         data=Shapes(),
@@ -80,6 +83,10 @@ def shapes_vae() -> Run:
 def shapes_clip() -> Run:
     """The text encoder of drawn shapes: three layers of width 128, 77 tokens, trained against
     pictures.
+
+    0.75 M parameters with what it is trained with. Held-out loss 2.15 among 64 pictures, whose
+    captions leave out half of what they show. 20 minutes on one core of a busy machine, seed 0,
+    2026-11-28.
     """
     return Run(
         data=Shapes(),
