@@ -18,20 +18,10 @@ from fewstep.models.dit import Dit
 from fewstep.models.outside import OutsideNetwork
 from fewstep.models.source import Fresh
 from fewstep.models.space import Space
-from fewstep.models.unet2d_condition import UNet2dCondition
+from tests.tiny_diffusion import TINY_UNET
 from tests.toys import Captioned, ToyLatents, ToyWords
 
 DIT = Dit(width=16, depth=2, heads=2)
-CONDITIONAL = UNet2dCondition(
-    config={
-        "block_out_channels": [8, 16],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "attention_head_dim": 2,
-    }
-)
 
 
 class Plain(nn.Module):
@@ -72,7 +62,7 @@ def conditional():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         words, codec = ToyWords().build(), ToyLatents().build()
-        network = CONDITIONAL.build(Space((4, 4, 4), words.columns))
+        network = TINY_UNET.build(Space((4, 4, 4), words.columns))
     denoiser = Denoiser(network, VariancePreservingTable(), Epsilon())
     guidance = Guidance("doubled", 1.0, 8.0, 1.0)
     return stirred(DiffusionModel(denoiser.eval(), codec, words, (4, 4, 4), Ode(), guidance))

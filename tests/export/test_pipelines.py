@@ -25,12 +25,13 @@ from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
 from fewstep.diffusion.times import Explicit, Segments, Strided, Trailing, Uniform
 from fewstep.export.card import Card
-from fewstep.export.lora import delta, export_lora
+from fewstep.export.lora import export_lora
 from fewstep.export.schedules import schedule_of
 from fewstep.export.stable_diffusion import export_pipeline
 from fewstep.models.adapters import merged
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
+from fewstep.models.lora_files import delta
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from tests.low_rank import CONDITIONAL, MODELS, asked, moved
+from tests.low_rank import MODELS, asked, moved
+from tests.tiny_diffusion import TINY_UNET
 from torch import nn
 
 from fewstep.choice import replaced
@@ -39,7 +40,7 @@ class TestLayers:
     def test_stable_diffusion_has_so_many(self):
         """For each of the rank, as in the published scripts."""
         with torch.device("meta"):
-            spec = replaced(CONDITIONAL, config=SD15)
+            spec = replaced(TINY_UNET, config=SD15)
             network = spec.build(Space((4, 64, 64), {"text": Vectors((77, 768))}))
         for word, each in (("attention", 199_296), ("all", 1_050_816)):
             layers = Lora(targets=(word,)).layers(network)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.tiny_diffusion import TINY_UNET
 
 from fewstep.choice import replaced
 from fewstep.diffusion.conditioning import Cond
@@ -14,14 +15,7 @@ from fewstep.models.unet2d_condition import UNet2dCondition, guidance_features
 
 pytest.importorskip("diffusers")
 
-CONFIG = {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 2,
-}
+CONFIG = TINY_UNET.config
 SPACE = Space((4, 8, 8), {"text": Vectors((5, 6))})
 T = torch.tensor([0.0, 0.5, 999.0], dtype=torch.float64)
 

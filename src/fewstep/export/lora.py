@@ -20,16 +20,17 @@ from fewstep.diffusion.parameterization import predicting
 from fewstep.export.card import Card, write_card
 from fewstep.export.schedules import Schedule, bare, guidance_of, schedule_of
 from fewstep.export.stable_diffusion import (
+    an_image,
     call_of,
     compared,
     parts_of,
     pipeline_of,
-    prompts_of,
 )
 from fewstep.files import new_folder, save_tensors, write_json
 from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.library import quiet
+from fewstep.models.lora_files import delta
 from fewstep.models.stable_diffusion import EXPORT
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -116,15 +117,6 @@ def diffusers_names(pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float) ->
     return named
 
 
-def delta(a: Tensor, b: Tensor) -> Tensor:
-    """B A: what is added to the weight of a layer, in its shape. Of a convolution A (rank, in, k,
-    k) comes first, then B (out, rank, 1, 1).
-    """
-    if a.ndim == 2:
-        return b @ a
-    return torch.einsum("or,rikl->oikl", b[:, :, 0, 0], a)
-
-
 def _base(model: DiffusionModel, pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> Any:
     """The stock pipeline of the base: the student's, what was added taken off again."""
     pipeline = pipeline_of(model, schedule_of(model), bare=False)
@@ -198,11 +190,6 @@ def _snippet(model: DiffusionModel, schedule: Schedule, card: Card, name: str) -
             f"pipe = StableDiffusionPipeline.from_pretrained({json.dumps(base)})",
             f'pipe.load_lora_weights(".", weight_name={json.dumps(f"{name}.safetensors")})',
             f"pipe.scheduler = {schedule.name}({config})",
-            "image = pipe(",
-            f"    {json.dumps(prompts_of(model)[0])},",
-            *(f"    {key}={value!r}," for key, value in call_of(model, schedule).items()),
-            "    generator=torch.Generator().manual_seed(0),",
-            ").images[0]",
-            'image.save("image.png")',
+            *an_image(model, schedule),
         ]
     )

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import kind_of
-from fewstep.diffusion.guidance import guided
 from fewstep.diffusion.types import Sample
 from fewstep.export.card import Card, write_card
 from fewstep.export.drawn import Drawn
@@ -28,6 +27,7 @@ from fewstep.models.autoencoder_kl import AutoencoderKlModule
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.clip_text import ClipTextModule
 from fewstep.models.library import library_class, quiet
+from fewstep.models.request import Request
 from fewstep.models.stable_diffusion import EXPORT, noted
 from fewstep.models.unet2d_condition import UNet2dConditionModule
 
@@ -138,12 +138,10 @@ def compared(model: DiffusionModel, pipeline: Any, schedule: Schedule) -> float:
 
 def _mine(model: DiffusionModel, prompts: list[str], latents: Sample, draws: Drawn) -> Tensor:
     model.to("cpu")
-    denoiser = model.denoiser.eval()
-    cond = model.conditioner({"caption": prompts})
-    scale = model.guidance.default
-    doubles = model.guidance.kind == "doubled" and scale != 1
-    denoise = guided(denoiser, scale) if doubles or model.guidance.kind == "input" else denoiser
-    x0 = model.sampler(denoise, denoiser.process, latents, cond, draws)
+    model.denoiser.eval()
+    answer = model.answer(Request({"caption": prompts}))
+    cond = answer.cond(range(len(prompts)))
+    x0 = answer.sampler(answer.denoise(), model.denoiser.process, latents, cond, draws)
     images = model.codec.decode(x0).float()
     check_images(images)
     return images
@@ -162,11 +160,18 @@ def _snippet(model: DiffusionModel, schedule: Schedule) -> str:
             "from diffusers import StableDiffusionPipeline",
             "",
             'pipe = StableDiffusionPipeline.from_pretrained(".")  # this folder',
-            "image = pipe(",
-            f"    {json.dumps(prompts_of(model)[0])},",
-            *(f"    {name}={value!r}," for name, value in call_of(model, schedule).items()),
-            "    generator=torch.Generator().manual_seed(0),",
-            ").images[0]",
-            'image.save("image.png")',
+            *an_image(model, schedule),
         ]
     )
+
+
+def an_image(model: DiffusionModel, schedule: Schedule) -> list[str]:
+    """Lines of Python that make one with `pipe`."""
+    return [
+        "image = pipe(",
+        f"    {json.dumps(prompts_of(model)[0])},",
+        *(f"    {name}={value!r}," for name, value in call_of(model, schedule).items()),
+        "    generator=torch.Generator().manual_seed(0),",
+        ").images[0]",
+        'image.save("image.png")',
+    ]

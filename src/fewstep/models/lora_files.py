@@ -109,7 +109,14 @@ def _changes(path: Path, layers: Layers) -> Iterator[tuple[nn.Module, Tensor]]:
                 f"{path} is a LoRA of another base: {role} {name} is {tuple(shape)} here"
             )
         scale = _scale(found.get("alpha"), told.get(role, {}), name, down.shape[0])
-        yield layer, scale * (up.flatten(1) @ down.flatten(1)).reshape(shape)
+        yield layer, scale * delta(down, up).reshape(shape)
+
+
+def delta(down: Tensor, up: Tensor) -> Tensor:
+    """up down: what is added to the weight of a layer. Of a convolution `down` (rank, in, k, k)
+    comes first, then `up` (out, rank, 1, 1).
+    """
+    return (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:])
 
 
 def _split(key: str, path: Path) -> tuple[str, str, str]:

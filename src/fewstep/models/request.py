@@ -122,13 +122,13 @@ class Answer:
         """The same step by step, batch by batch; the last of each batch holds its x0."""
         model = self.model
         model.denoiser.eval()
-        denoise = self._denoise()
+        denoise = self.denoise()
         for first in range(0, self.num, self.batch):
             rows = range(first, min(self.num, first + self.batch))
             draws = Draws(self.seed, rows, stream="sample", device=model.device)
             noise = draws.fork("noise").normal(*model.shape)
             walk = self.sampler.walk(
-                denoise, model.denoiser.process, noise, self._cond(rows), draws.fork("sampler")
+                denoise, model.denoiser.process, noise, self.cond(rows), draws.fork("sampler")
             )
             for step, (t, x) in enumerate(walk, 1):
                 yield Seen(rows, step, self.sampler.steps, float(t[0]), x)
@@ -244,14 +244,15 @@ class Answer:
                 stacklevel=5,
             )
 
-    def _denoise(self) -> Denoise:
+    def denoise(self) -> Denoise:
+        """The network under the guidance that is asked for."""
         if self.model.guidance.kind != "input" and not self.doubles:
             return self.model.denoiser
         if self.fading is None:
             return guided(self.model.denoiser, self.guidance)
         return guided(self.model.denoiser, fading(self.guidance, *self.fading))
 
-    def _cond(self, rows: range) -> Cond:
+    def cond(self, rows: range) -> Cond:
         """The condition of these images, on the model's device."""
         conditioner = self.model.conditioner
         cond = conditioner(rows_of(self.asked, rows.start, rows.stop)).to(self.model.device)
