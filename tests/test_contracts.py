@@ -27,6 +27,7 @@ from fewstep.models.source import Fresh
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.yaml import from_yaml, to_yaml
+from tests.data.picture_files import encoded, made
 from tests.data.wnids import write_wnids
 
 METHODS = {
@@ -159,6 +160,15 @@ def write_idx(folder, count=64, size=28):
     )
 
 
+def write_captioned(folder, count=40):
+    """A small made folder of pictures with captions, which may leave words unsaid."""
+    rows = ["file_name,text,tone"]
+    for i, image in enumerate(made(count, shape=(3, 8, 8))[0]):
+        (folder / f"{i}.png").write_bytes(encoded(image))
+        rows.append(f'{i}.png,"hand {i % 4}, light",light' if i % 2 else f"{i}.png,hand {i % 4},")
+    (folder / "metadata.csv").write_text("\n".join(rows))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 class TestRecipe:
     def test_a_round_trip_through_a_file_keeps_it(self, name):
@@ -183,7 +193,7 @@ class TestRecipe:
     def steps(self, name, tmp_path, steps, batch, largest):
         run = recipes.recipe(name)
         if "path" in {f.name for f in dataclasses.fields(run.data)}:
-            {"Cifar": write_cifar, "Imagenet9": write_wnids}.get(
+            {"Cifar": write_cifar, "Imagenet9": write_wnids, "Table": write_captioned}.get(
                 type(run.data).__name__, write_idx
             )(tmp_path)
             run = replaced(run, data=replaced(run.data, path=str(tmp_path)))

@@ -118,6 +118,30 @@ def test_columns_that_are_no_captions_are_kept_out(tmp_path):
     assert dataset.notes["columns not used"] == "artist"
 
 
+def test_words_that_may_stay_unsaid(tmp_path, memory):
+    """They are the words of a column; a comma before them goes, all else of a caption stays."""
+    pictures(tmp_path)
+    lines = ["file_name,text,tone"]
+    lines += ['a.png,"a hand, dark red",dark red', 'b.png,"a, dark red, hand",dark red']
+    lines += ["c.png,dark red,dark red", "d.png,a darker red,dark"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    dataset = Table(path=str(tmp_path), split="all", unsaid="tone").read()
+    rows = dataset.rows(torch.arange(4), ["caption", "captions"])
+    assert rows["caption"] == ["a hand, dark red", "a, dark red, hand", "dark red", "a darker red"]
+    assert rows["captions"] == [
+        ("a hand, dark red", "a hand"),
+        ("a, dark red, hand", "a, hand"),
+        ("dark red",),
+        ("a darker red",),
+    ]
+    assert "columns not used" not in dataset.notes
+    plain = Table(path=str(tmp_path), split="all").read()
+    assert "captions" not in plain.columns
+    assert dataset.fingerprint() != plain.fingerprint()
+    with pytest.raises(ValueError, match="no column tones, only file_name, text, tone"):
+        Table(path=str(tmp_path), unsaid="tones").read()
+
+
 def test_classes_and_captions(tmp_path):
     write_pictures(tmp_path, cat__1=IMAGES[0], dog__1=IMAGES[1])
     (tmp_path / "dog" / "1.txt").write_text("a dog")

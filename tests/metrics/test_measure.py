@@ -42,11 +42,14 @@ def drawn(seed, rows=ROWS):
     labels = torch.arange(rows) % CLASSES
     images[torch.arange(rows), labels] += 0.5
     images = images.view(rows, 1, 4, 4)
-    return {"image": images, "label": labels, "caption": ["x"] * rows, "teacher": images.clone()}
+    captions = {"caption": ["x"] * rows, "captions": [("x",)] * rows}
+    return {"image": images, "label": labels, **captions, "teacher": images.clone()}
 
 
 def drawn_shapes(seed):
-    """The same of data=shapes: captions say the colour, all else is even."""
+    """The same of data=shapes: captions say the colour, all else is even; the first of several
+    says all.
+    """
     row = torch.arange(ROWS)
     numbers = {"size": row // 3 % 2, "shape": row // 6 % 3, "place": row // 10}
     colour = torch.tensor([0, 2, 4])[row % CLASSES]
@@ -54,7 +57,9 @@ def drawn_shapes(seed):
     offset = 2 * torch.rand(ROWS, 2, generator=generator) - 1
     images = (GREY + layer({**numbers, "colour": colour}, offset.double())).float()
     captions = [caption_of({"colour": COLOURS[number]}) for number in colour.tolist()]
-    return {"image": images, "label": row % CLASSES, "caption": captions, "teacher": images}
+    several = [(f"{one}, number {i // CLASSES}", one) for i, one in enumerate(captions)]
+    columns = {"caption": captions, "captions": several}
+    return {"image": images, "label": row % CLASSES, **columns, "teacher": images}
 
 
 def image_set(columns, extractor=None):
@@ -83,7 +88,9 @@ def with_fault(columns, share, fault, reference):
 def shuffled(columns):
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
     rows = {name: columns[name][order] for name in ("image", "label", "teacher")}
-    return {**columns, **rows, "caption": [columns["caption"][i] for i in order.tolist()]}
+    for name in ("caption", "captions"):
+        rows[name] = [columns[name][i] for i in order.tolist()]
+    return {**columns, **rows}
 
 
 def images_for(kind, seed):
@@ -161,7 +168,7 @@ class TestLaws:
             elif owner:
                 left = {key: value for key, value in other.items() if key != name}
                 reason = measure.missing(bare, ImageSet(left, network, CLASSES))
-                assert reason == f"the reference has no {name}s"
+                assert reason == f"the reference has no {name.removesuffix('s')}s"
             else:
                 reason = measure.missing(set(bare) - {name}, kept)
                 assert reason == f"the samples have no {name}s"

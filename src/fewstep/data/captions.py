@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fewstep.data.bounds import BLOCK, check_text
-from fewstep.data.dataset import Dataset, Rows
+from fewstep.data.dataset import Dataset, Rows, captioned
 from fewstep.data.pictures import some
 from fewstep.data.tree import Passed
 from fewstep.models.space import Column, Text, Texts
@@ -107,6 +108,24 @@ def told(dataset: Dataset) -> Mapping[str, str]:
         "longest caption": f"{len(longest.split())} words: {longest}",
         "first captions": "; ".join(shown),
     }
+
+
+def all_of(dataset: Dataset, index: Tensor) -> list[Captions]:
+    """The captions of these rows."""
+    if "captions" in dataset.columns:
+        return [tuple(several) for several in dataset.rows(index, ["captions"])["captions"]]
+    return [(caption,) for caption in dataset.rows(index, ["caption"])["caption"]]
+
+
+def one_of_each(dataset: Dataset, num: int, seed: int) -> list[str]:
+    """A caption of each of `num` rows, the first ones, and again from the first on where there are
+    no more; of several one is drawn. Nothing where the data have none.
+    """
+    if "caption" not in dataset.columns:
+        return []
+    captions = all_of(dataset, torch.arange(num) % len(dataset))
+    chosen = captioned(seed, 0, range(num), list(map(len, captions)))
+    return [several[i] for several, i in zip(captions, chosen.tolist())]
 
 
 def every(dataset: Dataset) -> list[str]:

@@ -26,7 +26,7 @@ from fewstep.data.table_rows import VECTORS, TableRows
 from fewstep.data.table_sets import NAMES as SETS
 from fewstep.data.table_sets import training_rows
 from fewstep.data.tree import files_below, left_beside
-from fewstep.models.space import Classes, Column
+from fewstep.models.space import Classes, Column, Space, image_space
 
 LABELS = ("label", "fine_label", "labels", "cls", "class")
 CAPTIONS = ("caption", "text", "prompt", "txt", "captions")
@@ -52,6 +52,9 @@ class Table(Source):
     caption: str = "auto"
     """The column of captions; auto: caption, text, prompt, txt, captions; none:
     without. An entry may be a list of several."""
+    unsaid: str = "none"
+    """A column of words that captions may leave out: a caption that holds them has a second one
+    without them. none: captions are as they are."""
     sets: str = "auto"
     """The column that says of which set (train, test, val …) a row is: those of the training set
     are used; auto: split; none: all rows."""
@@ -61,6 +64,12 @@ class Table(Source):
     """grey, rgb; auto: grey if all pictures are."""
     on_bad: OnBad = "error"
     """What a picture does that cannot be read: end the run, or be left out, up to 1 % of all."""
+
+    def foreseen(self) -> Space | None:
+        """Where size, channels and that there are no classes is said."""
+        if not self.size or self.channels == "auto" or self.label != "none":
+            return None
+        return image_space((1 if self.channels == "grey" else 3, self.size, self.size), 0)
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:
@@ -174,6 +183,7 @@ class Table(Source):
             "image": (self.image, IMAGES),
             "label": (self.label, LABELS),
             "caption": (self.caption, CAPTIONS),
+            "unsaid": (self.unsaid, ()),
             "set": (self.sets, SETS),
         }
         named = {}

@@ -1,7 +1,9 @@
-"""The captions of a table: a column of texts, or of lists of texts."""
+"""The captions of a table: a column of texts, or of lists of texts; what they may leave unsaid."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,20 @@ def texts_of(value: Any) -> Captions:
     """The captions of one row, without empty ones."""
     several = value if isinstance(value, list) else [value]
     return tuple(str(text) for text in several if text not in (None, ""))
+
+
+def with_shorter(captions: Captions, words: Sequence[str]) -> Captions:
+    """The captions, and behind them what is left of those that hold some of these words without
+    them, and without the comma before them.
+    """
+    found = list(captions)
+    for caption in captions:
+        left = caption
+        for word in words:
+            left = re.sub(rf"[\s,;]*(?<!\w){re.escape(word)}(?!\w)", "", left)
+        if left != caption:
+            found.append(left.strip(" ,;"))
+    return tuple(dict.fromkeys(filter(None, found)))
 
 
 def caption_counts(values: Any) -> Counts | None:

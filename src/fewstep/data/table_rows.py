@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.data.captions import missing, rows_of
+from fewstep.data.captions import Captions, missing, rows_of
 from fewstep.data.dataset import Rows
 from fewstep.data.lazy import Encoded
 from fewstep.data.metadata import unwarned
 from fewstep.data.pictures import header
-from fewstep.data.table_captions import caption_counts, texts_of
+from fewstep.data.table_captions import caption_counts, texts_of, with_shorter
 from fewstep.data.table_labels import Read, read_labels
 from fewstep.files import load_tensors, replace_tensors
 from fewstep.models.space import Column, Text, Texts, Vectors
@@ -50,6 +50,7 @@ class TableRows(Encoded):
             self.rows = self.rows.select(self.places).flatten_indices()
         self.columns: dict[str, Column] = {}
         self.notes: dict[str, str] = {}
+        self.unsaid = named.get("unsaid", "")
         if "image" in named:
             self._pictures(named["image"])
         if "caption" in named:
@@ -91,15 +92,23 @@ class TableRows(Encoded):
 
     def beside(self, places: Sequence[int], names: Sequence[str]) -> Rows:
         columns = {name: self.named[OWNER.get(name, name)] for name in names}
-        read = self.rows.select_columns(list(dict.fromkeys(columns.values())))[list(places)]
+        wanted = {*columns.values(), *([self.unsaid] if self.unsaid else [])}
+        read = self.rows.select_columns(sorted(wanted))[list(places)]
         found: Rows = {}
         for name, called in columns.items():
             values, column = read[called], self.columns[name]
             if isinstance(column, Vectors):
                 found[name] = self._vectors(values, column.shape, places, name)
             else:
-                found |= rows_of([texts_of(value) for value in values], [name])
+                found |= rows_of(self._texts(values, read.get(self.unsaid)), [name])
         return found
+
+    def _texts(self, values: Sequence[Any], unsaid: Sequence[Any] | None) -> list[Captions]:
+        """The captions of rows; unsaid: the words that these may leave out."""
+        captions = [texts_of(value) for value in values]
+        if unsaid is None:
+            return captions
+        return [with_shorter(some, texts_of(words)) for some, words in zip(captions, unsaid)]
 
     def paths(self) -> list[Path]:
         """The files of pictures that are not embedded."""
@@ -167,7 +176,7 @@ class TableRows(Encoded):
         gone = [self.name(place) for place in (counts == 0).nonzero()[0].tolist()]
         self.notes |= missing(gone, len(counts), "rows")
         self.columns["caption"] = Text()
-        if counts.max() > 1:
+        if counts.max() > 1 or self.unsaid:
             self.columns["captions"] = Texts()
 
     def _vector_shape(self, column: str) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fewstep.choice import kind_of
 from fewstep.data.bounds import memory_for
-from fewstep.data.dataset import Dataset, texts
+from fewstep.data.captions import all_of, one_of_each
+from fewstep.data.dataset import Dataset
 from fewstep.data.labels import check_labels
 from fewstep.data.pictures import in_channels
 from fewstep.diffusion.samplers import Ode, Sampler
@@ -35,8 +36,8 @@ class Evaluation:
 
     chosen: whether somebody chose the measures; then one that cannot be taken is an error. solvers:
     those of which `best_solver` takes the best. beside: an earlier result that new ones are shown
-    with; what cannot be compared with it is an error before the work. captions: of the reference;
-    models that read captions are asked for them in turn.
+    with; what cannot be compared with it is an error before the work. captions: of the reference,
+    one for each image; models that read captions are asked for them.
     """
 
     reference: ImageSet
@@ -96,7 +97,7 @@ class Evaluation:
             seed,
             tuple(solvers),
             beside,
-            texts(dataset, ["caption"], num).get("caption", ()),
+            one_of_each(dataset, num, seed),
         )
 
     def of_data(self, name: str, dataset: Dataset, labels: Tensor | None) -> Result:
@@ -169,7 +170,7 @@ class Evaluation:
         """What a model that reads captions is asked for, one for each image; else nothing."""
         if not self.captions or "caption" not in model.conditioner.spec.reads:
             return {}
-        return {"caption": [self.captions[i % len(self.captions)] for i in range(self.num)]}
+        return {"caption": list(self.captions)}
 
     def best_solver(
         self,
@@ -322,9 +323,13 @@ def _needed(measures: Sequence[Measure], dataset: Dataset, channels: int) -> dic
     for measure in measures:
         for need in measure.needs:
             owner, _, name = need.rpartition(".")
-            if not owner or name in columns or name not in dataset.columns:
+            if not owner or name in columns:
                 continue
-            if name == "image":
+            if name == "captions" and "caption" in dataset.columns:
+                columns[name] = all_of(dataset, torch.arange(len(dataset)))
+            elif name not in dataset.columns:
+                continue
+            elif name == "image":
                 columns[name] = _read_as(dataset, channels, "the reference")
             else:
                 columns[name] = dataset.rows(torch.arange(len(dataset)), [name])[name]

@@ -38,8 +38,9 @@ class ImageSet:
     """Images and what stands beside them, row by row.
 
     columns: image, (n, channels, height, width) in [0, 1]; label, (n,) int64; caption, n texts;
-    teacher, as image: what a teacher makes of the same noise and conditions. extractor: the network
-    whose features are compared. classes: the number of classes of the labels, 0 without labels.
+    captions, all of each row, n tuples of texts; teacher, as image: what a teacher makes of the
+    same noise and conditions. extractor: the network whose features are compared. classes: the
+    number of classes of the labels, 0 without labels.
     """
 
     columns: Mapping[str, Any]
@@ -120,13 +121,13 @@ class Measure(Choice, ABC):
     """A number for a set of images.
 
     needs: what it compares, of the samples ("label", "caption", "teacher") and of the reference
-    ("reference.image", "reference.label" …); "features": an extractor; "classes": one that tells
-    the reference's classes. Where one is not there the measure is left out. unit: "%" where values
-    are fractions. about: half a sentence, for reports. place: its place in tables; what is measured
-    in the first place decides which of several results is best. by_default: whether it is measured
-    where nobody chose. of_itself: its value for the reference itself, to an extractor that is never
-    wrong. fault: what makes it worse, the more images have it (noise; copies of one sample; labels
-    of another class; copies of reference images).
+    ("reference.image", "reference.label", "reference.captions" …); "features": an extractor;
+    "classes": one that tells the reference's classes. Where one is not there the measure is left
+    out. unit: "%" where values are fractions. about: half a sentence, for reports. place: its place
+    in tables; what is measured in the first place decides which of several results is best.
+    by_default: whether it is measured where nobody chose. of_itself: its value for the reference
+    itself, to an extractor that is never wrong. fault: what makes it worse, the more images have it
+    (noise; copies of one sample; labels of another class; copies of reference images).
     """
 
     folder: ClassVar[str | None] = "fewstep.metrics"
@@ -173,7 +174,8 @@ class Measure(Choice, ABC):
                     told = extractor.classes or "no"
                     return f"{extractor.name} tells {told} classes, not {reference.classes}"
             elif column not in (reference.columns if owner else columns):
-                return f"the {owner or 'samples'} {'has' if owner else 'have'} no {column}s"
+                verb = "has" if owner else "have"
+                return f"the {owner or 'samples'} {verb} no {column.removesuffix('s')}s"
         return None
 
     def scale(self) -> Scale:
