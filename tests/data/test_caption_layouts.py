@@ -142,6 +142,19 @@ def test_words_that_may_stay_unsaid(tmp_path, memory):
         Table(path=str(tmp_path), unsaid="tones").read()
 
 
+def test_the_shape_is_foreseen_where_options_tell_it(tmp_path):
+    metadata_csv(tmp_path / "data", ONE)
+    told = {"label": "none", "size": 2, "channels": "grey"}
+    source = Table(path=str(tmp_path / "data"), **told)
+    assert source.foreseen().shape == source.read().shape == (1, 2, 2)
+    assert source.foreseen().classes == 0
+    assert Table(**told | {"channels": "rgb"}).foreseen().shape == (3, 2, 2)
+    for name in told:
+        assert (
+            Table(**{key: value for key, value in told.items() if key != name}).foreseen() is None
+        )
+
+
 def test_classes_and_captions(tmp_path):
     write_pictures(tmp_path, cat__1=IMAGES[0], dog__1=IMAGES[1])
     (tmp_path / "dog" / "1.txt").write_text("a dog")
