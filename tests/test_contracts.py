@@ -23,12 +23,16 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.slow_target import SlowTarget
-from fewstep.models.source import Fresh
+from fewstep.methods.dmd2 import DMD2
+from fewstep.models import sd15
+from fewstep.models.source import Fresh, Saved
+from fewstep.models.unet2d_condition import UNet2dCondition
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.yaml import from_yaml, to_yaml
 from tests.data.picture_files import encoded, made
 from tests.data.wnids import write_wnids
+from tests.tiny_diffusion import SD15, tiny_pipeline
 
 METHODS = {
     name: cls
@@ -169,6 +173,38 @@ def write_captioned(folder, count=40):
     (folder / "metadata.csv").write_text("\n".join(rows))
 
 
+def write_pictures(folder):
+    """The same with a caption beside each picture."""
+    write_captioned(folder)
+    (folder / "metadata.csv").unlink()
+    for file in folder.glob("*.png"):
+        file.with_suffix(".txt").write_text(f"hand {file.stem}")
+
+
+WRITERS = {
+    "Cifar": write_cifar,
+    "Imagenet9": write_wnids,
+    "Table": write_captioned,
+    "Folder": write_pictures,
+}
+
+
+def in_miniature(run, folder):
+    """A run of Stable Diffusion 1.5 on a pipeline's folder of its configuration, in small; of ten
+    updates of a fake denoiser it makes one.
+    """
+    pipeline = tiny_pipeline(network=UNet2dCondition(SD15["UNET"]))
+    pipeline.save_pretrained(folder)
+    method = replaced(run.method, fake_steps=1) if isinstance(run.method, DMD2) else run.method
+    return replaced(
+        run,
+        teacher=Saved(str(folder)),
+        data=replaced(run.data, size=8),
+        method=method,
+        trainer=replaced(run.trainer, micro_batch=0),
+    )
+
+
 @pytest.mark.parametrize("name", RECIPES)
 class TestRecipe:
     def test_a_round_trip_through_a_file_keeps_it(self, name):
@@ -193,25 +229,29 @@ class TestRecipe:
     def steps(self, name, tmp_path, steps, batch, largest):
         run = recipes.recipe(name)
         if "path" in {f.name for f in dataclasses.fields(run.data)}:
-            {"Cifar": write_cifar, "Imagenet9": write_wnids, "Table": write_captioned}.get(
-                type(run.data).__name__, write_idx
-            )(tmp_path)
-            run = replaced(run, data=replaced(run.data, path=str(tmp_path)))
+            (tmp_path / "data").mkdir()
+            WRITERS.get(type(run.data).__name__, write_idx)(tmp_path / "data")
+            run = replaced(run, data=replaced(run.data, path=str(tmp_path / "data")))
+        if isinstance(run.teacher, Saved) and run.teacher.path == sd15.NAME:
+            run = in_miniature(run, tmp_path / "sd15")
         dataset = run.data.dataset()
-        while "path" in {
-            f.name for f in dataclasses.fields(run.teacher)
-        }:  # a teacher of another recipe
-            teacher = Path(run.teacher.path).name
-            run = replaced(run, teacher=recipes.recipe(teacher).teacher)
-        if isinstance(run.teacher, Fresh):
-            run = replaced(run, teacher=with_new_parts(run.teacher, dataset.space))
-        with torch.device("meta"):
-            size = sum(p.numel() for p in run.teacher.load(dataset.space, 0).denoiser.parameters())
-        if size > largest:
-            run = replaced(run, teacher=replaced(run.teacher, network=TINY))
         run = replaced(run, trainer=replaced(run.trainer, steps=steps, batch=batch))
-        trainer = run.prepared(dataset).trainer
+        trainer = run.prepared(dataset, model=self.model(run, dataset, largest)).trainer
         before = weights(trainer)
         trainer.fit()
         assert any(not torch.equal(before[k], v) for k, v in weights(trainer).items())
         assert all(torch.isfinite(v).all() for v in weights(trainer).values())
+
+    def model(self, run, dataset, largest):
+        """The teacher; that of another recipe as it begins."""
+        source = run.teacher
+        while isinstance(source, Saved) and not Path(source.path).exists():
+            source = recipes.recipe(Path(source.path).name).teacher
+        if isinstance(source, Fresh):
+            source = with_new_parts(source, dataset.space)
+        if not isinstance(source, Saved):
+            with torch.device("meta"):
+                made = source.load(dataset.space, 0)
+            if sum(p.numel() for p in made.denoiser.parameters()) > largest:
+                source = replaced(source, network=TINY)
+        return source.load_for(dataset, 0)

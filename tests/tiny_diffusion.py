@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from fewstep.models import sd15
 from fewstep.models.source import Fresh
 from fewstep.models.space import Image, Space, Text
 from fewstep.models.unet2d_condition import UNet2dCondition
@@ -27,6 +28,19 @@ PROMPTS = ["a red circle", "two blue squares"]
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PNDM = {**SD, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
 """The scheduler of Stable Diffusion 1.5; 2.1 has it with v_prediction."""
+SD15 = {
+    "UNET": {
+        **sd15.UNET,
+        "block_out_channels": [8] * 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+    },
+    "AUTOENCODER": TINY_AUTOENCODER.config,
+    "TEXT": TINY_CLIP.config,
+}
+"""Stable Diffusion 1.5 in miniature, by the names in `models.sd15`; its four levels have 49,000
+parameters."""
 
 
 def tiny_pipeline(scheduler="PNDMScheduler", schedule=PNDM, network=TINY_UNET):

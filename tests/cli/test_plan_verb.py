@@ -2,9 +2,11 @@
 
 import pytest
 from tests.cli.conftest import LOOP, NETWORK
+from tests.tiny_diffusion import SD15
 
 from fewstep.cli.configure import configured
 from fewstep.cli.plan import outside
+from fewstep.models import sd15
 from fewstep.recipes import listed
 from fewstep.training import plan
 
@@ -13,7 +15,10 @@ SMALL = (*NETWORK, "trainer.batch=4", "trainer.device=cpu")
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
+    """With Stable Diffusion 1.5 in miniature: the whole of it takes minutes."""
     monkeypatch.setattr(plan, "BUDGET", 0.0)
+    for name, config in SD15.items():
+        monkeypatch.setattr(sd15, name, config)
 
 
 @pytest.mark.parametrize("recipe", listed())
@@ -144,3 +149,27 @@ def test_what_is_trained_on_captions(done):
         *("trainer.health_every=0", "trainer.device=cpu"),
     )
     assert "batch: 8 rows" in out
+
+
+def test_what_stable_diffusion_needs_is_told_by_role(done, monkeypatch):
+    """Without weights, and without a look for them: the additions beside one base, and what makes
+    latents and embeddings.
+    """
+    monkeypatch.setattr("fewstep.models.named.downloaded", None)
+    rows = ("trainer.batch=3", "trainer.micro_batch=1")
+    out = done("plan", "sd15_lcm_lora", "--shape", "3,8,8", *rows, "trainer.device=cpu")
+    sizes = {}
+    for line in out.splitlines():
+        role, always, size = line.partition(" always ")
+        if always:
+            sizes[role.strip()] = float(size)
+    own = ["student", "target", "student: averages", "student: optimizer"]
+    assert list(sizes) == ["shared base", *own, "encoders", "as loaded"]
+    assert sizes["student: optimizer"] == pytest.approx(2 * sizes["student"], abs=0.1)
+    assert sizes["as loaded"] == pytest.approx(2 * sizes["shared base"], abs=0.2)  # fp32, 16 bits
+    assert "batch: 3 rows, in 3 passes of 1" in out
+
+
+def test_the_pictures_of_a_recipe_are_known():
+    run, _ = configured("sd15_cd", [])
+    assert outside(run, None, None) == ((3, 512, 512), 0)

@@ -14,6 +14,7 @@ from tests.tiny_diffusion import DATA, TINY
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import (
+    ConsistencyBoundary,
     Epsilon,
     Flow,
     LcmBoundary,
@@ -85,6 +86,10 @@ MODELS = {
     "lcm of v": (LcmBoundary(Velocity()), Renoise(3, LCM), FIXED, "LCMScheduler"),
     "dmd2": (
         *(None, Renoise(3, Explicit(((749.0, 499.0),), "t_data")), Guidance()),
+        "LCMScheduler",
+    ),
+    "consistency to the data": (
+        *(ConsistencyBoundary(Velocity(), "t_data"), Renoise(4, Strided(Trailing(), 40)), FIXED),
         "LCMScheduler",
     ),
     "tcd": (

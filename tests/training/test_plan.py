@@ -44,8 +44,8 @@ def plan_of(method=None, processes=1, health_rows=0, network=SMALL, **options):
     method = method or Diffusion()
     config = TrainerConfig(**{"batch": 16, "device": "cpu", "health_every": 0, **options})
     ready = prepared(method, config, network)
-    loaded = (ready.model.denoiser,) if "teacher" not in vars(ready.nets) else ()
-    return planned(ready.trainer, processes, health_rows, *loaded)
+    loaded = {"as loaded": [] if "teacher" in vars(ready.nets) else [ready.model.denoiser]}
+    return planned(ready.trainer, processes, health_rows, loaded)
 
 
 @pytest.fixture(autouse=True)
@@ -239,14 +239,14 @@ def test_a_real_step_needs_what_its_plan_says(method, precision):
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     line = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).cumsum(0)
     ready = prepared(method, config)
-    said = planned(ready.trainer, 1, 0, ready.model.denoiser)
+    said = planned(ready.trainer, 1, 0, {"as loaded": [ready.model.denoiser]})
     assert said.tried == 3
     assert said.peak == pytest.approx(line.max().item(), rel=0.1)
 
 
 def test_methods_that_nobody_knows_are_planned():
     """A method of the tests' own, with two networks that learn and one that moves."""
-    said = planned(tiny.trainer(tiny.Rhythm()), 1, 0)
+    said = planned(tiny.trainer(tiny.Rhythm()), 1, 0, {})
     assert {"student", "fake", "target", "student: averages", "fake: optimizer"} <= set(said.held)
     assert said.step > 0
 

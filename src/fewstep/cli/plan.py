@@ -13,6 +13,7 @@ from fewstep.cli.tables import print_table
 from fewstep.data.dataset import Held
 from fewstep.learning.averaging import share_of_start
 from fewstep.learning.dropout import seeded
+from fewstep.models import sd15
 from fewstep.models.named import shipped
 from fewstep.models.size import MOST_NUMBERS
 from fewstep.models.source import Fresh, ModelSource, Saved
@@ -80,11 +81,19 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
         rows = health.HELD_OUT
     elif isinstance(run.teacher, Saved):
         rows = health.IMAGES
-    return planned(trainer, processes, rows, model.denoiser, begin.denoiser)
+    loaded = {
+        "encoders": [model.codec, model.conditioner],
+        "as loaded": [model.denoiser, begin.denoiser],
+    }
+    return planned(trainer, processes, rows, loaded)
 
 
 def _model(source: ModelSource, data: Space) -> Any:
-    """The model of a source; one that is not there yet as its recipe or run file would begin it."""
+    """The model of a source; one that is not there yet as its recipe or run file would begin it.
+    Stable Diffusion 1.5 is never downloaded for that.
+    """
+    if isinstance(source, Saved) and source.path == sd15.NAME:
+        source = sd15.fresh()
     if isinstance(source, Saved) and source.path not in shipped():
         path = Path(source.path)
         made = any((folder / "model.json").is_file() for folder in (path, path / "student"))

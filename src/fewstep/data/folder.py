@@ -23,6 +23,7 @@ from fewstep.data.picture_tables import check_unheard
 from fewstep.data.pictures import Channels, How, OnBad
 from fewstep.data.source import Source, content, located, unread_pictures
 from fewstep.data.tree import Passed, Tree, files_below, passed_over, walk
+from fewstep.models.space import Space, image_space
 
 WHAT = "pictures (PNG, JPEG or WebP)"
 
@@ -58,6 +59,12 @@ class Folder(Source):
     @classmethod
     def check_at(cls, path: Path) -> None:
         check_unheard(files_below(path))
+
+    def foreseen(self) -> Space | None:
+        """Where size, colours and that there are no classes are settled."""
+        if not self.size or self.channels == "auto" or self.label != "none":
+            return None
+        return image_space((1 if self.channels == "grey" else 3, self.size, self.size))
 
     def read(self, beside: Path | None = None) -> Dataset:
         path = located(self.path, WHAT)

@@ -8,7 +8,12 @@ from typing import Any
 
 from fewstep.choice import kind_of
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.parameterization import LcmBoundary, Parameterization, predicting
+from fewstep.diffusion.parameterization import (
+    ConsistencyBoundary,
+    LcmBoundary,
+    Parameterization,
+    predicting,
+)
 from fewstep.diffusion.process import VariancePreservingTable
 from fewstep.diffusion.samplers import FlowMap, Ode, Renoise, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
@@ -75,7 +80,11 @@ def _check(denoiser: Denoiser) -> None:
 
 
 def bare(prediction: Parameterization) -> Parameterization:
-    """What the network predicts, without LCM's boundary, which is the scheduler's."""
+    """What the network predicts, without LCM's boundary, which is the scheduler's, or one at the
+    data, where no sampler evaluates: elsewhere it is the prediction itself.
+    """
+    if isinstance(prediction, ConsistencyBoundary) and prediction.end == "t_data":
+        return prediction.of
     return prediction.of if isinstance(prediction, LcmBoundary) else prediction
 
 

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -67,14 +67,16 @@ def planned_precision(config: TrainerConfig) -> Precision:
     return stand_in.get(config.precision, config.precision)
 
 
-def planned(trainer: Trainer, processes: int, health_rows: int, *loaded: nn.Module) -> Plan:
+def planned(
+    trainer: Trainer, processes: int, health_rows: int, loaded: Mapping[str, Sequence[nn.Module]]
+) -> Plan:
     """The plan of a run. trainer: alone, of a few rows of the run's shape, whatever they hold,
     with the run's configuration but `planned_precision` and nothing compiled. Its networks are
     trained on.
 
-    health_rows: that health evaluates the loss on. loaded: networks that the run keeps beside those
-    of the method. With sharding each role is divided evenly; the block that is gathered at a time
-    is not counted.
+    health_rows: that health evaluates the loss on. loaded: what the run keeps beside the networks
+    of the method, by role; it counts where it is on the trainer's device. With sharding each role
+    is divided evenly; the block that is gathered at a time is not counted.
     """
     config, state = trainer.config, trainer.state
     share = math.ceil(config.batch / processes)
@@ -306,7 +308,7 @@ def _now(trainer: Trainer) -> float:
     return time.perf_counter()
 
 
-def _held(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, int]:
+def _held(trainer: Trainer, loaded: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
     """Bytes by role; what two roles share belongs to the first."""
     found: dict[str, int] = {}
     seen: set[int] = set()
@@ -321,7 +323,7 @@ def _held(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, int]:
     return found
 
 
-def _roles(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, list[Any]]:
+def _roles(trainer: Trainer, loaded: Mapping[str, Sequence[nn.Module]]) -> dict[str, list[Any]]:
     """What a run keeps, by role."""
     state = trainer.state
     roles: dict[str, list[Any]] = {"shared base": []}
@@ -333,8 +335,9 @@ def _roles(trainer: Trainer, loaded: Iterable[nn.Module]) -> dict[str, list[Any]
         roles[f"{name}: averages"] = [list(average.values()) for average in averages.values()]
     for name, optimizer in state.optimizers.items():
         roles[f"{name}: optimizer"] = [list(one.values()) for one in optimizer.state.values()]
-    roles["as loaded"] = []
-    for module in loaded:
-        tensors = module.state_dict().values()
-        roles["as loaded"] += [t for t in tensors if t.device == trainer.device]
+    for role, modules in loaded.items():
+        roles[role] = []
+        for module in modules:
+            tensors = module.state_dict().values()
+            roles[role] += [t for t in tensors if t.device == trainer.device]
     return roles
