@@ -37,6 +37,7 @@ from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer
 from fewstep.training.signals import Signals
 from fewstep.training.start import (
+    check_base,
     check_nameable,
     check_not_distilled,
     content,
@@ -286,6 +287,7 @@ def checked(run: Run) -> Run:
         run = run.checked()
     except ValueError as error:
         raise ValueError("\n".join(option_errors(error)) or str(error)) from None
+    check_base(run.adaptation, run.start or run.teacher)
     if run.trainer.tensorboard:
         check_tensorboard()
     return run
@@ -306,8 +308,7 @@ def _drawing(run: Run, ready: Prepared, say: Callable[[str], None]) -> list[Obse
     assert place is not None
     if config.sample_every:
         samples, steps = place.path / "samples", config.sample_steps
-        every = config.sample_every
-        method = ready.trainer.method
+        every, method = config.sample_every, ready.trainer.method
         found.append(Gallery(method, ready.model, samples, every, steps, world, say))
     if config.tensorboard and world.is_leader:
         found.append(TensorBoard(place.path / "tensorboard"))

@@ -57,6 +57,20 @@ def test_mistakes(refused, runs, words, says):
     refused(2, "train", "digits_cd", "teacher=runs/tiny", *LOOP, *words, says=says)
 
 
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("train", ("digits_teacher",)),
+        ("plan", ("digits_teacher",)),
+        ("train", ("digits_cd", "teacher=runs/tiny", "start=unet")),
+        ("train", ("digits_cd", "teacher=unet")),
+    ],
+)
+def test_a_new_network_is_no_base(refused, runs, verb, words):
+    """Its weights would stay as they were drawn."""
+    refused(2, verb, *words, *LOOP, *LORA, says=["lora freezes", "this unet is new"])
+
+
 def test_what_trains_all_weights_takes_no_additions(refused):
     refused(2, "train", "digits_classifier", *LOOP, "adaptation=lora", says=["all weights", "lora"])
 

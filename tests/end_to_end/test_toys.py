@@ -401,6 +401,10 @@ def test_rows_without_samples():
     ("options", "says"),
     [
         (("data.holds=[caption]",), "needs images or latents, the data has caption"),
+        (
+            ("data.holds=[caption]", "method=dmd2"),
+            "method.gan=0 method.gan_fake=0 trains",
+        ),
         (("data.holds=[image,label]",), r"reads embedding or caption, the data has image"),
         (("data=digits",), r"reads embedding or caption, the data has image"),
     ],

@@ -26,6 +26,7 @@ from fewstep.training import health
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.doubts import doubts, shortest
 from fewstep.training.plan import Plan, planned, planned_precision
+from fewstep.training.start import check_base
 
 IMAGES = 64  # that stand for the data
 
@@ -61,6 +62,7 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
 
 def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) -> Plan:
     """The plan of a run on data of that shape."""
+    check_base(run.adaptation, run.start or run.teacher)
     space = image_space(shape, classes)
     space = Space(
         space.shape, {**space.columns, "caption": Text()}

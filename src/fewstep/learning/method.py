@@ -99,13 +99,15 @@ class Method(Choice, ABC):
 
     holds: the field that is the method whose guidance this one has too. trains: the kind of model
     that it begins with and makes. fine_tunes: it trains for many steps, which a few-step model
-    that it begins with would need again.
+    that it begins with would need again. without_data: the options with which its losses read no
+    images or latents; "" where none do.
     """
 
     folder: ClassVar[str | None] = "fewstep.methods"
     holds: ClassVar[str] = ""
     trains: ClassVar[type[DiffusionModel] | type[Part]] = DiffusionModel
     fine_tunes: ClassVar[bool] = False
+    without_data: ClassVar[str] = ""
     guidance: GuidanceRange | None = None
     """Guidance of what the student learns from, in g-form: a number (1: none), or a range drawn per
     sample; null: the teacher's own."""

@@ -5,7 +5,7 @@ arXiv:2311.18828).
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class DMD2(Method):
     make of noise (backward simulation).
     """
 
+    without_data: ClassVar[str] = "method.gan=0 method.gan_fake=0"
     fake_steps: Count = 5
     """Updates of the fake denoiser for each of the student's."""
     steps: Count = 1
@@ -113,9 +114,8 @@ class DMD2(Method):
         with torch.no_grad():
             x = self.made(nets.student, batch)
         t = self.fake_density(nets.fake.process, batch.draws)
-        error = Squared()(
-            nets.fake(nets.fake.process.add_noise(x, batch.noise(), t), t, batch.cond), x
-        )
+        x_t = nets.fake.process.add_noise(x, batch.noise(), t)
+        error = Squared()(nets.fake(x_t, t, batch.cond), x)
         terms = {"fake": error * weight("output", nets.fake, t).to(error)}
         if self.gan_fake:
             t = self.fake_density(nets.fake.process, batch.draws)

@@ -14,11 +14,13 @@ from fewstep.data.source import Source
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import option_errors
 from fewstep.learning.method import Method
+from fewstep.models.adapters import Adaptation, FullCopy
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import CodecModule
 from fewstep.models.conditioner import ConditionerModule
 from fewstep.models.fingerprint import weights_hash
 from fewstep.models.network import Network
+from fewstep.models.source import Fresh, ModelSource
 from fewstep.models.space import described
 from fewstep.text import in_one_line
 from fewstep.training.config import difference
@@ -36,7 +38,8 @@ def lacking(method: Method, dataset: Dataset) -> str | None:
     """Why the method cannot be trained on these rows; None where it can."""
     if "x0" in method.needs and not dataset.shape:
         held = described(dataset.columns)
-        return f"{kind_of(type(method))} needs images or latents, the data has {held}"
+        way = f"; {method.without_data} trains without" if method.without_data else ""
+        return f"{kind_of(type(method))} needs images or latents, the data has {held}{way}"
     return None
 
 
@@ -76,6 +79,16 @@ def check_nameable(start: Denoiser) -> None:
         Network.parse(spec.dump())
     except ValueError as error:
         raise ValueError("; ".join(option_errors(error)) or str(error)) from None
+
+
+def check_base(adaptation: Adaptation, base: ModelSource) -> None:
+    """ValueError for additions to a new network: frozen, its random weights would stay."""
+    if isinstance(base, Fresh) and not isinstance(adaptation, FullCopy):
+        raise ValueError(
+            f"{kind_of(type(adaptation))} freezes the weights that it begins with, and this "
+            f"{kind_of(type(base.network))} is new: name a trained model as teacher or start, or "
+            f"train all weights with adaptation=full_copy"
+        )
 
 
 def unlike(start: Denoiser, teacher: Denoiser) -> str | None:
