@@ -9,6 +9,7 @@ from fewstep.data.table import Table
 from fewstep.diffusion.parameterization import Epsilon
 from fewstep.diffusion.process import VariancePreservingTable
 from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.losses import Squared
 from fewstep.learning.method import Method
 from fewstep.learning.schedules import Cosine
 from fewstep.methods.diffusion import Diffusion
@@ -32,15 +33,16 @@ PICTURES = Table(label="none", size=32, channels="rgb", unsaid="tone")
 def emoji_vae() -> Run:
     """The autoencoder of emoji: 32×32 pixels to 8×8 latents of 4 channels.
 
-    The absolute error, which keeps edges sharp; 1.7 M parameters.
+    The squared error, by which a short training gets further than by the absolute one. 0.93 M
+    parameters.
     """
     return Run(
         data=PICTURES,
-        method=Autoencoding(),
+        method=Autoencoding(distance=Squared()),
         teacher=FreshAutoencoder(
             AutoencoderKl(
                 {
-                    "block_out_channels": [24, 64, 96],
+                    "block_out_channels": [16, 48, 72],
                     "down_block_types": ["DownEncoderBlock2D"] * 3,
                     "up_block_types": ["UpDecoderBlock2D"] * 3,
                     "layers_per_block": 1,
@@ -51,9 +53,9 @@ def emoji_vae() -> Run:
             )
         ),
         trainer=TrainerConfig(
-            steps=4000,
+            steps=3500,
             batch=8,
-            optimizer=AdamW(lr=1e-3),
+            optimizer=AdamW(lr=2e-3),
             schedule=Cosine(warmup=100),
             ema=(0.999,),
             save_every=1000,
@@ -86,7 +88,7 @@ def emoji_clip() -> Run:
             merges=1024,
         ),
         trainer=TrainerConfig(
-            steps=1500,
+            steps=1200,
             batch=64,
             optimizer=AdamW(lr=1e-3, weight_decay=0.05),
             schedule=Cosine(warmup=100),
