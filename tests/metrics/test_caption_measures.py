@@ -110,6 +110,12 @@ class TestAsked:
         assert found[:40] == one_of_each(data, 40, seed=3)
         assert found != one_of_each(data, 400, seed=4)
 
+    def test_a_few_are_spread_evenly(self):
+        """Files in the order of their classes: the first ones would be of one class."""
+        assert one_of_each(dataset(), 1, 0) == ["hand"]
+        found = [one_of_each(dataset(), 2, seed)[1] for seed in range(9)]
+        assert set(found) == {"hand, blue", "hand"}
+
     def test_it_is_what_an_evaluation_asks(self):
         evaluation = Evaluation.against(
             dataset(), measures=[UnsaidVariation(), NearestCaption()], num=6, seed=3

@@ -118,12 +118,14 @@ def all_of(dataset: Dataset, index: Tensor) -> list[Captions]:
 
 
 def one_of_each(dataset: Dataset, num: int, seed: int) -> list[str]:
-    """A caption of each of `num` rows, the first ones, and again from the first on where there are
-    no more; of several one is drawn. Nothing where the data have none.
+    """A caption of each of `num` rows, spread evenly over all, and again from the first on where
+    there are fewer; of several one is drawn. Nothing where the data have none.
     """
     if "caption" not in dataset.columns:
         return []
-    captions = all_of(dataset, torch.arange(num) % len(dataset))
+    rows = len(dataset)
+    index = torch.arange(num) * rows // num if num < rows else torch.arange(num) % rows
+    captions = all_of(dataset, index)
     chosen = captioned(seed, 0, range(num), list(map(len, captions)))
     return [several[i] for several, i in zip(captions, chosen.tolist())]
 
