@@ -53,7 +53,7 @@ def emoji_vae() -> Run:
             )
         ),
         trainer=TrainerConfig(
-            steps=3000,
+            steps=2000,
             batch=8,
             optimizer=AdamW(lr=2e-3),
             schedule=Cosine(warmup=100),
@@ -88,7 +88,7 @@ def emoji_clip() -> Run:
             merges=1024,
         ),
         trainer=TrainerConfig(
-            steps=900,
+            steps=800,
             batch=64,
             optimizer=AdamW(lr=1e-3, weight_decay=0.05),
             schedule=Cosine(warmup=100),
@@ -124,13 +124,13 @@ def emoji_teacher() -> Run:
             conditioner_from="runs/emoji_clip",
         ),
         trainer=TrainerConfig(
-            steps=2400,
+            steps=1800,
             batch=64,
             optimizer=AdamW(lr=1e-3),
             schedule=Cosine(warmup=200),
             ema=(0.999,),
             save_every=600,
-            health_every=800,
+            health_every=900,
         ),
     )
 
@@ -148,8 +148,8 @@ def student_of(method: Method, *, steps: int, lr: float = 1e-3) -> Run:
             optimizer=AdamW(lr=lr),
             schedule=Cosine(warmup=20),
             ema=(0.98,),
-            save_every=150,
-            health_every=300,
+            save_every=100,
+            health_every=200,
         ),
     )
 
@@ -157,7 +157,7 @@ def student_of(method: Method, *, steps: int, lr: float = 1e-3) -> Run:
 def emoji_lcm_lora() -> Run:
     """LCM-LoRA of emoji: the teacher at guidance 2 in 1 to 4 steps, at half the cost of a step."""
     return student_of(
-        LatentConsistency(guidance=GuidanceRange(2.0, 2.0), target_decay=0.0), steps=300
+        LatentConsistency(guidance=GuidanceRange(2.0, 2.0), target_decay=0.0), steps=200
     )
 
 
@@ -168,4 +168,4 @@ def emoji_mbcd_lora() -> Run:
     trailing indices.
     """
     method = MultiBoundary(segments=4, bins=40, guidance=GuidanceRange(2.0, 2.0))
-    return student_of(method, steps=300)
+    return student_of(method, steps=200)
