@@ -154,17 +154,18 @@ def folder(tmp_path_factory):
 class TestFeatures:
     """Those of the pictures that a text encoder was trained with."""
 
-    def test_they_are_the_feature_layer(self, folder):
+    def test_they_are_what_captions_are_compared_with(self, folder):
         chosen = Features.parse({"kind": "clip_features", "path": str(folder)})
         assert chosen == ClipFeatures(str(folder))
         assert chosen.channels() == 3
         network = chosen.load((3, 8, 8))
         x = torch.rand(5, 3, 8, 8)
         found = network(x)
-        assert (found.features.shape, found.classes, network.classes) == ((5, 6), None, 0)
-        expected = network.clip.network.heads.pictures.body(2 * x - 1)
-        assert torch.equal(found.features, expected)
-        assert torch.allclose(network(x, batch=2).features, expected, atol=1e-6)
+        assert (found.features.shape, found.classes, network.classes) == ((5, 16), None, 0)
+        expected = network.clip.network.heads.pictures(2 * x - 1)
+        expected = expected / expected.norm(dim=1, keepdim=True) / 0.07  # before it is trained
+        assert torch.allclose(found.features, expected, atol=1e-4)
+        assert torch.allclose(network(x, batch=2).features, expected, atol=1e-4)
         assert not found.features.requires_grad
 
     def test_the_name_tells_the_weights(self, folder):

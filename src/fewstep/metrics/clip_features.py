@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fewstep.metrics.features import Extracted, Extractor, Features
-from fewstep.models.classifier import ClassifierModule
 from fewstep.models.fingerprint import weights_hash
 from fewstep.parts.clip import Clip
 from fewstep.text import place
@@ -18,8 +17,9 @@ from fewstep.text import place
 
 @dataclass(frozen=True)
 class ClipFeatures(Features):
-    """The feature layer of the picture tower that a text encoder was trained with
-    (`method=contrastive`): it tells what captions tell, and needs no classes.
+    """The vectors of pictures that a text encoder was trained with (`method=contrastive`), as they
+    are compared with captions: of unit length, times what similarities are multiplied by. They
+    tell what captions tell, and need no classes.
     """
 
     path: str = ""
@@ -50,11 +50,10 @@ class ClipExtractor(Extractor):
 
     def __init__(self, clip: Clip):
         self.clip = clip
-        self.name = f"clip {weights_hash(clip.network.heads.pictures)}"
+        self.name = f"clip {weights_hash(clip.network.heads)}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor, batch: int = 512) -> Extracted:
-        tower, codec = self.clip.network.heads.pictures, self.clip.codec
-        assert isinstance(tower, ClassifierModule)
-        found = [tower.features(codec.encode(part)) for part in images.split(batch)]
-        return Extracted(torch.cat(found))
+        network, codec = self.clip.network, self.clip.codec
+        found = [network.of_pictures(codec.encode(part)) for part in images.split(batch)]
+        return Extracted(network.scale() * torch.cat(found))
