@@ -37,6 +37,7 @@ from gpu_figures import (
     Scale,
     Task,
     compiled_figures,
+    lora_figures,
     peaks,
     sampling_figures,
     step_figures,
@@ -158,6 +159,8 @@ def figures(scale: Scale) -> list[Task]:
     tasks = [Task("peaks", 5, ceilings), *cells(scale.first, scale.batches)]
     if not scale.small:
         tasks += cells(("digits", "digits_bare"), (step.BATCH[1],))
+    for precision in scale.lora_in:
+        tasks.append(Task(f"lora.{precision}", 60, partial(lora_figures, scale, precision)))
     for batch in scale.sampled:
         for name in SAMPLERS:
             for precision in ("bf16", "fp32"):

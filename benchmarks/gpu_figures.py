@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
+import lora
 import step
 import torch
 from step import DEVICE, Work
@@ -24,8 +25,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.cli.plan import beside, rehearsal
 from fewstep.diffusion.samplers import Ode, Renoise, Sampler
 from fewstep.models.network import ConditionedModule
+from fewstep.training.plan import by_role
 
 CUDA = DEVICE.type == "cuda"
 REPEATS = 5
@@ -53,8 +56,9 @@ class Scale:
 
     small: the network of 8×8 instead of that of 32×32. first, later: steps that are measured with
     little and with much time left. compiled: (step, precision) with torch.compile at the middle
-    batch. block_s: seconds between two synchronisations, about. quality_steps: of the recipe (0:
-    its own). images: for a distance.
+    batch. lora_in: precisions of a LoRA's step on Stable Diffusion 1.5, of `lora_batch` pictures of
+    `lora_side` pixels. block_s: seconds between two synchronisations, about. quality_steps: of the
+    recipe (0: its own). images: for a distance.
     """
 
     small: bool = False
@@ -62,6 +66,9 @@ class Scale:
     first: tuple[str, ...] = ("edm", "cd")
     later: tuple[str, ...] = ("ect", "forward", "bare", "progressive", "dmd2")
     compiled: tuple[tuple[str, str], ...] = (("edm", "bf16"), ("cd", "bf16"))
+    lora_in: tuple[str, ...] = ("fp16", "bf16")
+    lora_batch: int = 4
+    lora_side: int = 512
     sampled: tuple[int, ...] = (16, 256)
     matmul: int = MATMUL
     repeats: int = REPEATS
@@ -77,6 +84,9 @@ DRY = Scale(
     first=("edm",),
     later=("forward", "bare"),
     compiled=(("edm", "fp32"),),
+    lora_in=("bf16",),
+    lora_batch=2,
+    lora_side=64,
     sampled=(2,),
     matmul=64,
     repeats=2,
@@ -312,6 +322,28 @@ def compiled_figures(scale: Scale, name: str, precision: str) -> dict[str, Any]:
         found = measured_step(work, batch, scale)
     head = {"step": name, "batch": batch, "precision": precision, "compiled": True}
     return {**head, **found, "first_s": first, "compiler": backend}
+
+
+def lora_figures(scale: Scale, precision: str) -> dict[str, Any]:
+    """A step of LCM-LoRA on Stable Diffusion 1.5 with random weights, autoencoder and text encoder
+    in it; activations are computed again. held: MiB on the device by role.
+    """
+    forget_memory()
+    batch, side = scale.lora_batch, scale.lora_side
+    with lora.size_of(scale.small), tf32(True):
+        ready = rehearsal(lora.run_of(lora.RECIPE, batch, precision=precision), (3, side, side), 0)
+
+        def work() -> None:
+            next(ready.trainer.steps())
+
+        work()
+        found = measured_step(work, batch, scale)
+    held = by_role(ready.trainer, beside(ready))
+    return {
+        **{"recipe": lora.RECIPE, "batch": batch, "side": side, "precision": precision},
+        **found,
+        "held": {role: size / 2**20 for role, size in held.items()},
+    }
 
 
 def measured_step(work: Work, batch: int, scale: Scale) -> dict[str, Any]:

@@ -18,6 +18,7 @@ CHECKS = {
     "resume": "tensors that differ behind a resumed run",
     "compile": "losses and gradient norms with torch.compile, relative",
 }
+BAR = ", peak at most 11,444 MiB (12 GB)"
 PRECISIONS = {"bf16": "bf16", "fp32": "fp32 with TF32"}
 
 
@@ -29,6 +30,7 @@ def tables(report: Entry) -> str:
     for precision, words in PRECISIONS.items():
         parts.append(titled(f"Training steps, {words}", steps(entries, precision)))
     parts.append(titled("A step with torch.compile and without", compiled(entries)))
+    parts.append(titled(f"A LoRA's step on Stable Diffusion 1.5{BAR}", lora(entries)))
     parts.append(titled("Sampling, images per second", samples(entries)))
     parts.append(titled("The recipe digits_cd", quality(report.get("quality", []))))
     parts.append(rest(report))
@@ -140,6 +142,19 @@ def compiled(entries: Sequence[Entry]) -> Table:
                 row += ["yes" if other["compiled"] else "no", *timing(other)]
                 rows.append([*row, number(other.get("peak_mib")), number(other.get("first_s"))])
     return Table(heads, rows, texts=1)
+
+
+def lora(entries: Sequence[Entry]) -> Table:
+    """Time and memory of each precision, and what of the memory is held by which role."""
+    found = [entry for entry in entries if "recipe" in entry]
+    roles = list(dict.fromkeys(role for entry in found for role in entry["held"]))
+    heads = ["recipe", "precision", "side", "batch", "ms", "busy ms", "launches", "images/s"]
+    rows = []
+    for entry in found:
+        row = [entry["recipe"], entry["precision"], str(entry["side"]), str(entry["batch"])]
+        row += [*timing(entry), number(entry.get("peak_mib"))]
+        rows.append([*row, *(number(entry["held"].get(role)) for role in roles)])
+    return Table([*heads, "peak MiB", *roles], rows, texts=2)
 
 
 def samples(entries: Sequence[Entry]) -> Table:

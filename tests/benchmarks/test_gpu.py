@@ -14,7 +14,7 @@ import torch
 from fewstep.learning.method import Method
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("gpu", "gpu_checks", "gpu_figures", "gpu_tables", "step")
+NAMES = ("gpu", "gpu_checks", "gpu_figures", "gpu_tables", "lora", "step")
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,9 @@ def test_figures_are_positive_and_fit_together(dry, figures):
     flop = {(e["step"], e["precision"]): e["flop"] for e in steps if not e["compiled"]}
     assert 2.5 < flop["edm", "fp32"] / flop["forward", "fp32"] <= 3  # the first layer needs no dx
     assert flop["edm", "fp32"] == flop["bare", "fp32"] == flop["edm", "bf16"]
+    [lora] = [e for e in report["figures"] if e["name"].startswith("lora.")]
+    assert lora["images_per_s"] == pytest.approx(2 / lora["s"])
+    assert lora["held"]["student: optimizer"] > lora["held"]["student"] > 0
     samples = {e["sampler"]: e for e in report["figures"] if e["name"].startswith("sample.")}
     evaluations = {name: e["evaluations"] for name, e in samples.items()}
     assert evaluations == {"1 evaluation": 1, "2 evaluations": 2, "Heun-18": 35}

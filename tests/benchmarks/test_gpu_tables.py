@@ -8,7 +8,7 @@ import pytest
 
 HOME = Path(__file__).parents[2]
 RESULTS = HOME / "docs" / "results"
-NAMES = ("gpu", "gpu_checks", "gpu_figures", "gpu_tables", "step")
+NAMES = ("gpu", "gpu_checks", "gpu_figures", "gpu_tables", "lora", "step")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,27 @@ def test_a_compiled_step_stands_below_the_same_step_as_it_is(made):
     facts = dict.fromkeys(("device", "date", "torch", "python", "commit"), "x")
     text = made.tables({**facts, "cuda": None, "left_out": [], "figures": steps})
     assert text.endswith("d: RuntimeError: made up")
+
+
+def test_the_memory_of_a_lora_stands_by_role(made):
+    """A role that one precision lacks is an empty cell."""
+    timed = {"busy_s": 0.2, "launches": 9, "images_per_s": 8.0, "s": 0.5, "side": 512, "batch": 4}
+    timed["recipe"] = "a"
+    figures = [
+        {
+            "recipe": "a",
+            "precision": "fp16",
+            **timed,
+            "peak_mib": 9000.0,
+            "held": {"student": 256.0},
+        },
+        {"recipe": "a", "precision": "bf16", **timed, "held": {"student": 256.0, "target": 25.0}},
+    ]
+    heading = f"A LoRA's step on Stable Diffusion 1.5{made.BAR}"
+    assert rows_of(made, {"figures": figures}, heading) == [
+        ["a", "fp16", "512", "4", "500.0", "200.0", "9", "8.00", "9,000", "256", ""],
+        ["a", "bf16", "512", "4", "500.0", "200.0", "9", "8.00", "", "256", "25.0"],
+    ]
 
 
 def test_numbers_have_three_digits_and_shares_a_tenth_of_a_percent(made):

@@ -16,7 +16,10 @@ from PIL import Image
 from tests.data.picture_files import encoded, made
 
 from fewstep.data import pictures
+from fewstep.data.coco import Coco
+from fewstep.data.folder import Folder
 from fewstep.data.pictures import How, decode, decode_all, in_channels
+from fewstep.data.table import Table
 from fewstep.errors import DataMemoryError
 
 COLOUR = made(1, shape=(3, 20, 30))[0][0]
@@ -339,3 +342,13 @@ def test_grey_from_colours_is_the_same_before_and_after_decoding():
     assert in_channels(colour, 3) is colour
     with pytest.raises(ValueError, match="images of 3 channels cannot be read as 4"):
         in_channels(colour, 4)
+
+
+def test_the_shape_is_known_where_options_settle_it():
+    assert How(4, "rgb").shape == (3, 4, 4)
+    assert How(4, "grey").shape == (1, 4, 4)
+    assert How(4).shape == How(0, "rgb").shape == ()
+    for kind in (Folder, Table):
+        assert kind(size=4, channels="rgb", label="none").foreseen().shape == (3, 4, 4)
+        assert kind(size=4, channels="rgb").foreseen() is None  # there may be classes
+    assert Coco(size=4, channels="rgb").foreseen().shape == (3, 4, 4)

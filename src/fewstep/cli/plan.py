@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
@@ -21,7 +22,7 @@ from fewstep.models.space import Space, Text, image_space
 from fewstep.parts.autoencoder import Autoencoder
 from fewstep.parts.clip import Clip
 from fewstep.recipes import listed
-from fewstep.run import Run
+from fewstep.run import Prepared, Run
 from fewstep.training import health
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.doubts import doubts, shortest
@@ -62,6 +63,19 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
 
 def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) -> Plan:
     """The plan of a run on data of that shape."""
+    ready = rehearsal(run, shape, classes)
+    rows = 0
+    if run.data.split == "train":
+        rows = health.HELD_OUT
+    elif isinstance(run.teacher, Saved):
+        rows = health.IMAGES
+    return planned(ready.trainer, processes, rows, beside(ready))
+
+
+def rehearsal(run: Run, shape: tuple[int, ...], classes: int) -> Prepared:
+    """A run that can begin without its data and its teacher: on made-up images of that shape, in
+    the arithmetic in which it is planned, nothing compiled.
+    """
     check_base(run.adaptation, run.start or run.teacher)
     space = image_space(shape, classes)
     space = Space(
@@ -77,17 +91,15 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
     dataset = Held(values, space.columns, torch.arange(IMAGES), flip=run.data.flip)
     precision = planned_precision(run.trainer)
     tried = replaced(run, trainer=replaced(run.trainer, compile=False, precision=precision))
-    trainer = tried.prepared(dataset, model=model, begin=begin).trainer
-    rows = 0
-    if run.data.split == "train":
-        rows = health.HELD_OUT
-    elif isinstance(run.teacher, Saved):
-        rows = health.IMAGES
-    loaded = {
-        "encoders": [model.codec, model.conditioner],
-        "as loaded": [model.denoiser, begin.denoiser],
+    return tried.prepared(dataset, model=model, begin=begin)
+
+
+def beside(ready: Prepared) -> dict[str, list[nn.Module]]:
+    """What a run keeps beside the networks of its method, by role."""
+    return {
+        "encoders": [ready.model.codec, ready.model.conditioner],
+        "as loaded": [ready.model.denoiser, ready.begin.denoiser],
     }
-    return planned(trainer, processes, rows, loaded)
 
 
 def _model(source: ModelSource, data: Space) -> Any:

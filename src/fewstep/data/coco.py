@@ -18,6 +18,7 @@ from fewstep.data.source import Source, located
 from fewstep.data.splits import check_sets, of_training
 from fewstep.data.tree import files_below, left_beside
 from fewstep.files import read_json
+from fewstep.models.space import Space, image_space
 
 PREFIX = "captions_"
 FOLDER = "annotations"
@@ -49,6 +50,11 @@ class Coco(Source):
         if not captions:
             return []
         return captions + [file for file in files_below(path) if file not in captions]
+
+    def foreseen(self) -> Space | None:
+        """Where size and channels are said."""
+        shape = How(self.size, self.channels).shape
+        return image_space(shape) if shape else None
 
     def read(self, beside: Path | None = None) -> Dataset:
         path = located(self.path, WHAT)

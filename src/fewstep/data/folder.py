@@ -61,10 +61,9 @@ class Folder(Source):
         check_unheard(files_below(path))
 
     def foreseen(self) -> Space | None:
-        """Where size, colours and that there are no classes are settled."""
-        if not self.size or self.channels == "auto" or self.label != "none":
-            return None
-        return image_space((1 if self.channels == "grey" else 3, self.size, self.size))
+        """Where size, channels and that there are no classes is said."""
+        shape = How(self.size, self.channels).shape
+        return image_space(shape) if shape and self.label == "none" else None
 
     def read(self, beside: Path | None = None) -> Dataset:
         path = located(self.path, WHAT)

@@ -43,6 +43,13 @@ class How(NamedTuple):
     channels: Channels = "auto"
     on_bad: OnBad = "error"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of every image, where the options settle it; () where only reading tells."""
+        if not self.size or self.channels == "auto":
+            return ()
+        return (1 if self.channels == "grey" else 3, self.size, self.size)
+
 
 class Picture(NamedTuple):
     """pixels: (height, width, 1 or 3). odd: whether its metadata could not be read."""

@@ -67,9 +67,8 @@ class Table(Source):
 
     def foreseen(self) -> Space | None:
         """Where size, channels and that there are no classes is said."""
-        if not self.size or self.channels == "auto" or self.label != "none":
-            return None
-        return image_space((1 if self.channels == "grey" else 3, self.size, self.size), 0)
+        shape = How(self.size, self.channels).shape
+        return image_space(shape) if shape and self.label == "none" else None
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

@@ -103,7 +103,7 @@ def planned(
         if health_rows:
             small, large = _loss_alone(trainer, FIRST), _loss_alone(trainer, FIRST + 1)
             passing["health"] += peaks(small, large, health_rows)[0]
-    held = {role: size // shares.parts for role, size in _held(trainer, loaded).items()}
+    held = {role: size // shares.parts for role, size in by_role(trainer, loaded).items()}
     peak = sum(held.values()) + max(most, passing.get("health", 0))
     saved = sum(_bytes(group.values()) for group in state.saved().values())
     student = sum(_bytes_saved(state.modules[name]) for name in state.roles.exports)
@@ -308,8 +308,8 @@ def _now(trainer: Trainer) -> float:
     return time.perf_counter()
 
 
-def _held(trainer: Trainer, loaded: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
-    """Bytes by role; what two roles share belongs to the first."""
+def by_role(trainer: Trainer, loaded: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
+    """Bytes of what stays between steps, by role; what two roles share belongs to the first."""
     found: dict[str, int] = {}
     seen: set[int] = set()
     for role, tensors in _roles(trainer, loaded).items():
