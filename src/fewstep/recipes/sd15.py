@@ -46,7 +46,7 @@ def lora_of(
 ) -> Run:
     """A student whose additions are those of released LCM-LoRAs: rank 64 at 14 kinds of layers."""
     return Run(
-        data=Folder(size=512, channels="rgb", label="none"),
+        data=Folder(split="all", size=512, channels="rgb", label="none"),
         method=method,
         teacher=Saved(NAME),
         adaptation=Lora(rank=64, alpha=alpha),
@@ -69,7 +69,7 @@ def sd15_ct() -> Run:
     """Consistency training of Stable Diffusion 1.5 as a LoRA: no teacher is asked.
 
     The grid of DDIM with 40 intervals throughout, all of them alike, Huber's distance, the student
-    itself as target. It learns without guidance.
+    itself as target. It learns without guidance. `--steps 4`: the student's own number is 2.
     """
     return lora_of(
         ConsistencyTraining(
@@ -89,7 +89,7 @@ def sd15_cd() -> Run:
     """Consistency distillation of Stable Diffusion 1.5, guided at 7.5, as a LoRA.
 
     One DDIM step of the teacher on a grid of 40 intervals, Huber's distance, the student itself as
-    target.
+    target. `--steps 4`: the student's own number is 2.
     """
     return lora_of(
         ConsistencyDistillation(
