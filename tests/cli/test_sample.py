@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tests.cli.conftest import arrays
 
 from fewstep import load
@@ -242,5 +243,11 @@ class TestOutputs:
         assert len(files) >= 4
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
+    def test_an_export_of_half_the_size(self, done, runs):
+        done("export", "runs/cd", "--to", "diffusers", "--dtype", "fp16", "--out", "out")
+        tensors = load_file("out/unet/diffusion_pytorch_model.safetensors")
+        assert {one.dtype for one in tensors.values()} == {torch.float16}
+
     def test_an_unknown_export(self, refused, runs):
         refused(2, "export", "runs/cd", "--to", "onxx", says=["onxx", "diffusers"])
+        refused(2, "export", "runs/cd", "--to", "diffusers", "--dtype", "fp61", says="fp16")

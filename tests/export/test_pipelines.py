@@ -26,13 +26,14 @@ from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
 from fewstep.diffusion.times import Explicit, Segments, Strided, Trailing, Uniform
 from fewstep.export.card import Card
-from fewstep.export.lora import export_lora
+from fewstep.export.lora import export_lora, round_addition
+from fewstep.export.rounding import round_model
 from fewstep.export.schedules import schedule_of
 from fewstep.export.stable_diffusion import export_pipeline
 from fewstep.models.adapters import merged
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
-from fewstep.models.lora_files import delta
+from fewstep.models.lora_files import delta, merge
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -121,6 +122,29 @@ def test_it_comes_back_as_it_was(tmp_path, name):
     assert (again.examples, again.card) == (model.examples, model.card)
     assert torch.allclose(again.generate(num=2), model.generate(num=2), atol=1e-6)
     assert again.distilled == model.distilled
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_the_size(tmp_path, dtype):
+    """The weights are those that fit into 16 bits, and what was exported comes back with them."""
+    model = tiny(None, Ode(4, Trailing(), Euler()))
+    whole = model.generate(num=2)
+    round_model(model, dtype)
+    assert not torch.equal(model.generate(num=2), whole)
+    assert export_pipeline(model, tmp_path / "made", CARD, dtype) <= 1e-4
+    files = [*(tmp_path / "made").rglob("*.safetensors")]
+    assert len(files) == 3
+    for file in files:
+        assert {one.dtype for one in load_file(file).values()} == {dtype}
+    assert torch.allclose(load(tmp_path / "made").generate(num=2), model.generate(num=2), atol=1e-6)
+
+
+def test_too_large_for_16_bits():
+    model = tiny()
+    next(model.denoiser.parameters()).data[0] = 1e5
+    with pytest.raises(ValueError, match=r"1e\+05 are too large for fp16"):
+        round_model(model, torch.float16)
+    round_model(model, torch.bfloat16)
 
 
 def test_a_damaged_note_of_an_export_is_named(tmp_path):
@@ -213,6 +237,20 @@ def test_both_files_are_right_at_strength_1(tmp_path, alpha, targets):
         weight.data += scale * product
         changed += 1
     assert changed == len(addition.tensors) // 2
+    mine = model.denoiser.network.state_dict()
+    for name, tensor in base.denoiser.network.state_dict().items():
+        assert torch.allclose(tensor, mine[name], atol=1e-6), name
+
+
+def test_a_lora_of_half_the_size(tmp_path):
+    """What is added is rounded, and the base is as it was."""
+    model, addition, base = student()
+    small = round_addition(model, addition, torch.float16)
+    assert export_lora(model, small, tmp_path / "made", "x", CARD, torch.float16) <= 1e-4
+    for name in ("x", "pytorch_lora_weights"):
+        tensors = load_file(tmp_path / "made" / f"{name}.safetensors")
+        assert {one.dtype for one in tensors.values()} == {torch.float16}
+    merge(base, [str(tmp_path / "made" / "x.safetensors")], [1.0])
     mine = model.denoiser.network.state_dict()
     for name, tensor in base.denoiser.network.state_dict().items():
         assert torch.allclose(tensor, mine[name], atol=1e-6), name

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
 from fewstep.choice import did_you_mean
 from fewstep.export.card import Card
+from fewstep.export.rounding import DTYPES, round_model
 from fewstep.files import check_utf8
 from fewstep.images.files import check_place
 from fewstep.models.bundle import DiffusionModel
@@ -17,12 +20,20 @@ FORMATS = ("diffusers", "lora")
 
 
 def export(
-    model: str, to: str, out: Path | None, ema: str | None, base: str | None, licence: str
+    model: str,
+    to: str,
+    out: Path | None,
+    dtype: str,
+    ema: str | None,
+    base: str | None,
+    licence: str,
 ) -> None:
     """Writes a model in a format of others, and says how far the images differ there."""
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}{did_you_mean(to, [*FORMATS])}")
-    loaded = load(model, ema)
+    if dtype not in DTYPES:
+        raise ValueError(f"no dtype {dtype!r}{did_you_mean(dtype, [*DTYPES])}")
+    loaded, stored = load(model, ema), DTYPES[dtype]
     folder = out or place(model) / to
     if out is None and not place(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"
@@ -33,22 +44,31 @@ def export(
     name = place(model).name
     card = Card(name, base, licence)
     if to == "lora":
-        difference = _lora(loaded, model, ema, folder, name, card)
+        difference = _lora(loaded, model, ema, folder, name, card, stored)
         print(f"{folder / name}.safetensors: kohya's names, for ComfyUI, A1111 and diffusers")
     elif isinstance(loaded.conditioner.spec, Labels | Unconditional):
         from fewstep.export.diffusers import export_diffusers  # an extra: it may not be there
 
-        difference = export_diffusers(loaded, folder)
+        round_model(loaded, stored)
+        difference = export_diffusers(loaded, folder, stored)
     else:
         from fewstep.export.stable_diffusion import export_pipeline
 
-        difference = export_pipeline(loaded, folder, card)
+        round_model(loaded, stored)
+        difference = export_pipeline(loaded, folder, card, stored)
     print(f"{folder}: loads in diffusers, largest pixel difference {difference:.1e}")
 
 
 def _lora(
-    loaded: DiffusionModel, model: str, ema: str | None, folder: Path, name: str, card: Card
+    loaded: DiffusionModel,
+    model: str,
+    ema: str | None,
+    folder: Path,
+    name: str,
+    card: Card,
+    dtype: torch.dtype,
 ) -> float:
-    from fewstep.export.lora import export_lora
+    from fewstep.export.lora import export_lora, round_addition
 
-    return export_lora(loaded, load_addition(folder_of(model), ema), folder, name, card)
+    addition = round_addition(loaded, load_addition(folder_of(model), ema), dtype)
+    return export_lora(loaded, addition, folder, name, card, dtype)

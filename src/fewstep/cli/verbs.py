@@ -202,6 +202,7 @@ def export(
     out: Path | None = typer.Option(
         None, help="The folder to write; default: beside the model, named after the format."
     ),
+    dtype: str = typer.Option("fp32", help="Of the weights that are written: fp32, bf16, fp16."),
     ema: str | None = typer.Option(None, help="One of the run's averages, by its decay."),
     base: str | None = typer.Option(
         None, help="For the model card: what model hubs call the model that was distilled."

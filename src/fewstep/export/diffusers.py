@@ -18,6 +18,7 @@ from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.samplers import Renoise
 from fewstep.diffusion.times import Auto, Karras
 from fewstep.export.drawn import Drawn
+from fewstep.export.rounding import store
 from fewstep.files import new_folder, take_mode, write_json
 from fewstep.finite import check_images
 from fewstep.models.bundle import DiffusionModel
@@ -28,9 +29,11 @@ GRID = 4001
 TOLERANCE = 1e-4
 
 
-def export_diffusers(model: DiffusionModel, folder: Path) -> float:
+def export_diffusers(
+    model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.float32
+) -> float:
     """Writes the pipeline's folder and returns the largest difference of its images from the
-    model's own.
+    model's own. dtype: of the weights' file.
 
     Raises ValueError where the target cannot say what the model is, or where the images differ by
     more than 1e-4; then nothing is left under the folder's name. ImportError without diffusers.
@@ -52,6 +55,7 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
         rho=model.sampler.times.rho,  # type: ignore[attr-defined]
         clip_denoised=False,
     )
+    store(unet, dtype)
     with new_folder(folder) as beside:
         ConsistencyModelPipeline(unet.eval(), scheduler).save_pretrained(beside)
         write_json(beside / "fewstep.json", {"steps": model.sampler.steps, "card": model.card})
@@ -59,6 +63,7 @@ def export_diffusers(model: DiffusionModel, folder: Path) -> float:
             take_mode(file, beside / "fewstep.json")
         diffusers.utils.logging.disable_progress_bar()
         again = ConsistencyModelPipeline.from_pretrained(beside, low_cpu_mem_usage=False)
+        again.unet.float()
         again.set_progress_bar_config(disable=True)
         difference = max(_difference(model, again, steps) for steps in (1, 2))
         if not difference <= TOLERANCE:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewstep.diffusion.parameterization import predicting
 from fewstep.export.card import Card, write_card
+from fewstep.export.rounding import rounded
 from fewstep.export.schedules import Schedule, bare, guidance_of, schedule_of
 from fewstep.export.stable_diffusion import (
     an_image,
@@ -46,10 +47,15 @@ ELSEWHERE = {
 
 
 def export_lora(
-    model: DiffusionModel, addition: Addition, folder: Path, name: str, card: Card
+    model: DiffusionModel,
+    addition: Addition,
+    folder: Path,
+    name: str,
+    card: Card,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """Writes both files and a card, loads each into the stock pipeline of the base and returns the
-    largest difference of its images from the model's own.
+    largest difference of its images from the model's own. dtype: of the files.
 
     Raises ValueError where more than the addition was trained, or the images differ by more than
     1e-4; then nothing is left under the folder's name.
@@ -72,7 +78,7 @@ def export_lora(
     }
     with new_folder(folder) as beside:
         for file, tensors in files.items():
-            save_tensors(beside / file, tensors)
+            save_tensors(beside / file, {key: one.to(dtype) for key, one in tensors.items()})
             labelled(beside / file, labels)
         write_json(beside / EXPORT, {"call": call_of(model, schedule), "card": model.card})
         told = {
@@ -85,6 +91,22 @@ def export_lora(
         base = _base(model, pairs, scale)
         found = [_difference(model, base, schedule, beside / file) for file in files]
     return max(found)
+
+
+@torch.no_grad()
+def round_addition(model: DiffusionModel, addition: Addition, dtype: torch.dtype) -> Addition:
+    """Rounds what a LoRA adds, in the addition that is returned and, in place, in the model into
+    which it is merged; the base keeps its digits.
+    """
+    tensors = {name: rounded(tensor, dtype) for name, tensor in addition.tensors.items()}
+    made = Addition(tensors, addition.facts)
+    scale = addition.facts["alpha"] / addition.facts["rank"]
+    before, after = _pairs(addition.tensors), _pairs(tensors)
+    weights = dict(model.denoiser.network.module.named_parameters())  # type: ignore[union-attr]
+    for path in after:
+        change = delta(*after[path]) - delta(*before[path])
+        weights[f"{path}.weight"] += scale * change
+    return made
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -20,6 +20,7 @@ from fewstep.choice import kind_of
 from fewstep.diffusion.types import Sample
 from fewstep.export.card import Card, write_card
 from fewstep.export.drawn import Drawn
+from fewstep.export.rounding import store
 from fewstep.export.schedules import Schedule, guidance_of, schedule_of
 from fewstep.files import new_folder, take_mode, write_json
 from fewstep.finite import check_images
@@ -36,9 +37,11 @@ PROMPTS = ("a photo of a cat", "a small red circle")  # where the model says no 
 PIPELINE = "diffusers.StableDiffusionPipeline"
 
 
-def export_pipeline(model: DiffusionModel, folder: Path, card: Card) -> float:
+def export_pipeline(
+    model: DiffusionModel, folder: Path, card: Card, dtype: torch.dtype = torch.float32
+) -> float:
     """Writes the pipeline's folder, loads it again and returns the largest difference of its images
-    from the model's own.
+    from the model's own. dtype: of the files.
 
     Raises ValueError where diffusers cannot say what the model is, or where the images differ by
     more than 1e-4; then nothing is left under the folder's name. ImportError without diffusers.
@@ -46,7 +49,10 @@ def export_pipeline(model: DiffusionModel, folder: Path, card: Card) -> float:
     schedule = schedule_of(model)
     with new_folder(folder) as beside:
         with quiet():
-            pipeline_of(model, schedule).save_pretrained(beside)
+            pipeline = pipeline_of(model, schedule)
+            for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+                store(part, dtype)
+            pipeline.save_pretrained(beside)
         facts = {"call": call_of(model, schedule), "model": noted(model)}
         write_json(beside / EXPORT, facts)
         told = {"scheduler": schedule.name, **call_of(model, schedule)}
@@ -58,6 +64,8 @@ def export_pipeline(model: DiffusionModel, folder: Path, card: Card) -> float:
             again = library_class(PIPELINE).from_pretrained(
                 beside, safety_checker=None, low_cpu_mem_usage=False
             )
+            for part in (again.unet, again.vae, again.text_encoder):
+                part.float()
         difference = compared(model, again, schedule)
     return difference
 
