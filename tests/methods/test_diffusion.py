@@ -8,8 +8,12 @@ from tests.stand_ins import Output
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
+from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.parameterization import Edm, Epsilon, Flow, SamplePrediction, Velocity
 from fewstep.diffusion.process import Process, RectifiedFlow, VarianceExploding, VariancePreserving
+from fewstep.diffusion.samplers import Ode
+from fewstep.diffusion.solvers import Euler
+from fewstep.diffusion.times import Trailing
 from fewstep.learning.method import Clock
 from fewstep.methods.diffusion import Diffusion
 
@@ -85,3 +89,14 @@ def test_the_sampler_of_a_trained_teacher_serves_every_process(process):
     assert x0.isfinite().all()
     assert x0.mean().item() == pytest.approx(0.3, abs=0.04)
     assert x0.std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_it_says_how_the_model_is_sampled():
+    method = Diffusion(solver_steps=50, solver=Euler(), times=Trailing(), default_guidance=3.0)
+    assert method.sampler(CLOCK) == Ode(50, Trailing(), Euler())
+    assert method.student_guidance() == Guidance("doubled", 1.0, 8.0, 3.0)
+    before = Guidance("doubled", 1.0, 15.0, 7.5)
+    assert method.student_guidance(before).default == 3.0
+    assert Diffusion().student_guidance(before) == before, "nobody asked for another"
+    with pytest.raises(ValueError, match="label_dropout"):
+        Diffusion(label_dropout=0.0, default_guidance=3.0)

@@ -4,17 +4,23 @@ and 8).
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le
 
 from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.densities import Density, Usual
 from fewstep.diffusion.guidance import Guidance
 from fewstep.diffusion.samplers import Ode, Sampler
+from fewstep.diffusion.solvers import Heun, Solver
+from fewstep.diffusion.times import Auto, Times
 from fewstep.learning.batch import Batch
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import UNGUIDED, Clock, Clone, Losses, Method
 from fewstep.learning.roles import trained
+
+HIGHEST = 8.0  # scale of guidance that a trained model is told to be good for
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,16 @@ class Diffusion(Method):
     """Share of the rows whose condition is taken away, for guidance, 0 … 1."""
     solver_steps: Count = 18
     """Steps of the ODE sampler that the network is saved with."""
+    solver: Solver = dataclasses.field(default_factory=Heun)
+    """The solver that takes them."""
+    times: Times = dataclasses.field(default_factory=Auto)
+    """The grid that they are on."""
+    default_guidance: Annotated[float, Ge(1), Le(HIGHEST)] = 1.0
+    """The scale that it is sampled with where nobody asks for another; 1 is none."""
+
+    def __post_init__(self) -> None:
+        if self.default_guidance != 1 and not self.label_dropout:
+            raise ValueError("default_guidance needs a model that can be guided: label_dropout > 0")
 
     @dataclass
     class Nets:
@@ -61,10 +77,12 @@ class Diffusion(Method):
         return Losses({"denoising": error * weight.to(error)})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
-        return Ode(steps=self.solver_steps)
+        return Ode(self.solver_steps, self.times, self.solver)
 
     def student_guidance(self, teacher: Guidance = UNGUIDED) -> Guidance:
         """Doubled where an unconditional side is trained; a model that goes on keeps its scales."""
         if not self.label_dropout:
             return Guidance()
-        return teacher if teacher.kind == "doubled" else Guidance("doubled", 1.0, 8.0, 1.0)
+        if teacher.kind == "doubled" and self.default_guidance == 1:
+            return teacher
+        return Guidance("doubled", 1.0, HIGHEST, self.default_guidance)
