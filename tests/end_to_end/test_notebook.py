@@ -1,0 +1,53 @@
+"""The notebook, cell by cell, on a miniature of Stable Diffusion."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.tiny_diffusion import tiny_pipeline
+
+from fewstep.cli.main import main
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "text_to_image.ipynb"
+MINE = {"BASE": "sd", "PICTURES": "pictures", "SIZE": 8, "STEPS": 2}
+
+
+def run_cell(source, names):
+    """As IPython does it, but the commands in this process and the parameters ours."""
+    python = []
+    for line in source.splitlines():
+        if line.startswith("!fewstep "):
+            exec("\n".join(python), names)
+            python = []
+            with pytest.raises(SystemExit) as ended:
+                main(shlex.split(line.removeprefix("!fewstep ").format(**names)))
+            assert ended.value.code == 0, line
+        elif not line.startswith("!pip "):
+            python.append(line)
+    exec("\n".join(python), names)
+    if "BASE =" in source:
+        assert MINE.keys() <= names.keys()
+        names.update(MINE)
+
+
+def test_every_cell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fewstep.report.run_report.curves", lambda *_, **__: "<svg></svg>")
+    tiny_pipeline().save_pretrained("sd")
+    Path("pictures").mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(256, size=(8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"pictures/{i}.png")
+        Path(f"pictures/{i}.txt").write_text(f"picture number {i}")
+    names = {}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            run_cell("".join(cell["source"]), names)
+    assert names["image"].size == (8, 8)
+    assert Path("runs/mine/lora/pytorch_lora_weights.safetensors").is_file()
