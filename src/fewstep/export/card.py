@@ -28,15 +28,19 @@ def write_card(
     made: Mapping[str, Any],
     told: Mapping[str, Any],
     snippet: str,
+    few_step: bool,
     lora: bool = False,
 ) -> None:
     """Writes README.md.
 
     made: the model's own card. told: how it is sampled, by the names of the library. snippet:
-    Python that makes an image in this folder. lora: whether the files are an addition to the base.
+    Python that makes an image in this folder. few_step: whether it was distilled. lora: whether
+    the files are an addition to the base.
     """
     method = str(made.get("method", {}).get("kind", ""))
-    tags = ["text-to-image", "diffusers", "few-step"]
+    tags = ["text-to-image", "diffusers"]
+    if few_step:
+        tags.append("few-step")
     if lora:
         tags.append("lora")
     if method:
@@ -49,7 +53,8 @@ def write_card(
     lines += ["tags:", *(f"- {tag}" for tag in tags), "---", ""]
     lines += [f"# {in_one_line(card.title)}", ""]
     what = "A low-rank addition (LoRA) to its base, for strength 1" if lora else "A pipeline"
-    by = f", distilled by `{method}`" if method else ""
+    done = "distilled" if few_step else "trained"
+    by = f", {done} by `{method}`" if method else ""
     lines += [f"{what}{by}, written by fewstep.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {in_one_line(value)} |" for name, value in told.items()]
     lines += ["", "```python", snippet, "```", ""]

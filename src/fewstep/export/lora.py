@@ -87,7 +87,8 @@ def export_lora(
             "rank": addition.facts["rank"],
             "ComfyUI, A1111": labels["fewstep.usage"],
         }
-        write_card(beside, card, model.card, told, _snippet(model, schedule, card, name), lora=True)
+        snippet, few = _snippet(model, schedule, card, name), bool(model.distilled)
+        write_card(beside, card, model.card, told, snippet, few, lora=True)
         base = _base(model, pairs, scale)
         found = [_difference(model, base, schedule, beside / file) for file in files]
     return max(found)

@@ -56,7 +56,8 @@ def export_pipeline(
         facts = {"call": call_of(model, schedule), "model": noted(model)}
         write_json(beside / EXPORT, facts)
         told = {"scheduler": schedule.name, **call_of(model, schedule)}
-        write_card(beside, card, model.card, told, _snippet(model, schedule))
+        snippet = _snippet(model, schedule)
+        write_card(beside, card, model.card, told, snippet, few_step=bool(model.distilled))
         for file in beside.rglob("*"):
             if file.is_file():
                 take_mode(file, beside / EXPORT)
