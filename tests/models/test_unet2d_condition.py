@@ -8,6 +8,10 @@ from tests.tiny_diffusion import TINY_UNET
 
 from fewstep.choice import replaced
 from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.parameterization import Epsilon
+from fewstep.diffusion.process import VariancePreservingTable
+from fewstep.learning.tangent import Difference, Forward, Point
 from fewstep.models.network import Network
 from fewstep.models.size import shapes_of
 from fewstep.models.space import Space, Vectors, labelled
@@ -187,3 +191,24 @@ def test_what_cannot_be_is_one_line(config, space, says):
     with pytest.raises(ValueError, match=says) as caught:
         spec.build(space)
     assert "\n" not in str(caught.value)
+
+
+def test_its_forward_derivative_is_the_limit_of_differences(asked):
+    """With cross-attention before a residual block, whose tangents lie otherwise than its
+    numbers.
+    """
+    torch.manual_seed(0)
+    x, cond = asked
+    blocks = {
+        "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+    }
+    network = stirred(built(**blocks)).double().eval()
+    denoiser = Denoiser(network, VariancePreservingTable(), Epsilon())
+    at = Point(x, torch.tensor([100.0, 400.0, 900.0]))
+    rate = Point(torch.randn(x.shape), torch.tensor([20.0, -50.0, 30.0]))
+    value, exact = Forward()(denoiser, at, rate, cond)
+    other, close = Difference(step=1e-5)(denoiser, at, rate, cond)
+    torch.testing.assert_close(value, other)
+    torch.testing.assert_close(close, exact, rtol=1e-2, atol=1e-3 * exact.abs().max().item())
+    assert not any(part._forward_pre_hooks for part in network.modules())

@@ -1,11 +1,14 @@
 """The derivative of a student along a trajectory, which methods in continuous time learn from."""
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.choice import Choice, Positive
@@ -73,10 +76,31 @@ class Forward(Tangent):
     def measure(
         self, denoiser: Denoiser, at: Point, rate: Point, cond: Cond
     ) -> tuple[Sample, Sample]:
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _contiguous(denoiser):
             x, t, s = (None if a is None else forward_ad.make_dual(a, r) for a, r in zip(at, rate))
             x0, change = forward_ad.unpack_dual(denoiser(x, t, cond, s))
             return x0, torch.zeros_like(x0) if change is None else change
+
+
+@contextlib.contextmanager
+def _contiguous(module: nn.Module) -> Iterator[None]:
+    """Within the block its GroupNorms are given tangents that lie as their numbers do: where a
+    reshaped tangent is strided otherwise, PyTorch's forward derivative of group_norm fails.
+    """
+
+    def relaid(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        number, tangent = forward_ad.unpack_dual(inputs[0])
+        if tangent is None:
+            return inputs
+        return (forward_ad.make_dual(number.contiguous(), tangent.contiguous()),)
+
+    norms = [part for part in module.modules() if isinstance(part, nn.GroupNorm)]
+    handles = [norm.register_forward_pre_hook(relaid) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -106,12 +130,10 @@ class Difference(Tangent):
         ahead = behind = self.step / torch.where(pace > 0, pace, 1.0)
         for time, speed in moving:
             still = speed == 0
-            ahead = torch.minimum(
-                ahead, torch.where(still, ahead, (high - time) / speed).clamp(min=0)
-            )
-            behind = torch.minimum(
-                behind, torch.where(still, behind, (time - low) / speed).clamp(min=0)
-            )
+            before, beyond = (low - time) / speed, (high - time) / speed
+            to_come, gone = torch.maximum(before, beyond), -torch.minimum(before, beyond)
+            ahead = torch.minimum(ahead, torch.where(still, ahead, to_come).clamp(min=0))
+            behind = torch.minimum(behind, torch.where(still, behind, gone).clamp(min=0))
         masks, found = SharedDropout(at.x.device), []
         for shift in (torch.zeros_like(ahead), ahead, -behind):
             s = None if at.s is None or rate.s is None else at.s + shift * rate.s
