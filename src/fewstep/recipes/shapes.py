@@ -3,20 +3,41 @@
 from fewstep.data.shapes import Shapes
 from fewstep.diffusion.parameterization import Epsilon
 from fewstep.diffusion.process import VariancePreservingTable
-from fewstep.learning.losses import Squared
+from fewstep.diffusion.solvers import Euler
+from fewstep.diffusion.times import Strided, Trailing
+from fewstep.learning.guidance import GuidanceRange
+from fewstep.learning.losses import Huber, Squared
+from fewstep.learning.method import Method
 from fewstep.learning.schedules import Cosine
+from fewstep.methods.consistency_distillation import ConsistencyDistillation
+from fewstep.methods.consistency_training import ConsistencyTraining
+from fewstep.methods.continuous_consistency import ContinuousConsistency
 from fewstep.methods.diffusion import Diffusion
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.latent_consistency import LatentConsistency
+from fewstep.methods.multi_boundary import MultiBoundary
+from fewstep.methods.phased_consistency import PhasedConsistency
+from fewstep.methods.progressive import Progressive
+from fewstep.methods.trajectory_consistency import TrajectoryConsistency
 from fewstep.metrics.classifier import Classification
+from fewstep.models.adapters import FullCopy
 from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
 from fewstep.models.clip_text import ClipText
-from fewstep.models.source import Fresh
+from fewstep.models.lora import Lora
+from fewstep.models.source import Fresh, Saved
 from fewstep.models.unet2d_condition import UNet2dCondition
 from fewstep.parts.autoencoder import Autoencoding, FreshAutoencoder
 from fewstep.parts.clip import Contrastive, FreshClip
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
+
+TEACHER = "runs/shapes_teacher"
+GRID = Trailing()
+BINS = 40
+"""Intervals of the students' grid: of these the times of 4 steps are diffusers' own."""
+STEPS = Strided(GRID, BINS)
 
 
 def shapes_classifier() -> Run:
@@ -84,12 +105,14 @@ def shapes_clip() -> Run:
     """The text encoder of drawn shapes: three layers of width 128, 77 tokens, trained against
     pictures.
 
-    0.75 M parameters with what it is trained with. Held-out loss 2.15 among 64 pictures, whose
-    captions leave out half of what they show. 20 minutes on one core of a busy machine, seed 0,
-    2026-11-28.
+    0.78 M parameters with what it is trained with. Shape is what captions differ in least, so they
+    say four fifths of what there is: where they say half, the encoder does not learn it in this
+    time. Told which of full captions that differ in one attribute is that of a held-out picture, it
+    finds size, colour and place always, shape in 97 %. Held-out loss 0.77 among 64 pictures. 8
+    minutes on one core, seed 0, 2026-11-28.
     """
     return Run(
-        data=Shapes(),
+        data=Shapes(mention=0.8),
         method=Contrastive(rows=64),
         teacher=FreshClip(
             text=ClipText(
@@ -101,12 +124,12 @@ def shapes_clip() -> Run:
                     "projection_dim": 128,
                 }
             ),
-            pictures=ClassifierNetwork(channels=16, features=128, dropout=0.0),
+            pictures=ClassifierNetwork(channels=24, features=128, dropout=0.0),
         ),
         trainer=TrainerConfig(
-            steps=1500,
+            steps=1200,
             batch=64,
-            optimizer=AdamW(lr=1e-3, weight_decay=0.05),
+            optimizer=AdamW(lr=2e-3, weight_decay=0.05),
             schedule=Cosine(warmup=100),
             ema=(0.99,),
             health_every=250,
@@ -122,7 +145,7 @@ def shapes_teacher() -> Run:
     """
     return Run(
         data=Shapes(),
-        method=Diffusion(),
+        method=Diffusion(solver_steps=50, solver=Euler(), times=GRID, default_guidance=3.0),
         teacher=Fresh(
             network=UNet2dCondition(
                 {
@@ -140,7 +163,7 @@ def shapes_teacher() -> Run:
             conditioner_from="runs/shapes_clip",
         ),
         trainer=TrainerConfig(
-            steps=6000,
+            steps=8000,
             batch=64,
             optimizer=AdamW(lr=1e-3),
             schedule=Cosine(warmup=200),
@@ -149,3 +172,105 @@ def shapes_teacher() -> Run:
             health_every=500,
         ),
     )
+
+
+def student_of(
+    method: Method, *, lr: float, steps: int = 1000, batch: int = 32, lora: int = 0
+) -> Run:
+    """A student of shapes_teacher. lora: the rank of its addition; 0 trains all weights."""
+    return Run(
+        data=Shapes(),
+        method=method,
+        teacher=Saved(TEACHER),
+        adaptation=Lora(rank=lora) if lora else FullCopy(),
+        trainer=TrainerConfig(
+            steps=steps,
+            batch=batch,
+            optimizer=AdamW(lr=lr),
+            schedule=Cosine(warmup=50),
+            ema=(0.99,),
+            save_every=250,
+        ),
+    )
+
+
+def shapes_ct() -> Run:
+    """Consistency training of drawn shapes, from the teacher's weights: no teacher is asked.
+
+    Not guided, for nobody says what the guided answer would be.
+    """
+    method = ConsistencyTraining(
+        last=BINS,
+        curriculum="fixed",
+        times=GRID,
+        density=None,
+        distance=Huber(),
+        weighting="uniform",
+        guidance=GuidanceRange(),
+        sample_times=STEPS,
+    )
+    return student_of(method, lr=2e-4)
+
+
+def shapes_cd() -> Run:
+    """Consistency distillation of drawn shapes: one DDIM step of the guided teacher, the student
+    itself as target.
+    """
+    method = ConsistencyDistillation(
+        bins=BINS,
+        times=GRID,
+        solver=Euler(),
+        distance=Huber(),
+        target_decay=0.0,
+        sample_times=STEPS,
+    )
+    return student_of(method, lr=2e-4)
+
+
+def shapes_lcm() -> Run:
+    """Latent consistency distillation: one student of all scales of guidance from 1 to 5."""
+    return student_of(LatentConsistency(), lr=2e-4)
+
+
+def shapes_lcm_lora() -> Run:
+    """LCM-LoRA: the teacher's one scale, and no slow target."""
+    return student_of(LatentConsistency(guidance=None, target_decay=0.0), lr=1e-3, lora=32)
+
+
+def shapes_mbcd() -> Run:
+    """Multi-boundary distillation of all weights: four deterministic steps, DDIM's own."""
+    return student_of(MultiBoundary(bins=BINS, times=GRID), lr=2e-4)
+
+
+def shapes_mbcd_lora() -> Run:
+    """Multi-boundary distillation as a LoRA: four deterministic steps; `method.segments=2` makes
+    two.
+    """
+    return student_of(MultiBoundary(bins=BINS, times=GRID), lr=1e-3, lora=32)
+
+
+def shapes_pcm_lora() -> Run:
+    """Phased consistency as a LoRA, with a discriminator on the teacher's features."""
+    return student_of(PhasedConsistency(bins=BINS), lr=1e-3, lora=32)
+
+
+def shapes_tcd_lora() -> Run:
+    """Trajectory consistency distillation as a LoRA: one answer for all ends of a jump."""
+    return student_of(TrajectoryConsistency(target_decay=0.0), lr=1e-3, lora=32)
+
+
+def shapes_scm() -> Run:
+    """Simplified continuous-time consistency distillation: no intervals at all."""
+    return student_of(ContinuousConsistency(), lr=1e-4, batch=16)
+
+
+def shapes_dmd2_lora() -> Run:
+    """DMD2 with three networks on one base: the student and the denoiser of its samples are LoRAs,
+    the teacher is the base without one.
+    """
+    return student_of(DMD2(steps=4, sample_times=STEPS), lr=3e-4, steps=400, lora=32)
+
+
+def shapes_progressive() -> Run:
+    """Progressive distillation: 32 guided steps become 16, 8 and 4."""
+    return student_of(Progressive(), lr=2e-4, steps=1500)
