@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from tests.shared_weights import LowRanks, LowRankView
-from tests.test_contracts import TINY
 from tests.training.tiny import StopError, assert_same, bits, config, model, real, state, stop_at
 
 from fewstep.contracts.trial import teacher as tiny_teacher
@@ -18,7 +17,7 @@ from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.progressive import Progressive
 from fewstep.models.adapters import borrowed, merged, own_parameters, own_state
 from fewstep.models.folder import load
-from fewstep.models.source import Fresh
+from fewstep.models.source import Saved
 from fewstep.run import Run, distil
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
@@ -190,7 +189,7 @@ def test_a_students_folder_holds_a_plain_network(folder):
     run = Run(
         digits,
         ConsistencyDistillation(bins=4),
-        Fresh(network=TINY),
+        Saved(str(folder / "teacher")),
         adaptation=LowRanks(),
         trainer=TrainerConfig(
             steps=3,
