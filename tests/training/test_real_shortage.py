@@ -90,18 +90,23 @@ NETWORKS = {
 LIMITS = (0, 15, 40)  # MiB beside what stays
 
 
-def convolved(kind):
-    """One step of a network with convolutions and attention, 64 rows of 16×16."""
+def convolved(kind, rows=64):
+    """One step of a network with convolutions and attention, on rows of 16×16."""
     model = Fresh(network=NETWORKS[kind]).load(image_space((1, 16, 16), 0), 0)
-    images = torch.zeros(64, 1, 16, 16, dtype=torch.uint8)
-    chosen = config(steps=1, batch=64, ema=(0.0,), schedule=Constant())
+    images = torch.zeros(rows, 1, 16, 16, dtype=torch.uint8)
+    chosen = config(steps=1, batch=rows, ema=(0.0,), schedule=Constant())
     run = Run(Digits(), Diffusion(), trainer=chosen)
     return run.prepared(held_images(images, None, 0), model=model).trainer
 
 
 def ends_of(kind):
-    """How that step ends under each limit, in a child for each."""
+    """How that step ends under each limit, in a child for each.
+
+    A step of one row goes before: what PyTorch imports when it is first needed crashes the process
+    where that finds no memory.
+    """
     torch.set_num_threads(1)
+    convolved(kind, rows=1).fit()
     for limit in LIMITS:
         one = convolved(kind)
         if os.fork() == 0:
