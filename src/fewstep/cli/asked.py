@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 
+from fewstep.choice import did_you_mean
 from fewstep.cli.configure import source_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def asked_of(
@@ -27,6 +30,13 @@ def asked_of(
     if prompts is not None:
         asked["caption"] = in_turn(prompts_of(prompts), num)
     return asked
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The type of numbers by the name that options give it. ValueError for others."""
+    if name not in DTYPES:
+        raise ValueError(f"no dtype {name!r}{did_you_mean(name, [*DTYPES])}")
+    return DTYPES[name]
 
 
 def in_turn(values: list[Any], num: int | None) -> list[Any]:

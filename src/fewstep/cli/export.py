@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from fewstep.choice import did_you_mean
+from fewstep.cli.asked import dtype_of
 from fewstep.export.card import Card
-from fewstep.export.rounding import DTYPES, round_model
+from fewstep.export.rounding import round_model
 from fewstep.files import check_utf8
 from fewstep.images.files import check_place
 from fewstep.models.bundle import DiffusionModel
@@ -31,9 +32,8 @@ def export(
     """Writes a model in a format of others, and says how far the images differ there."""
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}{did_you_mean(to, [*FORMATS])}")
-    if dtype not in DTYPES:
-        raise ValueError(f"no dtype {dtype!r}{did_you_mean(dtype, [*DTYPES])}")
-    loaded, stored = load(model, ema), DTYPES[dtype]
+    stored = dtype_of(dtype)
+    loaded = load(model, ema)
     folder = out or place(model) / to
     if out is None and not place(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"

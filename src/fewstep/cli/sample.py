@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.choice import did_you_mean
-from fewstep.cli.asked import asked_of
+from fewstep.cli.asked import asked_of, dtype_of
 from fewstep.images.files import check_place, write_images
 from fewstep.models.folder import load
 from fewstep.models.request import Request
@@ -34,11 +33,9 @@ def sample(
     ema: str | None,
 ) -> None:
     """Makes images."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"no dtype {dtype!r}{did_you_mean(dtype, list(dtypes))}")
+    numbers = dtype_of(dtype)
     check_place(out)
-    loaded = load(model, ema).to(pick_device(device), dtypes[dtype])
+    loaded = load(model, ema).to(pick_device(device), numbers)
     asked = asked_of(labels, prompt, prompts, num)
     away = {} if negative is None else {"caption": [negative]}
     request = Request(

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from fewstep.models.bundle import DiffusionModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest number of that type, in the type it had. ValueError where one is too large for

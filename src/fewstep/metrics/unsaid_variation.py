@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
-
+from fewstep.metrics.authenticity import neighbours
 from fewstep.metrics.measure import Fault, ImageSet, Measure
 
 
@@ -59,7 +57,10 @@ class UnsaidVariation(Measure):
         for caption, mine in rows.items():
             holders = known[caption]
             theirs = reference.images[[holder.place for holder in holders]]
-            for place in _nearest(samples.images[mine], theirs).tolist():
+            _, places = neighbours(
+                samples.images[mine].flatten(1).double(), theirs.flatten(1).double()
+            )
+            for place in places.tolist():
                 surplus[holders[place].beyond] += 1
             whole = sum(holder.share for holder in holders)
             for holder in holders:
@@ -75,8 +76,3 @@ def _holders(reference: ImageSet) -> Mapping[str, list[Holder]]:
             beyond = captions[0].removeprefix(caption)
             found[caption].append(Holder(place, 1 / len(captions), beyond))
     return dict(found)
-
-
-def _nearest(images: Tensor, others: Tensor) -> Tensor:
-    """Which of the others each image is nearest to, (n,)."""
-    return torch.cdist(images.flatten(1).double(), others.flatten(1).double()).argmin(1)

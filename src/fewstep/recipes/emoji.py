@@ -6,8 +6,6 @@ transparent lies on white.
 """
 
 from fewstep.data.table import Table
-from fewstep.diffusion.parameterization import Epsilon
-from fewstep.diffusion.process import VariancePreservingTable
 from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Method
@@ -15,14 +13,12 @@ from fewstep.learning.schedules import Cosine
 from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.methods.multi_boundary import MultiBoundary
-from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.classifier import ClassifierNetwork
-from fewstep.models.clip_text import ClipText
 from fewstep.models.lora import Lora
-from fewstep.models.source import Fresh, Saved
-from fewstep.models.unet2d_condition import UNet2dCondition
-from fewstep.parts.autoencoder import Autoencoding, FreshAutoencoder
+from fewstep.models.source import Saved
+from fewstep.parts.autoencoder import Autoencoding
 from fewstep.parts.clip import Contrastive, FreshClip
+from fewstep.recipes._latent import BINS, small_autoencoder, small_teacher, small_text
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
@@ -39,19 +35,7 @@ def emoji_vae() -> Run:
     return Run(
         data=PICTURES,
         method=Autoencoding(distance=Squared()),
-        teacher=FreshAutoencoder(
-            AutoencoderKl(
-                {
-                    "block_out_channels": [16, 48, 72],
-                    "down_block_types": ["DownEncoderBlock2D"] * 3,
-                    "up_block_types": ["UpDecoderBlock2D"] * 3,
-                    "layers_per_block": 1,
-                    "latent_channels": 4,
-                    "norm_num_groups": 8,
-                    "sample_size": 32,
-                }
-            )
-        ),
+        teacher=small_autoencoder(),
         trainer=TrainerConfig(
             steps=2000,
             batch=8,
@@ -74,16 +58,7 @@ def emoji_clip() -> Run:
         data=PICTURES,
         method=Contrastive(rows=64),
         teacher=FreshClip(
-            text=ClipText(
-                {
-                    "hidden_size": 128,
-                    "intermediate_size": 512,
-                    "num_hidden_layers": 3,
-                    "num_attention_heads": 4,
-                    "projection_dim": 128,
-                    "max_position_embeddings": 32,
-                }
-            ),
+            text=small_text(max_position_embeddings=32),
             pictures=ClassifierNetwork(channels=24, features=128, dropout=0.0),
             merges=1024,
         ),
@@ -107,22 +82,7 @@ def emoji_teacher() -> Run:
     return Run(
         data=PICTURES,
         method=Diffusion(),
-        teacher=Fresh(
-            network=UNet2dCondition(
-                {
-                    "block_out_channels": [64, 128],
-                    "down_block_types": ["CrossAttnDownBlock2D"] * 2,
-                    "up_block_types": ["CrossAttnUpBlock2D"] * 2,
-                    "layers_per_block": 1,
-                    "norm_num_groups": 16,
-                    "attention_head_dim": 4,
-                }
-            ),
-            process=VariancePreservingTable(),
-            parameterization=Epsilon(),
-            codec_from="runs/emoji_vae",
-            conditioner_from="runs/emoji_clip",
-        ),
+        teacher=small_teacher("runs/emoji_vae", "runs/emoji_clip"),
         trainer=TrainerConfig(
             steps=1800,
             batch=64,
@@ -167,5 +127,5 @@ def emoji_mbcd_lora() -> Run:
     The ends of the four segments of 40 intervals are the rows of diffusers' DDIM scheduler with
     trailing indices.
     """
-    method = MultiBoundary(segments=4, bins=40, guidance=GuidanceRange(2.0, 2.0))
+    method = MultiBoundary(segments=4, bins=BINS, guidance=GuidanceRange(2.0, 2.0))
     return student_of(method, steps=200)

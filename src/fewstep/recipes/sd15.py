@@ -11,28 +11,26 @@ samples, and looks at 256 pictures at once.
 """
 
 from fewstep.data.folder import Folder
-from fewstep.diffusion.solvers import Euler
-from fewstep.diffusion.times import Strided, Trailing
 from fewstep.learning.guidance import GuidanceRange
-from fewstep.learning.losses import Huber
 from fewstep.learning.method import Method
 from fewstep.learning.schedules import Constant
-from fewstep.methods.consistency_distillation import ConsistencyDistillation
-from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.methods.multi_boundary import MultiBoundary
 from fewstep.models.lora import Lora
 from fewstep.models.sd15 import NAME
 from fewstep.models.source import Saved
+from fewstep.recipes._latent import (
+    BINS,
+    GRID,
+    STEPS,
+    consistency_distillation,
+    consistency_training,
+)
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
 
-GRID = Trailing()
-BINS = 40
-"""Intervals of the grid: of these the times of 4 steps are diffusers' own (999, 749, 499, 249)."""
-STEPS = Strided(GRID, BINS)
 GUIDANCE = GuidanceRange(7.5, 7.5)
 
 
@@ -71,18 +69,7 @@ def sd15_ct() -> Run:
     The grid of DDIM with 40 intervals throughout, all of them alike, Huber's distance, the student
     itself as target. It learns without guidance. `--steps 4`: the student's own number is 2.
     """
-    return lora_of(
-        ConsistencyTraining(
-            last=BINS,
-            curriculum="fixed",
-            times=GRID,
-            density=None,
-            distance=Huber(),
-            weighting="uniform",
-            guidance=GuidanceRange(),
-            sample_times=STEPS,
-        )
-    )
+    return lora_of(consistency_training())
 
 
 def sd15_cd() -> Run:
@@ -91,17 +78,7 @@ def sd15_cd() -> Run:
     One DDIM step of the teacher on a grid of 40 intervals, Huber's distance, the student itself as
     target. `--steps 4`: the student's own number is 2.
     """
-    return lora_of(
-        ConsistencyDistillation(
-            bins=BINS,
-            times=GRID,
-            solver=Euler(),
-            distance=Huber(),
-            guidance=GUIDANCE,
-            target_decay=0.0,
-            sample_times=STEPS,
-        )
-    )
+    return lora_of(consistency_distillation(GUIDANCE))
 
 
 def sd15_lcm_lora() -> Run:

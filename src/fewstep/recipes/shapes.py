@@ -1,16 +1,10 @@
 """Recipes of drawn shapes with captions (32×32): text to image in the small."""
 
 from fewstep.data.shapes import Shapes
-from fewstep.diffusion.parameterization import Epsilon
-from fewstep.diffusion.process import VariancePreservingTable
 from fewstep.diffusion.solvers import Euler
-from fewstep.diffusion.times import Strided, Trailing
-from fewstep.learning.guidance import GuidanceRange
-from fewstep.learning.losses import Huber, Squared
+from fewstep.learning.losses import Squared
 from fewstep.learning.method import Method
 from fewstep.learning.schedules import Cosine
-from fewstep.methods.consistency_distillation import ConsistencyDistillation
-from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.methods.continuous_consistency import ContinuousConsistency
 from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.dmd2 import DMD2
@@ -21,23 +15,26 @@ from fewstep.methods.progressive import Progressive
 from fewstep.methods.trajectory_consistency import TrajectoryConsistency
 from fewstep.metrics.classifier import Classification
 from fewstep.models.adapters import FullCopy
-from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.classifier import ClassifierNetwork, FreshClassifier
-from fewstep.models.clip_text import ClipText
 from fewstep.models.lora import Lora
-from fewstep.models.source import Fresh, Saved
-from fewstep.models.unet2d_condition import UNet2dCondition
-from fewstep.parts.autoencoder import Autoencoding, FreshAutoencoder
+from fewstep.models.source import Saved
+from fewstep.parts.autoencoder import Autoencoding
 from fewstep.parts.clip import Contrastive, FreshClip
+from fewstep.recipes._latent import (
+    BINS,
+    GRID,
+    STEPS,
+    consistency_distillation,
+    consistency_training,
+    small_autoencoder,
+    small_teacher,
+    small_text,
+)
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
 
 TEACHER = "runs/shapes_teacher"
-GRID = Trailing()
-BINS = 40
-"""Intervals of the students' grid: of these the times of 4 steps are diffusers' own."""
-STEPS = Strided(GRID, BINS)
 
 
 def shapes_classifier() -> Run:
@@ -76,19 +73,7 @@ def shapes_vae() -> Run:
     return Run(
         data=Shapes(),
         method=Autoencoding(distance=Squared()),
-        teacher=FreshAutoencoder(
-            AutoencoderKl(
-                {
-                    "block_out_channels": [16, 48, 72],
-                    "down_block_types": ["DownEncoderBlock2D"] * 3,
-                    "up_block_types": ["UpDecoderBlock2D"] * 3,
-                    "layers_per_block": 1,
-                    "latent_channels": 4,
-                    "norm_num_groups": 8,
-                    "sample_size": 32,
-                }
-            )
-        ),
+        teacher=small_autoencoder(),
         trainer=TrainerConfig(
             steps=6000,
             batch=8,
@@ -106,24 +91,13 @@ def shapes_clip() -> Run:
     pictures.
 
     0.78 M parameters with what it is trained with. Shape is what captions differ in least, so they
-    say four fifths of what there is: where they say half, the encoder does not learn it in this
-    time. Told which of full captions that differ in one attribute is that of a held-out picture, it
-    finds size, colour and place always, shape in 97 %. Held-out loss 0.77 among 64 pictures. 8
-    minutes on one core, seed 0, 2026-11-28.
+    say four fifths of what there is. Held-out loss 0.77 among 64 pictures, seed 0, 2026-11-28.
     """
     return Run(
         data=Shapes(mention=0.8),
         method=Contrastive(rows=64),
         teacher=FreshClip(
-            text=ClipText(
-                {
-                    "hidden_size": 128,
-                    "intermediate_size": 512,
-                    "num_hidden_layers": 3,
-                    "num_attention_heads": 4,
-                    "projection_dim": 128,
-                }
-            ),
+            text=small_text(),
             pictures=ClassifierNetwork(channels=24, features=128, dropout=0.0),
         ),
         trainer=TrainerConfig(
@@ -146,22 +120,7 @@ def shapes_teacher() -> Run:
     return Run(
         data=Shapes(),
         method=Diffusion(solver_steps=50, solver=Euler(), times=GRID, default_guidance=3.0),
-        teacher=Fresh(
-            network=UNet2dCondition(
-                {
-                    "block_out_channels": [64, 128],
-                    "down_block_types": ["CrossAttnDownBlock2D"] * 2,
-                    "up_block_types": ["CrossAttnUpBlock2D"] * 2,
-                    "layers_per_block": 1,
-                    "norm_num_groups": 16,
-                    "attention_head_dim": 4,
-                }
-            ),
-            process=VariancePreservingTable(),
-            parameterization=Epsilon(),
-            codec_from="runs/shapes_vae",
-            conditioner_from="runs/shapes_clip",
-        ),
+        teacher=small_teacher("runs/shapes_vae", "runs/shapes_clip"),
         trainer=TrainerConfig(
             steps=8000,
             batch=64,
@@ -199,32 +158,14 @@ def shapes_ct() -> Run:
 
     Not guided, for nobody says what the guided answer would be.
     """
-    method = ConsistencyTraining(
-        last=BINS,
-        curriculum="fixed",
-        times=GRID,
-        density=None,
-        distance=Huber(),
-        weighting="uniform",
-        guidance=GuidanceRange(),
-        sample_times=STEPS,
-    )
-    return student_of(method, lr=2e-4)
+    return student_of(consistency_training(), lr=2e-4)
 
 
 def shapes_cd() -> Run:
     """Consistency distillation of drawn shapes: one DDIM step of the guided teacher, the student
     itself as target.
     """
-    method = ConsistencyDistillation(
-        bins=BINS,
-        times=GRID,
-        solver=Euler(),
-        distance=Huber(),
-        target_decay=0.0,
-        sample_times=STEPS,
-    )
-    return student_of(method, lr=2e-4)
+    return student_of(consistency_distillation(), lr=2e-4)
 
 
 def shapes_lcm() -> Run:
