@@ -19,6 +19,7 @@ QUARTERS = [999, 749, 499, 249]
 SCHEDULES = {
     "sd15_ct": ("LCMScheduler", QUARTERS),
     "sd15_cd": ("LCMScheduler", QUARTERS),
+    "sd15_guided_lora": ("DPMSolverMultistepScheduler", QUARTERS),
     "sd15_lcm_lora": ("LCMScheduler", [999, 759, 499, 259]),
     "sd15_mbcd_lora": ("DDIMScheduler", QUARTERS),
     "sd15_dmd2_lora": ("LCMScheduler", QUARTERS),

@@ -26,6 +26,7 @@ from fewstep.methods.continuous_consistency import ContinuousConsistency
 from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.easy_consistency import EasyConsistency
+from fewstep.methods.guided_distillation import GuidedDistillation
 from fewstep.methods.invertible_consistency import InvertibleConsistency
 from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.multi_boundary import MultiBoundary
@@ -42,6 +43,7 @@ CASES = {
     "continuous_consistency": lambda g: ContinuousConsistency(guidance=g, adaptive=False),
     "dmd2": lambda g: DMD2(guidance=g, gan=0.0, gan_fake=0.0, density=LogNormal(1.0, 0.5)),
     "easy_consistency": lambda g: EasyConsistency(solver=Euler(), guidance=g),
+    "guided_distillation": lambda g: GuidedDistillation(guidance=g),
     "mean_flow": lambda g: MeanFlow(velocity="teacher", guidance=g),
     "progressive": lambda g: Progressive(start=8, end=2, guidance=g),
     "shortcut": lambda g: Shortcut(velocity="teacher", intervals=8, guidance=g),

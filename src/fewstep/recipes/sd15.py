@@ -11,10 +11,13 @@ samples, and looks at 256 pictures at once.
 """
 
 from fewstep.data.folder import Folder
+from fewstep.diffusion.samplers import Ode
+from fewstep.diffusion.solvers import Dpmpp2m
 from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Method
 from fewstep.learning.schedules import Constant
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.guided_distillation import GuidedDistillation
 from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.methods.multi_boundary import MultiBoundary
 from fewstep.models.lora import Lora
@@ -79,6 +82,16 @@ def sd15_cd() -> Run:
     target. `--steps 4`: the student's own number is 2.
     """
     return lora_of(consistency_distillation(GUIDANCE))
+
+
+def sd15_guided_lora() -> Run:
+    """Guidance 7.5 of Stable Diffusion 1.5 in a LoRA (arXiv:2210.03142): at CFG 1 it answers what
+    the base answers at 7.5, in half the time a step.
+
+    Of any number of steps; saved with 20 of DPM-Solver++.
+    """
+    sampler = Ode(20, GRID, Dpmpp2m())
+    return lora_of(GuidedDistillation(guidance=GUIDANCE, sample_with=sampler), steps=1000)
 
 
 def sd15_lcm_lora() -> Run:
