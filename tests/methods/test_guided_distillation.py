@@ -54,6 +54,7 @@ def test_another_answer_costs_its_squared_error_in_what_the_network_predicts(pro
     student = gaussian(process, SCALE, off=0.3)
     found, nets, batch = loss_of(student, gaussian(process), method)
     again = dataclasses.replace(batch, draws=batch_of(samples(ROWS), 5, labels(ROWS)).draws)
+    again.noise()
     t = method.density(process, again.draws)
     expected = 0.3**2 / nets.student.coefficients(t).out ** 2
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-6)
@@ -63,9 +64,15 @@ def test_it_is_sampled_as_its_teacher():
     model = Fresh(network=TINY).load(digits().space, 0)
     model.sampler = Ode(7, solver=Euler())
     model.guidance = Guidance("doubled", 1.0, 8.0, 2.5)
-    method = GuidedDistillation().towards(model)
+    method = GuidedDistillation(guidance=None).towards(model)
     assert method.guidance == GuidanceRange(2.5, 2.5)
     assert method.sampler(CLOCK) == model.sampler
     assert method.student_guidance(model.guidance) == Guidance("fixed", 2.5, 2.5, 2.5)
     asked = GuidedDistillation(sample_with=Ode(3)).towards(model)
     assert asked.sampler(CLOCK) == Ode(3)
+
+
+def test_a_teacher_without_guidance_has_none_to_teach():
+    model = Fresh(network=TINY).load(digits().space, 0)
+    with pytest.raises(ValueError, match="none to learn"):
+        GuidedDistillation(guidance=None).towards(model)

@@ -22,13 +22,15 @@ class GuidedDistillation(Method):
     """w(t) d( D(x_t, t), D_null + g (D_cond - D_null) ): one evaluation answers what the guided
     teacher answers with two.
 
-    The same number of steps at half the cost. At one scale, the teacher's own if none is said, the
-    student takes its place wherever that scale is asked for, and is often a LoRA; over a range with
-    guidance.embed=true it reads the scale. Other methods take it as their teacher. x_t is noised
-    data, and all times count.
+    The same number of steps at half the cost. g is drawn per sample and read by the student, which
+    can be asked for any of the range. At one scale (guidance=3; null is the teacher's own) the
+    student takes the teacher's place wherever that scale is asked for, and is often a LoRA. Other
+    methods take it as their teacher. x_t is noised data, and all times count.
     """
 
-    guidance: GuidanceRange | None = None
+    guidance: GuidanceRange | None = dataclasses.field(
+        default_factory=lambda: GuidanceRange(1.0, 5.0, embed=True)
+    )
     density: Density = dataclasses.field(default_factory=Usual)
     """Of the training times; the default is what the process is used with."""
     distance: Distance = dataclasses.field(default_factory=Squared)
@@ -48,6 +50,11 @@ class GuidedDistillation(Method):
     def towards(self, model: Any) -> Method:
         settled = super().towards(model)
         assert isinstance(settled, GuidedDistillation)
+        if settled.scales.plain:
+            raise ValueError(
+                "the teacher samples without guidance, so there is none to learn: say which by "
+                "method.guidance=3, or a range"
+            )
         if settled.sample_with is not None:
             return settled
         return dataclasses.replace(settled, sample_with=model.sampler)
@@ -57,8 +64,9 @@ class GuidedDistillation(Method):
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One noise level, one noise and one guidance scale per sample."""
+        x0, noise = batch.data, batch.noise()
         t = self.density(nets.teacher.process, batch.draws)
-        x_t = nets.teacher.process.add_noise(batch.data, batch.noise(), t)
+        x_t = nets.teacher.process.add_noise(x0, noise, t)
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
         with torch.no_grad():
             goal = teacher(x_t, t, batch.cond)
