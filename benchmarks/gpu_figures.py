@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.cli.plan import beside, rehearsal
 from fewstep.diffusion.samplers import Ode, Renoise, Sampler
 from fewstep.models.network import ConditionedModule
+from fewstep.models.space import image_space
 from fewstep.training.plan import by_role
 
 CUDA = DEVICE.type == "cuda"
@@ -331,7 +332,8 @@ def lora_figures(scale: Scale, precision: str) -> dict[str, Any]:
     forget_memory()
     batch, side = scale.lora_batch, scale.lora_side
     with lora.size_of(scale.small), tf32(True):
-        ready = rehearsal(lora.run_of(lora.RECIPE, batch, precision=precision), (3, side, side), 0)
+        run = lora.run_of(lora.RECIPE, batch, precision=precision)
+        ready = rehearsal(run, image_space((3, side, side)))
 
         def work() -> None:
             next(ready.trainer.steps())

@@ -30,6 +30,7 @@ from fewstep import recipes
 from fewstep.choice import replaced
 from fewstep.cli.plan import beside, plan_of, rehearsal
 from fewstep.models import sd15
+from fewstep.models.space import image_space
 from fewstep.report.tables import Table, markdown
 from fewstep.run import Prepared, Run
 from fewstep.training.plan import by_role
@@ -82,7 +83,7 @@ def measured(run: Run, side: int, steps: int) -> dict[str, Any]:
 
 def stepped(run: Run, side: int, steps: int) -> tuple[Prepared, list[float]]:
     """The run behind so many steps, and the seconds of each."""
-    ready = rehearsal(run, (3, side, side), 0)
+    ready = rehearsal(run, image_space((3, side, side)))
     return ready, [seconds(lambda: next(ready.trainer.steps())) for _ in range(steps)]
 
 
@@ -96,7 +97,7 @@ def peak_of(profiler: profile) -> int:
 
 def foreseen(run: Run, side: int) -> dict[str, Any]:
     """The same as the plan has it."""
-    plan = plan_of(run, (3, side, side), 0)
+    plan = plan_of(run, image_space((3, side, side)))
     trained = dict(plan.trained)
     return {"seconds": plan.step, "peak": plan.peak, "held": dict(plan.held), "trained": trained}
 

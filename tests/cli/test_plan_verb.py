@@ -1,12 +1,15 @@
 """`fewstep plan`: before there are data or teachers, for every recipe."""
 
 import pytest
+from PIL import Image
 from tests.cli.conftest import LOOP, NETWORK
-from tests.tiny_diffusion import SD15
+from tests.tiny_diffusion import SD15, tiny_pipeline
 
 from fewstep.cli.configure import configured
 from fewstep.cli.plan import outside
 from fewstep.models import sd15
+from fewstep.models.autoencoder_kl import AutoencoderKlModule
+from fewstep.models.clip_text import ClipTextModule
 from fewstep.recipes import listed
 from fewstep.training import plan
 
@@ -25,7 +28,7 @@ def _hurried(monkeypatch):
 def test_every_recipe_has_a_plan_without_data_or_teacher(fewstep, recipe, tmp_path):
     """In an empty folder, on images of 8×8 in the recipe's colours."""
     run, _ = configured(recipe, [])
-    (channels, *_), _ = outside(run, None, None)
+    channels = outside(run, None, None).shape[0]
     ended = fewstep(
         "plan", recipe, "--shape", f"{channels},8,8", "trainer.batch=2", "trainer.device=cpu"
     )
@@ -172,4 +175,33 @@ def test_what_stable_diffusion_needs_is_told_by_role(done, monkeypatch):
 
 def test_the_pictures_of_a_recipe_are_known():
     run, _ = configured("sd15_cd", [])
-    assert outside(run, None, None) == ((3, 512, 512), 0)
+    space = outside(run, None, None)
+    assert (space.shape, space.classes) == ((3, 512, 512), 0)
+
+
+def test_a_cache_is_planned_without_its_encoders(fewstep, tmp_path, monkeypatch):
+    tiny_pipeline().save_pretrained(tmp_path / "sd")
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(f"number {i}")
+    made = fewstep("data", "cache", "pictures", "size=8", "--model", "sd", "--out", "cache")
+    assert made.code == 0, made.err
+
+    def none(*_):
+        raise AssertionError("an encoder runs")
+
+    monkeypatch.setattr(AutoencoderKlModule, "encode", none)
+    monkeypatch.setattr(ClipTextModule, "forward", none)
+    words = ("teacher=sd", "trainer.batch=2", "trainer.micro_batch=0", "trainer.device=cpu")
+    ended = fewstep("plan", "sd15_lcm_lora", *words, "data=cached", "data.path=cache")
+    assert ended.code == 0, ended.err
+    assert "batch: 2 rows, in 1 pass of 2" in ended.out
+
+
+def test_prompts_alone_are_planned(fewstep, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    data = ("data=prompts", "data.path=prompts.txt", "method.gan=0", "method.gan_fake=0")
+    ended = fewstep("plan", "sd15_dmd2_lora", *data, "trainer.batch=1", "trainer.device=cpu")
+    assert ended.code == 0, ended.err
+    assert "parameters of student" in ended.out

@@ -11,14 +11,26 @@ from torch import nn
 from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
 from fewstep.cli.tables import print_table
-from fewstep.data.dataset import Held
+from fewstep.data.caching import part_facts
+from fewstep.data.dataset import Held, MadeBy
 from fewstep.learning.averaging import share_of_start
 from fewstep.learning.dropout import seeded
 from fewstep.models import sd15
+from fewstep.models.bundle import DiffusionModel
 from fewstep.models.named import shipped
 from fewstep.models.size import MOST_NUMBERS
 from fewstep.models.source import Fresh, ModelSource, Saved
-from fewstep.models.space import Space, Text, image_space
+from fewstep.models.space import (
+    Classes,
+    Column,
+    Image,
+    Moments,
+    Space,
+    Text,
+    Vectors,
+    data_space,
+    image_space,
+)
 from fewstep.parts.autoencoder import Autoencoder
 from fewstep.parts.clip import Clip
 from fewstep.recipes import listed
@@ -29,7 +41,7 @@ from fewstep.training.doubts import doubts, shortest
 from fewstep.training.plan import Plan, planned, planned_precision
 from fewstep.training.start import check_base
 
-IMAGES = 64  # that stand for the data
+ROWS = 64  # that stand for the data
 
 
 def plan(
@@ -37,17 +49,21 @@ def plan(
 ) -> None:
     """Prints the plan of a run. ValueError where nobody knows the shape of its data."""
     run, _ = configured(recipe, overrides or [])
-    show(run, plan_of(run, *outside(run, shape, classes), processes))
+    show(run, plan_of(run, outside(run, shape, classes), processes))
 
 
-def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int, ...], int]:
-    """Shape and classes of a run's data. ValueError where nobody says them."""
+def outside(run: Run, shape: str | None, classes: int | None) -> Space:
+    """What a run's data hold. shape, classes: of the pictures, in place of what is known of them.
+    ValueError where nobody says them.
+    """
     known = run.data.foreseen()
     if shape is None and known is None:
         raise ValueError(
             f"the shape of {kind_of(type(run.data))} data is not known before it is read: give "
             "--shape 3,64,64 and --classes"
         )
+    if known is not None and shape is None and classes is None:
+        return known
     sides, labels = ((), 0) if known is None else (known.shape, known.classes)
     if shape is not None:
         words = [word.strip() for word in shape.split(",")]
@@ -58,12 +74,12 @@ def outside(run: Run, shape: str | None, classes: int | None) -> tuple[tuple[int
         sides = tuple(map(int, words))
         if math.prod(sides) > MOST_NUMBERS:
             raise ValueError(f"--shape {shape}: no sample has more than {MOST_NUMBERS:,} numbers")
-    return sides, labels if classes is None else classes
+    return image_space(sides, labels if classes is None else classes)
 
 
-def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) -> Plan:
-    """The plan of a run on data of that shape."""
-    ready = rehearsal(run, shape, classes)
+def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:
+    """The plan of a run on such data."""
+    ready = rehearsal(run, space)
     rows = 0
     if run.data.split == "train":
         rows = health.HELD_OUT
@@ -72,26 +88,37 @@ def plan_of(run: Run, shape: tuple[int, ...], classes: int, processes: int = 1) 
     return planned(ready.trainer, processes, rows, beside(ready))
 
 
-def rehearsal(run: Run, shape: tuple[int, ...], classes: int) -> Prepared:
-    """A run that can begin without its data and its teacher: on made-up images of that shape, in
-    the arithmetic in which it is planned, nothing compiled.
+def rehearsal(run: Run, space: Space) -> Prepared:
+    """A run that can begin without its data and its teacher: on made-up rows, in the arithmetic in
+    which it is planned, nothing compiled.
     """
     check_base(run.adaptation, run.start or run.teacher)
-    space = image_space(shape, classes)
-    space = Space(
-        space.shape, {**space.columns, "caption": Text()}
-    )  # whoever reads none ignores it
+    # whoever reads no captions ignores them
+    space = Space(space.shape, {**space.columns, "caption": Text()})
     model = _model(run.teacher, space)
     begin = model if run.start is None else _model(run.start, space)
-    values: dict[str, Any] = {"caption": [f"the picture of number {i}" for i in range(IMAGES)]}
     with seeded(0, torch.device("cpu")):
-        values["image"] = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
-        if classes:
-            values["label"] = torch.randint(classes, (IMAGES,))
-    dataset = Held(values, space.columns, torch.arange(IMAGES), flip=run.data.flip)
+        values = {name: _made_up(column) for name, column in space.columns.items()}
+    dataset = Held(values, space.columns, torch.arange(ROWS), flip=run.data.flip)
+    if isinstance(model, DiffusionModel) and space.columns.keys() & {"moments", "embedding"}:
+        facts = {"codec": part_facts(model.codec), "conditioner": part_facts(model.conditioner)}
+        embedding = values.get("embedding")
+        dataset.made_by = MadeBy(facts, None if embedding is None else embedding[:1])
     precision = planned_precision(run.trainer)
     tried = replaced(run, trainer=replaced(run.trainer, compile=False, precision=precision))
     return tried.prepared(dataset, model=model, begin=begin)
+
+
+def _made_up(column: Column) -> Any:
+    """Rows of a column."""
+    if isinstance(column, Text):
+        return [f"the picture of number {i}" for i in range(ROWS)]
+    if isinstance(column, Classes):
+        return torch.randint(column.num, (ROWS,))
+    assert isinstance(column, Image | Moments | Vectors)
+    if isinstance(column, Image):
+        return torch.randint(256, (ROWS, *column.shape), dtype=torch.uint8)
+    return torch.randn(ROWS, *column.shape)
 
 
 def beside(ready: Prepared) -> dict[str, list[nn.Module]]:
@@ -108,6 +135,9 @@ def _model(source: ModelSource, data: Space) -> Any:
     """
     if isinstance(source, Saved) and source.path == sd15.NAME:
         source = sd15.fresh()
+        if not data.shape:  # prompts alone
+            side = sd15.AUTOENCODER["sample_size"]
+            data = data_space({**data.columns, "image": Image((3, side, side))})
     if isinstance(source, Saved) and source.path not in shipped():
         path = Path(source.path)
         made = any((folder / "model.json").is_file() for folder in (path, path / "student"))

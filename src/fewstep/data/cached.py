@@ -21,7 +21,7 @@ from fewstep.data.index import DIGEST, file_hash, indexed
 from fewstep.data.labels import check_labels
 from fewstep.data.source import Source, located
 from fewstep.files import mapped_tensors
-from fewstep.models.space import Classes, Column, Moments, Vectors
+from fewstep.models.space import Classes, Column, Moments, Space, Vectors, data_space
 
 WHAT = "a cache (fewstep data cache)"
 
@@ -41,6 +41,10 @@ class Cached(Source):
         index = path / INDEX
         shards = sorted(path.glob("shard-*.safetensors")) if index.is_file() else []
         return [index, *shards] if shards else []
+
+    def foreseen(self) -> Space | None:
+        folder = Path(self.path)
+        return data_space(read_index(folder).columns) if (folder / INDEX).is_file() else None
 
     def read(self, beside: Path | None = None) -> Dataset:
         folder = located(self.path, WHAT)
