@@ -1,6 +1,7 @@
-"""The notebook, cell by cell, on a miniature of Stable Diffusion."""
+"""The notebook, cell by cell, on a miniature of Stable Diffusion; the README has its commands."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -14,8 +15,23 @@ from fewstep.cli.main import main
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-NOTEBOOK = Path(__file__).parents[2] / "examples" / "text_to_image.ipynb"
+HOME = Path(__file__).parents[2]
+NOTEBOOK = HOME / "examples" / "text_to_image.ipynb"
 MINE = {"BASE": "sd", "PICTURES": "pictures", "SIZE": 8, "STEPS": 2}
+
+
+def cells():
+    """The code of the notebook."""
+    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
+
+
+def commands(text, names):
+    """Those of fewstep, as words, without what is said behind a #."""
+    for name, value in names.items():
+        text = text.replace(f"${name}", str(value)).replace(f"{{{name}}}", str(value))
+    lines = re.findall(r"^!?(fewstep .*)$", text, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def run_cell(source, names):
@@ -46,8 +62,18 @@ def test_every_cell(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(f"pictures/{i}.png")
         Path(f"pictures/{i}.txt").write_text(f"picture number {i}")
     names = {}
-    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            run_cell("".join(cell["source"]), names)
+    for source in cells():
+        run_cell(source, names)
     assert names["image"].size == (8, 8)
     assert Path("runs/mine/lora/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_readme_says_the_same():
+    names = {}
+    exec(next(source for source in cells() if "BASE =" in source), names)
+    base = names["BASE"]
+    names["ROWS"] = f"{base},steps=25,name=base {base},steps=4,name=base runs/mine"
+    readme = (HOME / "README.md").read_text(encoding="utf-8")
+    _, _, section = readme.partition("## Text to image")
+    block = re.search(r"```bash\nBASE=.*?```", section, flags=re.DOTALL).group()
+    assert commands(block, {"BASE": base}) == commands("\n".join(cells()), names)
