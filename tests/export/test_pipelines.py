@@ -29,7 +29,7 @@ from fewstep.export.card import Card
 from fewstep.export.lora import export_lora, round_addition
 from fewstep.export.rounding import round_model
 from fewstep.export.schedules import schedule_of
-from fewstep.export.stable_diffusion import export_pipeline
+from fewstep.export.stable_diffusion import ends_of, export_pipeline
 from fewstep.models.adapters import merged
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
@@ -195,12 +195,27 @@ def test_what_diffusers_cannot_say(tmp_path, parts, says):
     assert not (tmp_path / "made").exists()
 
 
-def test_the_end_of_a_jump_is_handed_over_by_no_pipeline(tmp_path):
-    model = tiny(None, FlowMap(2, NESTED))
+@pytest.mark.parametrize("sampler", [FlowMap(2, NESTED), MODELS["tcd"][1]])
+def test_the_end_of_a_jump_is_told_as_the_card_says(tmp_path, sampler):
+    model = flow_map(sampler)
+    assert export_pipeline(model, tmp_path / "made", CARD) <= 1e-4
+    again = load(tmp_path / "made")
+    assert torch.allclose(again.generate(num=2), model.generate(num=2), atol=1e-6)
+    ends = sampler.grid(TABLE).round().int().tolist()[1:]
+    if sampler.gamma:
+        ends[:-1] = [int(0.7 * end) for end in ends[:-1]]
+    assert list(ends_of(model).values()) == ends
+    assert f"{ends[0]}.0" in (tmp_path / "made" / "README.md").read_text()
+
+
+def flow_map(sampler):
+    """A model whose U-Net reads where its jump ends."""
+    model = tiny(None, sampler)
     network = model.denoiser.network.with_inputs({"s"})
+    last = network.module.class_embedding.linear_2
+    last.weight.data = torch.randn(last.weight.shape, generator=torch.Generator().manual_seed(5))
     model.denoiser = Denoiser(network, TABLE, Epsilon()).eval()
-    with pytest.raises(ValueError, match="end of a jump"):
-        export_pipeline(model, tmp_path / "made", CARD)
+    return model
 
 
 def student(alpha=None, targets=("all",), inputs=frozenset(), sampler=None):
@@ -309,7 +324,8 @@ def test_the_snippets_of_the_cards_run(tmp_path):
     model, addition, base = student()
     export_pipeline(base, tmp_path / "base", CARD)
     export_lora(model, addition, tmp_path / "lora", "x", Card("x", base="../base"))
-    for name in ("base", "lora"):
+    export_pipeline(flow_map(FlowMap(2, NESTED)), tmp_path / "jumps", CARD)
+    for name in ("base", "lora", "jumps"):
         code = snippet_of((tmp_path / name / "README.md").read_text())
         code += "\nimport sys; assert 'fewstep' not in sys.modules"
         ended = subprocess.run(

@@ -3,7 +3,8 @@
 A bare call of it, `pipe(prompt, num_inference_steps=n)`, samples as the model does, wherever the
 scheduler can be told so by its configuration. What was distilled at one guidance scale is not
 guided again: the U-Net gets a place for the scale whose weights are zero, as with that the pipeline
-evaluates it once a step, whatever its guidance_scale.
+evaluates it once a step, whatever its guidance_scale. A U-Net that reads where its jump ends takes
+that as class_labels, which no pipeline of diffusers hands over: the card's snippet does, by a hook.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import kind_of
-from fewstep.diffusion.types import Sample
+from fewstep.diffusion.conditioning import Cond
+from fewstep.diffusion.types import Sample, Time
 from fewstep.export.card import Card, write_card
 from fewstep.export.drawn import Drawn
 from fewstep.export.rounding import store
@@ -101,11 +103,6 @@ def parts_of(
         raise ValueError(_other("codec", codec))
     if not isinstance(conditioner, ClipTextModule):
         raise ValueError(_other("conditioner", conditioner))
-    if "s" in network.inputs:
-        raise ValueError(
-            "its U-Net reads the end of a jump, which no pipeline of diffusers hands over: "
-            "`fewstep sample` does"
-        )
     return network, codec, conditioner
 
 
@@ -128,6 +125,13 @@ def compared(model: DiffusionModel, pipeline: Any, schedule: Schedule) -> float:
     latents = Drawn(1, len(prompts)).normal(*model.shape)
     mine = _mine(model, prompts, latents, Drawn(2, len(prompts)))
     pipeline.set_progress_bar_config(disable=True)
+    if "s" in model.denoiser.inputs:
+        ends = ends_of(model)
+
+        def tell(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            return args, {**kwargs, "class_labels": torch.tensor([ends[int(args[1])]])}
+
+        pipeline.unet.register_forward_pre_hook(tell, with_kwargs=True)
     with quiet():
         theirs = pipeline(
             prompts,
@@ -156,6 +160,19 @@ def _mine(model: DiffusionModel, prompts: list[str], latents: Sample, draws: Dra
     return images
 
 
+def ends_of(model: DiffusionModel) -> dict[int, float]:
+    """Where each jump of the model's sampler ends, by the index at which the network is asked."""
+    ends: dict[int, float] = {}
+
+    def ask(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        ends[int(t)] = float(t if s is None else s)
+        return x_t
+
+    noise = torch.zeros(1, 1)
+    model.sampler(ask, model.denoiser.process, noise, Cond({}), Drawn(0, 1))
+    return ends
+
+
 def call_of(model: DiffusionModel, schedule: Schedule) -> dict[str, Any]:
     """What the pipeline is called with, beside the prompt."""
     return {**schedule.call, "guidance_scale": guidance_of(model)}
@@ -169,9 +186,25 @@ def _snippet(model: DiffusionModel, schedule: Schedule) -> str:
             "from diffusers import StableDiffusionPipeline",
             "",
             'pipe = StableDiffusionPipeline.from_pretrained(".")  # this folder',
+            *(_told_ends(model) if "s" in model.denoiser.inputs else ()),
             *an_image(model, schedule),
         ]
     )
+
+
+def _told_ends(model: DiffusionModel) -> list[str]:
+    """Lines of Python with which `pipe` tells the U-Net where its jumps end."""
+    return [
+        f"ends = {ends_of(model)!r}  # of the step from each time: the U-Net reads it",
+        "",
+        "",
+        "def tell(unet, args, kwargs):",
+        '    kwargs["class_labels"] = torch.tensor([ends[int(args[1])]], device=args[0].device)',
+        "    return args, kwargs",
+        "",
+        "",
+        "pipe.unet.register_forward_pre_hook(tell, with_kwargs=True)",
+    ]
 
 
 def an_image(model: DiffusionModel, schedule: Schedule) -> list[str]:
