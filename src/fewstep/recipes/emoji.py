@@ -6,7 +6,7 @@ transparent lies on white.
 """
 
 from fewstep.data.table import Table
-from fewstep.learning.guidance import GuidanceRange
+from fewstep.diffusion.solvers import Euler
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Method
 from fewstep.learning.schedules import Cosine
@@ -18,7 +18,7 @@ from fewstep.models.lora import Lora
 from fewstep.models.source import Saved
 from fewstep.parts.autoencoder import Autoencoding
 from fewstep.parts.clip import Contrastive, FreshClip
-from fewstep.recipes._latent import BINS, small_autoencoder, small_teacher, small_text
+from fewstep.recipes._latent import BINS, GRID, small_autoencoder, small_teacher, small_text
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
@@ -81,21 +81,21 @@ def emoji_teacher() -> Run:
     """
     return Run(
         data=PICTURES,
-        method=Diffusion(),
+        method=Diffusion(solver_steps=50, solver=Euler(), times=GRID, default_guidance=2.0),
         teacher=small_teacher("runs/emoji_vae", "runs/emoji_clip"),
         trainer=TrainerConfig(
-            steps=1800,
+            steps=4000,
             batch=64,
             optimizer=AdamW(lr=1e-3),
             schedule=Cosine(warmup=200),
             ema=(0.999,),
-            save_every=600,
-            health_every=900,
+            save_every=500,
+            health_every=1000,
         ),
     )
 
 
-def student_of(method: Method, *, steps: int, lr: float = 1e-3) -> Run:
+def student_of(method: Method) -> Run:
     """A student of the teacher of emoji, as a LoRA."""
     return Run(
         data=PICTURES,
@@ -103,9 +103,9 @@ def student_of(method: Method, *, steps: int, lr: float = 1e-3) -> Run:
         teacher=Saved("runs/emoji_teacher"),
         adaptation=Lora(rank=32),
         trainer=TrainerConfig(
-            steps=steps,
+            steps=300,
             batch=64,
-            optimizer=AdamW(lr=lr),
+            optimizer=AdamW(lr=1e-3),
             schedule=Cosine(warmup=20),
             ema=(0.98,),
             save_every=100,
@@ -115,17 +115,10 @@ def student_of(method: Method, *, steps: int, lr: float = 1e-3) -> Run:
 
 
 def emoji_lcm_lora() -> Run:
-    """LCM-LoRA of emoji: the teacher at guidance 2 in 1 to 4 steps, at half the cost of a step."""
-    return student_of(
-        LatentConsistency(guidance=GuidanceRange(2.0, 2.0), target_decay=0.0), steps=200
-    )
+    """LCM-LoRA of emoji: the guided teacher in 1 to 4 steps, each at half the cost."""
+    return student_of(LatentConsistency(guidance=None, target_decay=0.0))
 
 
 def emoji_mbcd_lora() -> Run:
-    """Multi-boundary consistency distillation of emoji as a LoRA: guidance 2, 4 steps.
-
-    The ends of the four segments of 40 intervals are the rows of diffusers' DDIM scheduler with
-    trailing indices.
-    """
-    method = MultiBoundary(segments=4, bins=BINS, guidance=GuidanceRange(2.0, 2.0))
-    return student_of(method, steps=200)
+    """Multi-boundary distillation of emoji as a LoRA: four deterministic steps, DDIM's own."""
+    return student_of(MultiBoundary(bins=BINS, times=GRID))
