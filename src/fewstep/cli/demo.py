@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fewstep.choice import did_you_mean
 from fewstep.cli.configure import configured
 from fewstep.cli.evaluate import measures_of
 from fewstep.cli.tables import print_table
@@ -13,6 +14,7 @@ from fewstep.diffusion.samplers import Sampler
 from fewstep.files import write_json
 from fewstep.metrics.authenticity import nearest
 from fewstep.metrics.evaluation import Evaluation
+from fewstep.metrics.measure import Measure
 from fewstep.metrics.protocol import rounded
 from fewstep.metrics.results import Result
 from fewstep.models.bundle import DiffusionModel
@@ -27,13 +29,32 @@ from fewstep.report.run_report import (
 from fewstep.report.tables import table
 from fewstep.run import distil
 
+DEMOS = ("digits", "shapes")
+NUM = 2000
 TEACHER, STUDENT = (1, 2, 4, 35), (1, 2, 4)  # evaluations
 
 
-def demo(overrides: list[str] | None, num: int, seed: int, measures: str | None) -> None:
-    """Distils the shipped teacher of digits, measures both, writes a report."""
-    run, folder = configured("digits_cd", ["name=demo", *(overrides or [])])
+def demo(words: list[str] | None, num: int | None, seed: int, measures: str | None) -> None:
+    """digits or shapes, then options of the run."""
+    what, overrides = "digits", list(words or [])
+    if overrides and "=" not in overrides[0]:
+        what = overrides.pop(0)
+    if what not in DEMOS:
+        raise ValueError(f"no demo {what!r}{did_you_mean(what, [*DEMOS])}")
     chosen = measures_of(measures)
+    if what == "digits":
+        _of_digits(overrides, num or NUM, seed, chosen)
+        return
+    from fewstep.cli import demo_shapes  # which imports what reads captions
+
+    demo_shapes.demo(overrides, num, seed, chosen)
+
+
+def _of_digits(
+    overrides: Sequence[str], num: int, seed: int, chosen: Sequence[Measure] | None
+) -> None:
+    """Distils the shipped teacher of digits, measures both, writes a report."""
+    run, folder = configured("digits_cd", ["name=demo", *overrides])
     training, held_out = run.data.dataset("train"), run.data.dataset("test")
     evaluation = Evaluation.against(training, None, chosen, num=num, seed=seed, split="train")
     evaluation.served(held_out.columns)  # before the work

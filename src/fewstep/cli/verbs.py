@@ -25,21 +25,26 @@ def carry_out(verb: str, options: dict[str, Any], name: str | None = None) -> No
 
 
 def demo(
-    overrides: list[str] | None = typer.Argument(
-        None, help="As for train: trainer.steps=200, name=…"
+    words: list[str] | None = typer.Argument(
+        None,
+        metavar="[digits|shapes] [NAME=VALUE]...",
+        help="digits (labels) or shapes (text to image); then as for train: trainer.steps=200",
     ),
-    num: int = typer.Option(
-        2000, min=20, max=MOST_IMAGES, help="Samples for each row of the table."
+    num: int | None = typer.Option(
+        None,
+        min=20,
+        max=MOST_IMAGES,
+        help="Samples for each row of the table; 2000 of digits, 200 of shapes if not given.",
     ),
     seed: int = typer.Option(0, help="The seed of the samples."),
     measures: str | None = typer.Option(
-        None, help="Which (fewstep inspect measures); all that digits can serve if not given."
+        None, help="Which (fewstep inspect measures); all that fit if not given."
     ),
 ) -> None:
-    """Distils the shipped digits teacher into a student of 1 to 4 evaluations, measures both,
-    writes a report.
+    """Distils a shipped teacher into a student of 1 to 4 evaluations, measures both, writes a
+    report.
 
-    Example: fewstep demo
+    Example: fewstep demo shapes
     """
     carry_out("demo", locals())
 
