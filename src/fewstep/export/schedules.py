@@ -128,7 +128,7 @@ def _deterministic(denoiser: Denoiser, sampler: Sampler, times: Sequence[int]) -
     steps = len(times)
     config = {
         "timestep_spacing": "trailing",
-        "steps_offset": 0,
+        "steps_offset": 1,  # which trailing times do not read, and pipelines warn of any other
         "clip_sample": False,
         "set_alpha_to_one": sampler.times.end == "t_data",
     }

@@ -36,7 +36,7 @@ from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
 
-TEACHER = "runs/shapes_teacher"
+TEACHER = "shapes_teacher"
 
 
 def shapes_classifier() -> Run:
@@ -114,10 +114,13 @@ def shapes_clip() -> Run:
 
 
 def shapes_teacher() -> Run:
-    """The small Stable Diffusion of drawn shapes: a U-Net of 4.3 M parameters on 8×8 latents.
+    """The shipped small Stable Diffusion of drawn shapes: a U-Net of 4.3 M parameters on 8×8
+    latents.
 
-    Noise prediction on the table of Stable Diffusion, between the autoencoder of
-    `runs/shapes_vae` and the text encoder of `runs/shapes_clip`, which are trained before.
+    Noise prediction on the table of Stable Diffusion, between the autoencoder of `runs/shapes_vae`
+    and the text encoder of `runs/shapes_clip`, which are trained before. Made by `fewstep train`
+    with these three names, then `python tools/ship.py runs/shapes_teacher`: 15, 8 and 75 minutes on
+    one core, seed 0, 2026-11-28. What it reaches: docs/results/shapes.md.
     """
     return Run(
         data=Shapes(),
