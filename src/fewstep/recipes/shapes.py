@@ -119,8 +119,8 @@ def shapes_teacher() -> Run:
 
     Noise prediction on the table of Stable Diffusion, between the autoencoder of `runs/shapes_vae`
     and the text encoder of `runs/shapes_clip`, which are trained before. Made by `fewstep train`
-    with these three names, then `python tools/ship.py runs/shapes_teacher`: 15, 8 and 75 minutes on
-    one core, seed 0, 2026-11-28. What it reaches: docs/results/shapes.md.
+    with these three names, then `python tools/ship.py runs/shapes_teacher`: 15, 8 and 93 minutes on
+    one core of a busy machine, seed 0, 2026-11-28. What it reaches: docs/results/shapes.md.
     """
     return Run(
         data=Shapes(),
