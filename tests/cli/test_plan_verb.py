@@ -12,6 +12,7 @@ from fewstep.models.autoencoder_kl import AutoencoderKlModule
 from fewstep.models.clip_text import ClipTextModule
 from fewstep.models.named import shipped
 from fewstep.models.source import Saved
+from fewstep.models.space import Classes
 from fewstep.recipes import listed
 from fewstep.training import plan
 
@@ -201,6 +202,10 @@ def test_a_cache_is_planned_without_its_encoders(fewstep, tmp_path, monkeypatch)
     ended = fewstep("plan", "sd15_lcm_lora", *words, "data=cached", "data.path=cache")
     assert ended.code == 0, ended.err
     assert "batch: 2 rows, in 1 pass of 2" in ended.out
+    run, _ = configured("sd15_lcm_lora", ["data=cached", "data.path=cache"])
+    known, labelled = outside(run, None, None), outside(run, None, 3)
+    assert labelled.columns == {**known.columns, "label": Classes(3)}
+    assert labelled.shape == known.shape == (4, 4, 4)
 
 
 def test_prompts_alone_are_planned(fewstep, tmp_path):

@@ -62,19 +62,25 @@ def outside(run: Run, shape: str | None, classes: int | None) -> Space:
             f"the shape of {kind_of(type(run.data))} data is not known before it is read: give "
             "--shape 3,64,64 and --classes"
         )
-    if known is not None and shape is None and classes is None:
-        return known
-    sides, labels = ((), 0) if known is None else (known.shape, known.classes)
+    columns = dict(known.columns) if known is not None else {}
     if shape is not None:
-        words = [word.strip() for word in shape.split(",")]
-        if len(words) != 3 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in words):
-            raise ValueError(
-                f"--shape {shape!r} must be channels,height,width: for example 3,32,32"
-            )
-        sides = tuple(map(int, words))
-        if math.prod(sides) > MOST_NUMBERS:
-            raise ValueError(f"--shape {shape}: no sample has more than {MOST_NUMBERS:,} numbers")
-    return image_space(sides, labels if classes is None else classes)
+        labels = 0 if known is None else known.classes
+        columns = dict(image_space(_sides(shape), labels).columns)
+    if classes is not None:
+        columns.pop("label", None)
+        columns |= {"label": Classes(classes)} if classes else {}
+    return data_space(columns)
+
+
+def _sides(shape: str) -> tuple[int, ...]:
+    """The words of --shape as numbers."""
+    words = [word.strip() for word in shape.split(",")]
+    if len(words) != 3 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in words):
+        raise ValueError(f"--shape {shape!r} must be channels,height,width: for example 3,32,32")
+    sides = tuple(map(int, words))
+    if math.prod(sides) > MOST_NUMBERS:
+        raise ValueError(f"--shape {shape}: no sample has more than {MOST_NUMBERS:,} numbers")
+    return sides
 
 
 def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:

@@ -52,8 +52,8 @@ class GuidedDistillation(Method):
         assert isinstance(settled, GuidedDistillation)
         if settled.scales.plain:
             raise ValueError(
-                "the teacher samples without guidance, so there is none to learn: say which by "
-                "method.guidance=3, or a range"
+                "guidance is 1, the teacher's own or what was asked for, so there is none to "
+                "learn: say which by method.guidance=3, or a range"
             )
         if settled.sample_with is not None:
             return settled
