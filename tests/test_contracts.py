@@ -23,6 +23,7 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import RectifiedFlow, VarianceExploding
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.slow_target import SlowTarget
+from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.methods.dmd2 import DMD2
 from fewstep.models import sd15
 from fewstep.models.source import Fresh, Saved
@@ -85,6 +86,39 @@ def test_a_slow_target_keeps_its_decay_and_takes_the_rest_from_the_student(cls):
         assert all(
             torch.equal(a, b) for a, b in zip(getattr(nets, name).parameters(), before[name])
         )
+
+
+ASKS_WITHOUT_GRADIENT = {
+    name: cls for name, cls in SLOW.items() if name not in {"consistency_trajectory"}
+}
+"""consistency_trajectory's gradient goes through its target to what it is asked about."""
+
+
+@pytest.mark.parametrize("cls", ASKS_WITHOUT_GRADIENT.values(), ids=ASKS_WITHOUT_GRADIENT)
+def test_a_target_that_is_the_student_is_no_copy_of_it(cls, monkeypatch):
+    """And the student becomes the same, to the last bit, as with a copy that is renewed in each
+    step.
+    """
+    ends = []
+    for copies in (False, True):
+        if copies:
+            always = lambda method, clone, **wanted: clone("target", **wanted)  # noqa: E731
+            monkeypatch.setattr(SlowTarget, "slow_copy", always)
+        config = TrainerConfig(steps=4, batch=ROWS, device="cpu")
+        run = Run(Digits(), cls(target_decay=0.0), trainer=config)
+        trainer = run.prepared(digits(), model=teacher(VarianceExploding())).trainer
+        begun = of_student(weights(trainer))
+        for _ in trainer.steps():
+            pass
+        own_option = cls is ConsistencyTraining  # says by another one who gives the goal
+        assert ("target" in trainer.state.modules) == (copies and not own_option)
+        ends.append(of_student(weights(trainer)))
+        assert any(not torch.equal(begun[name], ends[-1][name]) for name in begun)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def of_student(found):
+    return {name: value for name, value in found.items() if name.startswith("student/")}
 
 
 # Laws that are tried here one case at a time.

@@ -15,7 +15,7 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
-from fewstep.learning.slow_target import SlowTarget
+from fewstep.learning.slow_target import SlowTarget, target_of
 from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
@@ -46,17 +46,17 @@ class ConsistencyDistillation(SlowTarget):
 
     @dataclass
     class Nets:
-        """The student, its slow copy, and the frozen teacher."""
+        """The student, its slow copy where it has one, and the frozen teacher."""
 
         student: Denoiser = trained(exported=True)
-        target: Denoiser = moved()
+        target: Denoiser | None = moved()
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         boundary = model.denoiser.parameterization.boundary(one_end(self.times, self.sample_times))
         inputs = self.scales.inputs(model)
         student = clone("student", inputs=inputs, parameterization=boundary)
-        target = clone("target", inputs=inputs, parameterization=boundary)
+        target = self.slow_copy(clone, inputs=inputs, parameterization=boundary)
         return self.Nets(student, target, model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -65,7 +65,7 @@ class ConsistencyDistillation(SlowTarget):
         t, s = adjacent(self.times(process, self.bins), batch.draws, process)
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
-        jump, goal = jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, cond)
+        jump, goal = jump_and_goal(nets.student, target_of(nets), x_t, t, x_s, s, cond)
         distance = self.distance(jump, goal)
         w = interval_weight(self.weighting, process, t, s, nets.student)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})

@@ -18,7 +18,7 @@ from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Distance, PseudoHuber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import moved, trained
-from fewstep.learning.slow_target import SlowTarget
+from fewstep.learning.slow_target import SlowTarget, target_of
 from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
@@ -109,9 +109,10 @@ class ConsistencyTraining(SlowTarget):
         process = nets.student.process
         t, s = adjacent(self.times(process, self.bins(clock)), batch.draws, process, self.density)
         x_t, x_s = same_noise(process, batch, t, s)
-        target = nets.student if nets.target is None else nets.target
         distance = self.distance(
-            *jump_and_goal(nets.student, target, x_t, t, x_s, s, batch.cond, self.target_masks)
+            *jump_and_goal(
+                nets.student, target_of(nets), x_t, t, x_s, s, batch.cond, self.target_masks
+            )
         )
         w = interval_weight(self.weighting, process, t, s, nets.student)
         return Losses({"consistency": distance * w.to(distance)}, {"distance": distance})

@@ -18,7 +18,7 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
-from fewstep.learning.slow_target import SlowTarget
+from fewstep.learning.slow_target import SlowTarget, target_of
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class LatentConsistency(SlowTarget):
 
     @dataclass
     class Nets:
-        """The student, its slow copy, and the frozen teacher."""
+        """The student, its slow copy where it has one, and the frozen teacher."""
 
         student: Denoiser = trained(exported=True)
-        target: Denoiser = moved()
+        target: Denoiser | None = moved()
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs = self.scales.inputs(model)
         boundary = boundary_of(model.denoiser).boundary(self.times.end)
         student = clone("student", inputs=inputs, parameterization=boundary)
-        target = clone("target", inputs=inputs, parameterization=boundary)
+        target = self.slow_copy(clone, inputs=inputs, parameterization=boundary)
         return self.Nets(student, target, model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -72,7 +72,7 @@ class LatentConsistency(SlowTarget):
         return Losses(
             {
                 "consistency": self.distance(
-                    *jump_and_goal(nets.student, nets.target, x_t, t, x_s, s, cond)
+                    *jump_and_goal(nets.student, target_of(nets), x_t, t, x_s, s, cond)
                 )
             }
         )

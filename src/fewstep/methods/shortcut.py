@@ -21,7 +21,7 @@ from fewstep.learning.guidance import GuidanceRange, GuidedBy
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
-from fewstep.learning.slow_target import SlowTarget
+from fewstep.learning.slow_target import SlowTarget, target_of
 from fewstep.learning.tangent import rectified
 
 
@@ -70,16 +70,18 @@ class Shortcut(SlowTarget):
 
     @dataclass
     class Nets:
-        """The student, its slow copy, and the frozen teacher, from whose weights it starts."""
+        """The student, its slow copy where it has one, and the frozen teacher, from whose
+        weights it starts.
+        """
 
         student: Denoiser = trained(exported=True)
-        target: Denoiser = moved()
+        target: Denoiser | None = moved()
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs = {"s"} | self.scales.inputs(model)
         student = clone("student", inputs=inputs)
-        target = clone("target", inputs=inputs)
+        target = self.slow_copy(clone, inputs=inputs)
         return self.Nets(student, target, model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -99,13 +101,14 @@ class Shortcut(SlowTarget):
         x_t = process.add_noise(batch.data, batch.noise(), t)
         # Rows that do not bootstrap go through the same passes, unread: their number must not
         # decide who meets whom.
-        with torch.no_grad(), without_dropout(nets.target):
+        slow = target_of(nets)
+        with torch.no_grad(), without_dropout(slow):
             x = x_t.to(time_dtype(x_t.device))
             plain = batch.data
             if self.velocity == "teacher":
                 plain = self.scales.guided(nets.teacher, scale)(x, t, cond)
             joined = torch.where(level == 1, scale, 1.0)
-            target = doubled(nets.target, joined) if guides else nets.target
+            target = doubled(slow, joined) if guides else slow
             half = process.step(x, target(x, t, cond, middle), t, middle)
             end = process.step(half, target(half, middle, cond, s), middle, s)
             goal = where_rows(doubles, process.x0_between(x, end, t, s), plain.to(x))

@@ -22,7 +22,7 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
-from fewstep.learning.slow_target import SlowTarget
+from fewstep.learning.slow_target import SlowTarget, target_of
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class TrajectoryConsistency(SlowTarget):
 
     @dataclass
     class Nets:
-        """The student, its slow copy, and the frozen teacher."""
+        """The student, its slow copy where it has one, and the frozen teacher."""
 
         student: Denoiser = trained(exported=True)
-        target: Denoiser = moved()
+        target: Denoiser | None = moved()
         teacher: Denoiser = frozen()
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs = self.scales.inputs(model) | ({"s"} if self.told_end else set())
         own = model.denoiser.parameterization
         student = clone("student", inputs=inputs, parameterization=own)
-        target = clone("target", inputs=inputs, parameterization=own)
+        target = self.slow_copy(clone, inputs=inputs, parameterization=own)
         return self.Nets(student, target, model.denoiser)
 
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
@@ -73,7 +73,7 @@ class TrajectoryConsistency(SlowTarget):
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         end = one_between(grid, grid[-1].expand(len(s)), s, batch.draws)
-        student, target = (jump_to(net, process, end) for net in (nets.student, nets.target))
+        student, target = (jump_to(net, process, end) for net in (nets.student, target_of(nets)))
         jump, goal = jump_and_goal(student, target, x_t, t, x_s, s, cond)
         return Losses({"consistency": compared(self.distance, process, jump, goal, end)})
 
