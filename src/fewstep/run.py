@@ -41,11 +41,13 @@ from fewstep.training.start import (
     check_nameable,
     check_not_distilled,
     content,
+    goes_by_class,
     held_out,
     lacking,
     otherwise_encoded,
     renewed,
     told_of,
+    told_of_teacher,
     unlike,
     with_examples,
 )
@@ -251,7 +253,10 @@ def _train(
     trainer = ready.trainer
     assert trainer.folder is not None
     if trainer.world.is_leader:
-        for line in told_of(ready.stream.dataset):
+        method = trainer.method
+        lines = told_of(ready.stream.dataset, goes_by_class(method, ready.model))
+        lines += told_of_teacher(method, ready.nets, run.teacher)
+        for line in lines:
             say(line)
     bar = training_progress(run.trainer.steps, trainer.folder.path.name, progress)
     with bar as show:

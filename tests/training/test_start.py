@@ -4,7 +4,10 @@ import pytest
 import torch
 from tests.models.made import made
 from tests.test_contracts import TINY
+from tests.tiny_diffusion import DATA
+from tests.tiny_diffusion import TINY as TINY_DIFFUSION
 
+from fewstep.choice import kind_of
 from fewstep.data.dataset import held_images
 from fewstep.data.digits import Digits
 from fewstep.diffusion.denoiser import Denoiser
@@ -15,12 +18,20 @@ from fewstep.diffusion.process import (
     VarianceExploding,
     VariancePreservingTable,
 )
+from fewstep.learning.method import Method
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
-from fewstep.models.source import Fresh
+from fewstep.methods.consistency_training import ConsistencyTraining
+from fewstep.methods.diffusion import Diffusion
+from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.mean_flow import MeanFlow
+from fewstep.methods.progressive import Progressive
+from fewstep.metrics.classifier import Classification
+from fewstep.models.source import Fresh, Saved
 from fewstep.models.space import image_space
+from fewstep.parts.autoencoder import Autoencoding
 from fewstep.run import Run, distil
 from fewstep.training.config import TrainerConfig
-from fewstep.training.start import told_of, unlike, with_examples
+from fewstep.training.start import goes_by_class, told_of, told_of_teacher, unlike, with_examples
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
 
@@ -89,3 +100,36 @@ def test_what_a_run_says_of_its_data():
     assert told_of(rows(1, classes=3))[1:] == [
         "warning: no images of 2 of 3 classes: 0, 2; they are not trained"
     ]
+    assert told_of(rows(1, classes=3), by_class=False) == told_of(rows(0, 1, 2, 3))
+
+
+def test_classes_are_missed_where_they_are_read():
+    labels, text = made(classes=4), TINY_DIFFUSION.load(DATA, 0)
+    assert goes_by_class(ConsistencyDistillation(), labels)
+    assert not goes_by_class(ConsistencyDistillation(), text)
+    assert goes_by_class(Classification(), None)
+    assert not goes_by_class(Autoencoding(), None)
+
+
+@pytest.mark.parametrize(
+    ("method", "asks"),
+    [
+        (ConsistencyDistillation(), True),
+        (Progressive(), True),
+        (DMD2(), True),
+        (ConsistencyTraining(), False),
+        (MeanFlow(), False),
+        (Diffusion(), False),
+    ],
+    ids=lambda value: kind_of(type(value)) if isinstance(value, Method) else None,
+)
+def test_a_teacher_that_knows_nothing_is_warned_of(method, asks):
+    model = made(classes=10)
+    source = Fresh(network=TINY)
+    run = Run(Digits(limit=32), method, source, trainer=TrainerConfig(steps=4, batch=2))
+    ready = run.prepared(model=model)
+    lines = told_of_teacher(ready.trainer.method, ready.nets, source)
+    assert [line.partition(" is ")[0] for line in lines] == asks * [
+        f"warning: the teacher of {kind_of(type(method))}"
+    ]
+    assert told_of_teacher(ready.trainer.method, ready.nets, Saved("digits_teacher")) == []

@@ -14,6 +14,7 @@ from fewstep.data.source import Source
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import option_errors
 from fewstep.learning.method import Method
+from fewstep.learning.roles import networks
 from fewstep.models.adapters import Adaptation, FullCopy
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import CodecModule
@@ -56,18 +57,40 @@ def with_examples(model: DiffusionModel, dataset: Dataset) -> DiffusionModel:
     return model if examples == model.examples else dataclasses.replace(model, examples=examples)
 
 
-def told_of(dataset: Dataset) -> list[str]:
-    """What a run says of its data before it begins: what was passed over, and what is missing."""
+def told_of(dataset: Dataset, by_class: bool = True) -> list[str]:
+    """What a run says of its data before it begins: what was passed over, and what is missing.
+
+    by_class: whether it is asked for images of a class.
+    """
     lines = []
     for name, fact in dataset.notes.items():
         if name not in USUAL:
             lines.append(f"data: {in_one_line(name)}: {in_one_line(fact)}")
-    if empty := empty_classes(dataset.labels, dataset.classes):
+    empty = empty_classes(dataset.labels, dataset.classes) if by_class else ()
+    if empty:
         lines.append(
             f"warning: no images of {len(empty)} of {dataset.classes} classes: {listed(empty)}; "
             "they are not trained"
         )
     return lines
+
+
+def goes_by_class(method: Method, model: Any) -> bool:
+    """Whether labels are read: by the losses, or by the model as a condition."""
+    if isinstance(model, DiffusionModel):
+        return "label" in model.conditioner.spec.reads
+    return "label" in method.needs
+
+
+def told_of_teacher(method: Method, nets: Any, teacher: ModelSource) -> list[str]:
+    """A warning where what is asked for its answers is a new network, which knows nothing."""
+    asked = "teacher" in networks(nets) and method.guided_by == "teacher"
+    if not (asked and isinstance(teacher, Fresh)):
+        return []
+    return [
+        f"warning: the teacher of {kind_of(type(method))} is a new network, whose answers mean "
+        "nothing: name a trained model by teacher="
+    ]
 
 
 def check_nameable(start: Denoiser) -> None:
