@@ -11,8 +11,8 @@ trained before (docs/results/shapes.md says how).
 All are asked for the same 1,000 captions of held-out pictures, which leave out half of what is to
 be seen: caption accuracy over all, the attributes' variation over what was left free, the Fréchet
 distance to the held-out pictures. Other scales of the teacher's guidance than its own are tried
-with seed 0 alone. A finished line of docs/results/shapes.json is not measured again. Behind it
-docs/results/shapes.md is written anew.
+with seed 0 alone. A finished line of docs/results/shapes.json is not measured again, and several
+processes may measure several rows. Behind it docs/results/shapes.md is written anew.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.choice import replaced
+from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
 from fewstep.data.shapes import Shapes
-from fewstep.diffusion.samplers import Ode, Sampler
+from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Trailing
 from fewstep.files import read_json, write_bytes, write_json
@@ -38,11 +38,10 @@ from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.features import ClassifierFeatures
 from fewstep.metrics.frechet import Frechet
 from fewstep.metrics.results import Result
-from fewstep.models.bundle import DiffusionModel
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
 from fewstep.report.tables import Table, markdown
-from fewstep.run import distil
+from fewstep.run import Run, distil
 
 HOME = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = (HOME / "docs" / "results" / f"shapes.{kind}" for kind in ("json", "md"))
@@ -52,7 +51,7 @@ STUDENTS = (
     *("ct", "cd", "lcm", "lcm_lora", "mbcd", "mbcd_lora", "pcm_lora", "tcd_lora", "scm"),
     *("dmd2_lora", "progressive"),
 )
-STEPS = (1, 2, 4)
+STEPS = (4, 2, 1)
 SCALES = (1.0, 2.0, 3.0, 5.0)
 NUM = 1000
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
@@ -77,14 +76,14 @@ def evaluation(tier: str, seed: int) -> Evaluation:
     )
 
 
-def ddim(steps: int) -> Sampler:
+def ddim(steps: int) -> Ode:
     """Of the teacher."""
     return Ode(steps, Trailing(), Euler())
 
 
-def solver_of(result: Result) -> str:
+def name_of(solver: str) -> str:
     """How the file names it."""
-    return "ddim" if result.solver == "euler" else str(result.solver)
+    return "ddim" if solver == "euler" else solver
 
 
 def line_of(result: Result, **facts: Any) -> Line:
@@ -92,85 +91,93 @@ def line_of(result: Result, **facts: Any) -> Line:
     values = {}
     for kind, name in NAMES.items():
         values[name] = round(result.values[kind], 4) if kind in result.values else None
-    found: Line = {**facts, "solver": solver_of(result), "steps": result.steps}
+    found: Line = {**facts, "solver": name_of(str(result.solver)), "steps": result.steps}
     found |= {"evaluations": result.evaluations, **values}
     assert result.images_per_second is not None
     return found | {"seconds_per_image": round(1 / result.images_per_second, 4)}
 
 
-def of_teacher(tier: str, seed: int) -> Iterator[Line]:
-    """DDIM with 50 and few steps, DPM-Solver++ between, over guidance."""
+def of_teacher(tier: str, seed: int, lines: Sequence[Line]) -> Iterator[Line]:
+    """DDIM with 50 and few steps, DPM-Solver++ between, over guidance. lines: what is measured."""
     model, measures = load(TEACHERS[tier]), evaluation(tier, seed)
     samplers = [ddim(50), *(Ode(n, Trailing(), Dpmpp2m()) for n in (20, 16, 8))]
-    samplers += [ddim(n) for n in reversed(STEPS)]
+    samplers += [ddim(n) for n in STEPS]
     own = model.guidance.default
+    done = {(line["guidance"], line["solver"], line["steps"]) for line in lines}
     for scale in SCALES if seed == 0 else (own,):
         for sampler in samplers:
+            if (scale, name_of(kind_of(type(sampler.solver))), sampler.steps) in done:
+                continue
             result = measures.of_model("teacher", model, sampler, guidance=scale)
-            yield line_of(
-                result,
-                tier=tier,
-                method="teacher",
-                adapter=None,
-                guidance=scale,
-                chosen=scale == own,
-                seed=seed,
-            )
+            facts: Line = {"tier": tier, "method": "teacher", "adapter": None, "guidance": scale}
+            yield line_of(result, **facts, chosen=scale == own, seed=seed)
 
 
 def of_student(
-    name: str, tier: str, seed: int, options: argparse.Namespace, teacher: Line
+    name: str, tier: str, seed: int, options: argparse.Namespace, lines: Sequence[Line]
 ) -> Iterator[Line]:
-    """Trained and measured. teacher: its lines at 2, 4 and 50 steps."""
+    """Trained and measured. lines: what is measured, of the teacher too."""
     data = [f"data.tier={tier}"]
     if options.cache:
         data = ["data=cached", f"data.path={options.cache}"]
     words = [*data, f"trainer.seed={seed}", f"teacher={TEACHERS[tier]}"]
     run, _ = configured(f"shapes_{name}", words)
     adapter = "lora" if isinstance(run.adaptation, Lora) else "full"
+    done = {(line["guidance"], line["steps"]) for line in lines if line["method"] == name}
+    learned = run.method.towards(load(TEACHERS[tier])).scales
+    scales = SCALES if learned.embed else (learned.low,)
     all_at_once = all(run.method.serves(n) for n in STEPS)
     for serves in [STEPS] if all_at_once else [(n,) for n in STEPS]:
+        if done.issuperset((scale, n) for scale in scales for n in serves):
+            continue
         method = run.method if all_at_once else run.method.for_steps(serves[0])
         folder = options.runs / f"{name}-{tier}-{'-'.join(map(str, serves))}-seed{seed}"
-        begun = time.perf_counter()
-        distil(replaced(run, method=method), folder, progress=True)
-        minutes = (time.perf_counter() - begun) / 60
+        minutes = minutes_of(replaced(run, method=method), folder)
         model = load(str(folder))
-        for scale in scales_of(model):
+        own = model.guidance.default if learned.embed else learned.low
+        for scale in scales:
             for n in serves:
+                if (scale, n) in done:
+                    continue
                 sampler = model.sampler.with_steps(n)
-                result = evaluation(tier, seed).of_model(name, model, sampler, guidance=scale)
-                yield line_of(
-                    result,
-                    tier=tier,
-                    method=name,
-                    adapter=adapter,
-                    guidance=model.guidance.default if scale is None else scale,
-                    chosen=scale in (None, model.guidance.default),
-                    seed=seed,
-                    teacher=teacher,
-                    minutes=round(minutes, 1),
-                )
+                asked = scale if learned.embed else None
+                result = evaluation(tier, seed).of_model(name, model, sampler, guidance=asked)
+                facts: Line = {"tier": tier, "method": name, "adapter": adapter, "guidance": scale}
+                facts |= {"chosen": scale == own, "seed": seed}
+                facts |= {"teacher": few_of_teacher(lines), "minutes": minutes}
+                yield line_of(result, **facts)
 
 
-def scales_of(model: DiffusionModel) -> Sequence[float | None]:
-    """The scales that are tried: of one that reads them all, of others their own."""
-    return SCALES if model.guidance.kind == "input" else (None,)
+def minutes_of(run: Run, folder: Path) -> float:
+    """Trains it, and says how long that took, interruptions left out."""
+    note = folder.with_name(f"{folder.name}.minutes.json")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    before = read_json(note) if note.is_file() else 0.0
+    begun = time.perf_counter()
+    already = False
+    try:
+        already = distil(run, folder, progress=True).already
+    finally:
+        minutes = before if already else before + (time.perf_counter() - begun) / 60
+        write_json(note, minutes)
+    return round(minutes, 1)
 
 
-def few_of_teacher(lines: Sequence[Line], tier: str, seed: int) -> Line:
-    """The teacher's values at 2, 4 and 50 steps of DDIM and its own scale."""
+def few_of_teacher(lines: Sequence[Line]) -> Line:
+    """The teacher's values at 2, 4 and 50 steps of DDIM and its own scale, of the lines of one
+    seed.
+    """
     found = {}
     for line in lines:
-        mine = line["chosen"] and is_of(line, "teacher", tier, seed)
-        if mine and line["solver"] == "ddim" and line["steps"] in (2, 4, 50):
+        few = line["solver"] == "ddim" and line["steps"] in (2, 4, 50)
+        if line["method"] == "teacher" and line["chosen"] and few:
             found[str(line["steps"])] = {name: line[name] for name in NAMES.values()}
     return found
 
 
-def is_of(line: Line, name: str, tier: str, seed: int) -> bool:
-    """Whether the line is of this row."""
-    return bool((line["method"], line["tier"], line["seed"]) == (name, tier, seed))
+def finished() -> list[Line]:
+    """The lines of the file."""
+    return read_json(RESULTS) if RESULTS.is_file() else []
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -218,27 +225,21 @@ def main() -> None:
         parser.error(
             f"no row {', '.join(sorted(unknown))}; there are teacher, {', '.join(STUDENTS)}"
         )
-    lines: list[Line] = read_json(RESULTS) if RESULTS.is_file() else []
     for seed in seeds:
         for name in wanted:
-            if any(is_of(line, name, tier, seed) for line in lines):
-                continue
-            few = few_of_teacher(lines, tier, seed)
-            if name != "teacher" and not few:
-                parser.error(f"seed {seed} has no lines of the teacher yet: --rows teacher")
+            lines = [line for line in finished() if (line["tier"], line["seed"]) == (tier, seed)]
             if name == "teacher":
-                found = of_teacher(tier, seed)
+                found = of_teacher(tier, seed, [one for one in lines if one["method"] == name])
+            elif len(few_of_teacher(lines)) == 3:
+                found = of_student(name, tier, seed, options, lines)
             else:
-                found = of_student(name, tier, seed, options, few)
-            made = []
+                parser.error(f"seed {seed} has no lines of the teacher yet: --rows teacher")
             for line in found:
                 print(json.dumps(line), flush=True)
-                made.append(line)
-            lines += made
-            write_json(RESULTS, lines)
+                write_json(RESULTS, [*finished(), line])  # others may have written meanwhile
     page = PAGE.read_text(encoding="utf-8")
     head, _, rest = page.partition(BEGIN)
-    page = f"{head}{BEGIN}\n{table(lines)}\n{END}{rest.partition(END)[2]}"
+    page = f"{head}{BEGIN}\n{table(finished())}\n{END}{rest.partition(END)[2]}"
     write_bytes(PAGE, page.encode())
 
 
