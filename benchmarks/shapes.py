@@ -18,6 +18,7 @@ processes may measure several rows. Behind it docs/results/shapes.md is written 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -64,6 +65,7 @@ NAMES = {
 Line = dict[str, Any]
 
 
+@functools.cache
 def evaluation(tier: str, seed: int) -> Evaluation:
     """Of held-out pictures and their captions."""
     return Evaluation.against(
@@ -194,18 +196,19 @@ def table(lines: Sequence[Line]) -> str:
     for key, several in groups.items():
         tier, method, adapter, solver, steps = key
         row = [tier, f"`{method}`", adapter, solver, str(steps), str(several[0]["evaluations"])]
-        row += [f"{several[0]['guidance']:g}", f"{100 * middle(several, 'caption_accuracy'):.1f}"]
-        row += [f"{middle(several, 'frechet'):.1f}", f"{middle(several, 'diversity'):.3f}"]
-        row.append(f"{middle(several, 'minutes'):.0f}" if "minutes" in several[0] else "")
-        rows.append([*row, f"{1000 * middle(several, 'seconds_per_image'):.0f}", str(len(several))])
+        row += [f"{several[0]['guidance']:g}", middle(several, "caption_accuracy", 1, times=100)]
+        row += [middle(several, "frechet", 1), middle(several, "diversity", 3)]
+        row += [middle(several, "minutes", 0), middle(several, "seconds_per_image", 0, times=1000)]
+        rows.append([*row, str(len(several))])
     heads = ["tier", "method", "trained", "sampler", "steps", "evaluations", "guidance"]
     heads += ["captions followed, %", "Fréchet distance", "variation of what is free"]
     return markdown(Table([*heads, "minutes", "ms per image", "seeds"], rows, texts=4))
 
 
-def middle(lines: Sequence[Line], key: str) -> float:
+def middle(lines: Sequence[Line], key: str, places: int, times: float = 1) -> str:
     """The median, of those that have it."""
-    return statistics.median(line[key] for line in lines if line[key] is not None)
+    found = [line[key] for line in lines if line.get(key) is not None]
+    return f"{times * statistics.median(found):.{places}f}" if found else ""
 
 
 def main() -> None:
