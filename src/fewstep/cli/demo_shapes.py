@@ -26,7 +26,7 @@ from fewstep.run import distil
 
 RECIPE = "shapes_lcm_lora"
 TEACHER, STUDENT = (50, 4, 2), (4, 2, 1)  # steps
-SHORT = ("trainer.steps=300", "trainer.save_every=0")
+SHORT = ("trainer.steps=300", "trainer.save_every=0", "trainer.health_every=0")
 COLUMNS = 8  # prompts in the report
 NUM = 200
 
