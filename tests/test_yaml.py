@@ -7,7 +7,7 @@ import math
 from typing import Annotated, Literal
 
 import pytest
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from fewstep.diffusion.solvers import Solver
 from fewstep.yaml import (
@@ -101,6 +101,13 @@ def test_quotes_inside_stay():
         ("[1, [2, 3]]", tuple[int, tuple[int, ...]], [1, [2, 3]]),
         ("[a b, 2024-05-01, 1e3, null, 'x, #']", tuple[str, ...],
          ["a b", "2024-05-01", "1e3", "null", "x, #"]),
+        ("0.99", tuple[float, ...], [0.99]),
+        ("749", tuple[tuple[float, ...], ...], [[749]]),
+        ("[749]", tuple[tuple[float, ...], ...], [[749]]),
+        ("1e3", Annotated[tuple[str, ...], MinLen(1)], ["1e3"]),
+        ("3", tuple[int, int], 3),
+        ("", tuple[str, ...], None),
+        ("none", tuple[float, ...] | None, None),
         ("{1: a, b: 1e3}", dict[str, str], {"1": "a", "b": "1e3"}),
         ("5 # five", int, "5 # five"),
         ("!!int ''", int, "!!int ''"),

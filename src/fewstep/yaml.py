@@ -32,8 +32,9 @@ def typed(value: Any, hint: Any) -> Any:
     """What a user's value stands for where an option of this type takes it.
 
     Text and names are taken as they are, quotes around them are optional; `{…}` and `[…]` are YAML
-    where no text is wanted; null and none are nothing where nothing is allowed. Raises ValueError
-    for what is not YAML. What is no `Word`, and holds none, is given back.
+    where no text is wanted; null and none are nothing where nothing is allowed; one entry of a list
+    needs no brackets. Raises ValueError for what is not YAML. What is no `Word`, and holds none, is
+    given back.
     """
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
@@ -44,8 +45,11 @@ def typed(value: Any, hint: Any) -> Any:
     if callable(getattr(hint, "parse", None)):  # a choice, which looks at its options itself
         return opened(value, "{")
     value = opened(value)
-    if isinstance(value, list) and get_origin(hint) in (tuple, list):
-        return _typed_list(value, get_args(hint))
+    if get_origin(hint) in (tuple, list):
+        if isinstance(value, Word) and value and _is_of_one_type(hint):
+            value = [value]
+        if isinstance(value, list):
+            return _typed_list(value, get_args(hint))
     if isinstance(value, dict) and get_origin(hint) in (dict, Mapping):
         return {str(key): typed(one, get_args(hint)[1]) for key, one in value.items()}
     found = settled(value)
@@ -73,6 +77,11 @@ def _typed_as_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
     if all(hint is str or _is_of_names(hint) for hint in wanted):
         return typed(value, str)
     return settled(opened(value))
+
+
+def _is_of_one_type(hint: Any) -> bool:
+    """Whether a list may have any number of entries."""
+    return get_origin(hint) is list or get_args(hint)[-1] is Ellipsis
 
 
 def _is_of_names(hint: Any) -> bool:
