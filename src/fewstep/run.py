@@ -41,13 +41,11 @@ from fewstep.training.start import (
     check_nameable,
     check_not_distilled,
     content,
-    goes_by_class,
+    first_lines,
     held_out,
     lacking,
     otherwise_encoded,
     renewed,
-    told_of,
-    told_of_teacher,
     unlike,
     with_examples,
 )
@@ -253,10 +251,7 @@ def _train(
     trainer = ready.trainer
     assert trainer.folder is not None
     if trainer.world.is_leader:
-        method = trainer.method
-        lines = told_of(ready.stream.dataset, goes_by_class(method, ready.model))
-        lines += told_of_teacher(method, ready.nets, run.teacher)
-        for line in lines:
+        for line in first_lines(ready, run.teacher):
             say(line)
     bar = training_progress(run.trainer.steps, trainer.folder.path.name, progress)
     with bar as show:

@@ -44,18 +44,28 @@ def typed(value: Any, hint: Any) -> Any:
         return unquoted(value) if isinstance(value, Word) else value
     if callable(getattr(hint, "parse", None)):  # a choice, which looks at its options itself
         return opened(value, "{")
-    value = opened(value)
-    if get_origin(hint) in (tuple, list):
-        if isinstance(value, Word) and value and _is_of_one_type(hint):
-            value = [value]
-        if isinstance(value, list):
-            return _typed_list(value, get_args(hint))
+    value = _as_list(opened(value), hint)
+    if isinstance(value, list) and get_origin(hint) in (tuple, list):
+        return _typed_list(value, get_args(hint))
     if isinstance(value, dict) and get_origin(hint) in (dict, Mapping):
         return {str(key): typed(one, get_args(hint)[1]) for key, one in value.items()}
     found = settled(value)
     if isinstance(found, bool) and hint in (int, float):
         return str(value)  # Python counts with true and false, nobody else does
     return found
+
+
+def _as_list(value: Any, hint: Any) -> Any:
+    """A list of one word that stands without brackets, where a list may have any number of entries
+    and the word can be one.
+    """
+    of = get_args(hint)
+    of_any_number = get_origin(hint) in (tuple, list) and of[1:] in ((), (Ellipsis,))
+    if not of_any_number or not isinstance(value, Word) or not value:
+        return value
+    found = typed(value, of[0])
+    wants_number = typed(Word("1"), of[0]) == 1
+    return value if wants_number and isinstance(found, str) else [value]
 
 
 def _typed_list(values: list[Any], hints: tuple[Any, ...]) -> list[Any]:
@@ -77,11 +87,6 @@ def _typed_as_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
     if all(hint is str or _is_of_names(hint) for hint in wanted):
         return typed(value, str)
     return settled(opened(value))
-
-
-def _is_of_one_type(hint: Any) -> bool:
-    """Whether a list may have any number of entries."""
-    return get_origin(hint) is list or get_args(hint)[-1] is Ellipsis
 
 
 def _is_of_names(hint: Any) -> bool:

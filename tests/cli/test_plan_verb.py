@@ -171,7 +171,7 @@ def test_what_stable_diffusion_needs_is_told_by_role(done, monkeypatch):
         role, always, size = line.partition(" always ")
         if always:
             sizes[role.strip()] = float(size)
-    own = ["student", "target", "student: averages", "student: optimizer"]
+    own = ["student", "student: averages", "student: optimizer"]  # which is its own target
     assert list(sizes) == ["shared base", *own, "encoders", "as loaded"]
     assert sizes["student: optimizer"] == pytest.approx(2 * sizes["student"], abs=0.1)
     assert sizes["as loaded"] == pytest.approx(2 * sizes["shared base"], abs=0.2)  # fp32, 16 bits

@@ -57,6 +57,13 @@ def with_examples(model: DiffusionModel, dataset: Dataset) -> DiffusionModel:
     return model if examples == model.examples else dataclasses.replace(model, examples=examples)
 
 
+def first_lines(ready: Any, teacher: ModelSource) -> list[str]:
+    """What a run that can begin says before: of its data, and of a teacher that knows nothing."""
+    method = ready.trainer.method
+    lines = told_of(ready.stream.dataset, goes_by_class(method, ready.model))
+    return [*lines, *told_of_teacher(method, ready.nets, teacher)]
+
+
 def told_of(dataset: Dataset, by_class: bool = True) -> list[str]:
     """What a run says of its data before it begins: what was passed over, and what is missing.
 
