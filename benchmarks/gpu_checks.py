@@ -61,10 +61,6 @@ class Enough(Exception):  # noqa: N818
     """Ends a run from an observer, behind a step."""
 
 
-DRY = ("consistency_distillation", "dmd2", "progressive")
-"""Methods of a dry run: one network, three in turn, and phases."""
-
-
 @functools.cache
 def kinds() -> dict[str, type[Method]]:
     """The methods that the package offers, by name."""
@@ -301,11 +297,11 @@ class Checks:
     def tasks(self) -> list[Task]:
         """All of them, the cheap and telling ones first."""
         names = list(kinds())
-        some = [*DRY] if self.dry else names
+        some = names[:3] if self.dry else names
         found: list[tuple[str, float, Callable[[], dict[str, Any]]]] = []
         for precision in PRECISIONS:
-            found += [(f"step.{precision}.{k}", 5, partial(self.step, k, precision)) for k in some]
-        found += [(f"loss.{k}", 3, partial(self.loss, k)) for k in some]
+            found += [(f"step.{precision}.{k}", 5, partial(self.step, k, precision)) for k in names]
+        found += [(f"loss.{k}", 3, partial(self.loss, k)) for k in names]
         for name in ("digits_teacher", "tiny_unet"):
             found.append((f"sampling.{name}", 5, partial(self.sampling, name)))
         found.append(("memory.halving", 15, self.memory))

@@ -133,3 +133,11 @@ def test_a_teacher_that_knows_nothing_is_warned_of(method, asks):
         f"warning: the teacher of {kind_of(type(method))}"
     ]
     assert told_of_teacher(ready.trainer.method, ready.nets, Saved("digits_teacher")) == []
+
+
+def test_a_run_says_it_first(tmp_path):
+    config = TrainerConfig(steps=1, batch=2, health_every=0, device="cpu")
+    run = Run(Digits(limit=32), ConsistencyDistillation(), Fresh(network=TINY), trainer=config)
+    said = []
+    distil(run, tmp_path / "run", progress=False, say=said.append)
+    assert any(line.startswith("warning: the teacher of consistency_distil") for line in said)
