@@ -56,12 +56,12 @@ def typed(value: Any, hint: Any) -> Any:
 
 
 def _as_list(value: Any, hint: Any) -> Any:
-    """A list of one value that stands without brackets, where a list may have any number of entries
-    and the value can be one.
+    """A list of one word that stands without brackets, where a list may have any number of entries
+    and the word can be one.
     """
     of = get_args(hint)
     of_any_number = get_origin(hint) in (tuple, list) and of[1:] in ((), (Ellipsis,))
-    if not of_any_number or not isinstance(value, str | int | float) or value == "":
+    if not of_any_number or not isinstance(value, Word) or not value:
         return value
     found = typed(value, of[0])
     wants_number = typed(Word("1"), of[0]) == 1

@@ -62,6 +62,9 @@ class ModelSource(Choice, ABC):
             return options | {"kind": "fresh", "network": inner}
         if isinstance(kind, str) and flat(kind) not in known and not plugins.remedy(kind):
             options = {"path": kind, **options, "kind": "saved"}  # teacher=runs/x teacher.ema=0.999
+        for name in ("lora", "lora_strengths"):  # one file alone needs no brackets
+            if not isinstance(one := opened(options.get(name), "["), list | tuple | None):
+                options[name] = [one]
         ema = settled(options.get("ema"))
         if isinstance(ema, float | int):
             options["ema"] = f"{ema:g}"
