@@ -247,7 +247,8 @@ class Trainer:
         """
         mine = self._identity()
         old = _lasting(renewed(mine, facts))
-        for key, value in _lasting(plain(mine)).items():
+        now = _lasting(renewed(mine, plain(mine)))  # as a file says it, which is what `old` is
+        for key, value in now.items():
             if old[key] != value:
                 raise RefusedError(
                     f"the checkpoint was made with another {key}: "
