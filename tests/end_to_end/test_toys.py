@@ -405,6 +405,10 @@ def test_rows_without_samples():
             ("data.holds=[caption]", "method=dmd2"),
             "method.gan=0 method.gan_fake=0 trains",
         ),
+        (
+            ("data.holds=[caption]", "method=latent_consistency"),
+            "method.simulated=1 trains without",
+        ),
         (("data.holds=[image,label]",), r"reads embedding or caption, the data has image"),
         (("data=digits",), r"reads embedding or caption, the data has image"),
     ],
@@ -416,3 +420,11 @@ def test_data_that_does_not_fit_is_refused_at_the_door(fewstep, options, says):
     assert code == 2
     assert re.search(says, err)
     assert err.count("\n") == 1
+
+
+def test_a_student_trains_on_prompts_alone(fewstep, home):
+    """The student answers noise, and the teacher steps from there."""
+    options = ("data.holds=[caption]", "method=latent_consistency", "method.simulated=1")
+    code, _, err = fewstep(*STUDENT, *options, "name=prompted", "trainer.steps=2")
+    assert code == 0, err
+    assert load("runs/prompted").generate(prompts="a three", steps=2).shape == (1, 1, 8, 8)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.choice import Count, Decay
+from fewstep.choice import Count, Decay, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import Renoise, Sampler
 from fewstep.diffusion.solvers import Heun, OneStepSolver
@@ -15,12 +15,13 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Squared
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.simulation import Simulation
 from fewstep.learning.slow_target import SlowTarget, target_of
 from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
 @dataclass(frozen=True)
-class ConsistencyDistillation(SlowTarget):
+class ConsistencyDistillation(SlowTarget, Simulation):
     """w d( f(x_t, t), f_target(x_s, s) ): x_s is the teacher's step from t to the next lower time s
     of a grid.
 
@@ -40,6 +41,7 @@ class ConsistencyDistillation(SlowTarget):
     """Weight of an interval."""
     guidance: GuidanceRange | None = None
     target_decay: Decay = 0.95
+    simulated: Share = 0.0
     sample_times: Times = dataclasses.field(default_factory=lambda: Auto("t_min", rho=20.0))
     """Times of the few-step sampler that the student is saved with. end=t_data, here and in
     `times`: the student ends at the data and not at t_min."""
@@ -62,8 +64,10 @@ class ConsistencyDistillation(SlowTarget):
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample."""
         process = nets.teacher.process
-        t, s = adjacent(self.times(process, self.bins), batch.draws, process)
+        grid = self.times(process, self.bins)
+        t, s = adjacent(grid, batch.draws, process)
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws.fork("guidance"))
+        batch = self.with_answers(batch, nets.student, process, cond, grid)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         jump, goal = jump_and_goal(nets.student, target_of(nets), x_t, t, x_s, s, cond)
         distance = self.distance(jump, goal)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.choice import Count, Decay
+from fewstep.choice import Count, Decay, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.parameterization import Boundary, LcmBoundary, Parameterization
 from fewstep.diffusion.samplers import Renoise, Sampler
@@ -18,11 +18,12 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.simulation import Simulation
 from fewstep.learning.slow_target import SlowTarget, target_of
 
 
 @dataclass(frozen=True)
-class LatentConsistency(SlowTarget):
+class LatentConsistency(SlowTarget, Simulation):
     """d( f(x_t, t, g), f_target(x_s, s, g) ): x_s is one DDIM step of the guided teacher over an
     interval of the grid.
 
@@ -47,6 +48,7 @@ class LatentConsistency(SlowTarget):
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two answers."""
     target_decay: Decay = 0.95
+    simulated: Share = 0.0
 
     @dataclass
     class Nets:
@@ -66,8 +68,10 @@ class LatentConsistency(SlowTarget):
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """One interval, one noise and one guidance scale per sample."""
         process = nets.teacher.process
-        t, s = adjacent(self.times(process, self.bins), batch.draws, process)
+        grid = self.times(process, self.bins)
+        t, s = adjacent(grid, batch.draws, process)
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
+        batch = self.with_answers(batch, nets.student, process, cond, grid)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         return Losses(
             {

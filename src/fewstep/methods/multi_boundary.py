@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.choice import Count
+from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
@@ -25,10 +25,11 @@ from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.optional_teacher import OptionalTeacher
 from fewstep.learning.roles import frozen, trained
+from fewstep.learning.simulation import Simulation
 
 
 @dataclass(frozen=True)
-class MultiBoundary(OptionalTeacher):
+class MultiBoundary(OptionalTeacher, Simulation):
     """d( J(x_t; t -> e), sg J(x_s; s -> e) ): x_s is the teacher's step, J one DDIM jump with the
     student's answer, and e the largest boundary that is not above s; where s = e the goal is x_s
     itself.
@@ -53,6 +54,7 @@ class MultiBoundary(OptionalTeacher):
     guidance: GuidanceRange | None = None
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two jumps."""
+    simulated: Share = 0.0
 
     @dataclass
     class Nets:
@@ -60,6 +62,11 @@ class MultiBoundary(OptionalTeacher):
 
         student: Denoiser = trained(exported=True)
         teacher: Denoiser = frozen()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver is None and self.simulated:
+            raise ValueError("without a solver there are only the data: simulated must be 0")
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         self.ends(model.denoiser.process)  # boundaries that cannot be fail here
@@ -82,9 +89,11 @@ class MultiBoundary(OptionalTeacher):
     def loss(self, nets: Any, batch: Batch, clock: Clock) -> Losses:
         """One interval and one noise per sample."""
         process = nets.teacher.process
-        t, s = adjacent(self.times(process, self.bins), batch.draws, process)
+        grid = self.times(process, self.bins)
+        t, s = adjacent(grid, batch.draws, process)
         end = at_or_below(self.ends(process), s)
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
+        batch = self.with_answers(batch, nets.student, process, cond, grid)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = jump_to(nets.student, process, end)
         jump, goal = jump_and_goal(student, student, x_t, t, x_s, s, cond)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.choice import Count, NonNegative
+from fewstep.choice import Count, NonNegative, Share
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.samplers import FlowMap, Sampler, renoised
 from fewstep.diffusion.solvers import Euler, OneStepSolver
@@ -30,6 +30,7 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses, Method, Update
 from fewstep.learning.roles import frozen, trained
+from fewstep.learning.simulation import Simulation
 from fewstep.models.heads import Head
 
 
@@ -45,17 +46,17 @@ class Jumps(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PhasedConsistency(Method):
+class PhasedConsistency(Simulation):
     """d( J(x_t; t -> e), sg J(x_s; s -> e) ) + adversarial·relu(1 - D(J(x_t; t -> e))): the loss of
     multi-boundary distillation with phases of equal length down to t_min, and a discriminator at
     each phase's end.
 
     D reads features of the frozen teacher: the student's jump and its goal, which counts as real,
     are both noised from e to a random time of the phase; the head learns by the hinge loss, one
-    step before each of the student's. adversarial = 0 leaves it out. As published, phase k ends ⌊k
-    bins/phases⌋ intervals up, the last at t_min (index 0). Unlike the released code, head and
-    student both learn in every step, the noise level is one of the grid's times, and samples are
-    made along the phases' own ends (there: 999, 749, 499, 249 instead of 999, 739, 499, 239).
+    step before each of the student's. As published, phase k ends ⌊k bins/phases⌋ intervals up, the
+    last at t_min (index 0). Unlike the released code, head and student both learn in every step,
+    the noise level is one of the grid's times, and samples are made along the phases' own ends
+    (there: 999, 749, 499, 249 instead of 999, 739, 499, 239).
     """
 
     segments: Count = 4
@@ -71,6 +72,7 @@ class PhasedConsistency(Method):
     """The distance of the two jumps."""
     adversarial: NonNegative = 0.1
     """Weight of the adversarial loss; 0 leaves it out."""
+    simulated: Share = 0.0
 
     @dataclass
     class Nets:
@@ -98,15 +100,16 @@ class PhasedConsistency(Method):
     def jumps(self, nets: Nets, batch: Batch) -> Jumps:
         """One interval and one noise per sample."""
         process = nets.teacher.process
-        t, s = adjacent(self.times(process, self.bins), batch.draws, process)
+        grid = self.times(process, self.bins)
+        t, s = adjacent(grid, batch.draws, process)
         ends = self.ends(process, self.segments)
         end = at_or_below(ends, s)
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
+        batch = self.with_answers(batch, nets.student, process, cond, grid)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = jump_to(nets.student, process, end)
-        return Jumps(
-            *jump_and_goal(student, student, x_t, t, x_s, s, cond), end, at_or_above(ends, t)
-        )
+        both = jump_and_goal(student, student, x_t, t, x_s, s, cond)
+        return Jumps(*both, end, at_or_above(ends, t))
 
     def logits(self, nets: Nets, x: Sample, jumps: Jumps, level: Time, batch: Batch) -> Tensor:
         """The discriminator on samples at the phase's end, noised from there to `level`."""
@@ -131,8 +134,7 @@ class PhasedConsistency(Method):
     def loss(self, nets: Nets, batch: Batch, clock: Clock) -> Losses:
         """The jump against its goal, and against the discriminator."""
         jumps = self.jumps(nets, batch)
-        distance = compared(self.distance, nets.teacher.process, jumps.jump, jumps.goal, jumps.end)
-        terms = {"consistency": distance}
+        terms = {"consistency": compared(self.distance, nets.teacher.process, *jumps[:3])}
         if self.adversarial:
             made = self.logits(nets, jumps.jump, jumps, self.level(nets, jumps, batch), batch)
             terms["adversarial"] = self.adversarial * F.relu(1 - made)

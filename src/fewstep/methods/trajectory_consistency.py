@@ -22,11 +22,12 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
 from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
+from fewstep.learning.simulation import Simulation
 from fewstep.learning.slow_target import SlowTarget, target_of
 
 
 @dataclass(frozen=True)
-class TrajectoryConsistency(SlowTarget):
+class TrajectoryConsistency(SlowTarget, Simulation):
     """d( J(x_t; t -> e), J_target(x_s; s -> e) ): x_s is the guided teacher's step, J one DDIM jump
     with the network's answer, and e any time of the grid from its end up to s, all alike; where e =
     s the goal is x_s itself.
@@ -47,6 +48,7 @@ class TrajectoryConsistency(SlowTarget):
     told_end: bool = False
     """The student reads where it is to land."""
     target_decay: Decay = 0.95
+    simulated: Share = 0.0
     gamma: Share = 0.3
     """gamma of the sampler that the student is saved with: strategic stochastic sampling."""
 
@@ -71,6 +73,7 @@ class TrajectoryConsistency(SlowTarget):
         grid = self.times(process, self.bins)
         t, s = adjacent(grid, batch.draws, process)
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
+        batch = self.with_answers(batch, nets.student, process, cond, grid)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         end = one_between(grid, grid[-1].expand(len(s)), s, batch.draws)
         student, target = (jump_to(net, process, end) for net in (nets.student, target_of(nets)))
