@@ -45,7 +45,7 @@ def concrete():
         one = waiting.pop()
         waiting += one.__subclasses__()
         own = one.__module__.startswith("fewstep.") and "__dataclass_fields__" in vars(one)
-        if own and not inspect.isabstract(one):
+        if own and not inspect.isabstract(one) and one not in found:  # met once for each base
             found.append(one)
     return sorted(found, key=lambda cls: cls.__name__)
 
