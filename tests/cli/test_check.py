@@ -229,6 +229,13 @@ def test_a_broken_one_is_told_which_law_and_why(fewstep, write, name):
         assert text in reason
 
 
+def test_a_checkpoint_is_compared_as_its_file_says_it(fewstep, write):
+    """A default '0.5' is read again as 0.5, which is no other method."""
+    changes, *_ = BROKEN["a_default_of_another_type"]
+    ended = fewstep("check", write(broken(*changes)), *only("a_stopped_run_goes_on_equal"))
+    assert ended.code == 0, ended
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_and_breaks_no_other_law_but_what_follows(fewstep, write, name):

@@ -73,7 +73,7 @@ def test_every_method_that_has_it_is_here():
 @pytest.mark.parametrize("name", METHODS)
 @every("process", PROCESSES)
 def test_without_any_data_the_loss_is_zero_for_the_same_student(name, process):
-    """The teacher's chain, at the answers of whatever student: here those of the chain, moved."""
+    """The teacher's chain, at its own answers; a chain that is off has a loss there."""
     method = dataclasses.replace(plain(METHODS[name]), simulated=1.0)
     assert method.needs == frozenset()
     data = Gaussian(process, 0.3, 0.5)

@@ -188,8 +188,8 @@ def shapes_lcm() -> Run:
 
 
 def shapes_lcm_lora() -> Run:
-    """LCM-LoRA: the teacher's one scale. Half of the rows are the student's own answers, which two
-    steps need. 27 minutes on two cores.
+    """LCM-LoRA: the teacher's one scale. Half of the rows are the student's own answers, as its
+    second step is shown them.
     """
     method = LatentConsistency(bins=SHORT, guidance=None, simulated=0.5)
     return student_of(method, lr=2e-3, steps=2400, lora=32)
@@ -202,7 +202,7 @@ def shapes_mbcd() -> Run:
 
 def shapes_mbcd_lora() -> Run:
     """Multi-boundary distillation as a LoRA: four deterministic steps; `method.segments=2` makes
-    two. Half of the rows are the student's own answers. 27 minutes on two cores.
+    two. Half of the rows are the student's own answers.
     """
     method = MultiBoundary(bins=SHORT, times=GRID, simulated=0.5)
     return student_of(method, lr=2e-3, steps=2400, lora=32)
