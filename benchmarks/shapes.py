@@ -1,7 +1,7 @@
 """Text to image in few steps, measured on drawn shapes: the shipped teacher over guidance and
 steps, and its students.
 
-    python benchmarks/shapes.py [--rows teacher,lcm_lora,mbcd_lora] [--seeds 0,1,2] [--tier two]
+    python benchmarks/shapes.py [--rows teacher,lcm_lora,mbcd_lora] [--seeds 0,1,2] [--steps 4,2]
 
 A student is its recipe shapes_…, trained with the seed; one that serves one number of steps only
 is trained for each. --cache trains from a cache, to the same result in less time (`fewstep data
@@ -20,11 +20,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from trained import middle, minutes_of, write_table
 
 from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
@@ -32,7 +32,7 @@ from fewstep.data.shapes import Shapes
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Trailing
-from fewstep.files import read_json, write_bytes, write_json
+from fewstep.files import read_json, write_json
 from fewstep.metrics.attribute_diversity import AttributeDiversity
 from fewstep.metrics.caption_accuracy import CaptionAccuracy
 from fewstep.metrics.evaluation import Evaluation
@@ -42,7 +42,6 @@ from fewstep.metrics.results import Result
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
 from fewstep.report.tables import Table, markdown
-from fewstep.run import Run, distil
 
 HOME = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = (HOME / "docs" / "results" / f"shapes.{kind}" for kind in ("json", "md"))
@@ -55,7 +54,6 @@ STUDENTS = (
 STEPS = (4, 2, 1)
 SCALES = (1.0, 2.0, 3.0, 5.0)
 NUM = 1000
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 NAMES = {
     "caption_accuracy": "caption_accuracy",
     "frechet": "frechet",
@@ -128,8 +126,8 @@ def of_student(
     done = {(line["guidance"], line["steps"]) for line in lines if line["method"] == name}
     learned = run.method.towards(load(TEACHERS[tier])).scales
     scales = SCALES if learned.embed else (learned.low,)
-    all_at_once = all(run.method.serves(n) for n in STEPS)
-    for serves in [STEPS] if all_at_once else [(n,) for n in STEPS]:
+    all_at_once = all(run.method.serves(n) for n in options.steps)
+    for serves in [options.steps] if all_at_once else [(n,) for n in options.steps]:
         if done.issuperset((scale, n) for scale in scales for n in serves):
             continue
         method = run.method if all_at_once else run.method.for_steps(serves[0])
@@ -148,21 +146,6 @@ def of_student(
                 facts |= {"chosen": scale == own, "seed": seed}
                 facts |= {"teacher": few_of_teacher(lines), "minutes": minutes}
                 yield line_of(result, **facts)
-
-
-def minutes_of(run: Run, folder: Path) -> float:
-    """Trains it, and says how long that took, interruptions left out."""
-    note = folder.with_name(f"{folder.name}.minutes.json")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    before = read_json(note) if note.is_file() else 0.0
-    begun = time.perf_counter()
-    already = False
-    try:
-        already = distil(run, folder, progress=True).already
-    finally:
-        minutes = before if already else before + (time.perf_counter() - begun) / 60
-        write_json(note, minutes)
-    return round(minutes, 1)
 
 
 def few_of_teacher(lines: Sequence[Line]) -> Line:
@@ -205,10 +188,9 @@ def table(lines: Sequence[Line]) -> str:
     return markdown(Table([*heads, "minutes", "ms per image", "seeds"], rows, texts=4))
 
 
-def middle(lines: Sequence[Line], key: str, places: int, times: float = 1) -> str:
-    """The median, of those that have it."""
-    found = [line[key] for line in lines if line.get(key) is not None]
-    return f"{times * statistics.median(found):.{places}f}" if found else ""
+def numbers(text: str) -> tuple[int, ...]:
+    """4,2,1 as numbers."""
+    return tuple(int(number) for number in text.split(","))
 
 
 def main() -> None:
@@ -217,18 +199,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default=",".join(("teacher", *STUDENTS)))
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=numbers, default=(0, 1, 2))
+    parser.add_argument("--steps", type=numbers, default=STEPS, help="of the students")
     parser.add_argument("--tier", choices=list(TEACHERS), default="one")
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="of the students")
     parser.add_argument("--cache", type=Path, help="of the tier's data, by its teacher")
     options = parser.parse_args()
     tier: str = options.tier
-    wanted, seeds = options.rows.split(","), [int(seed) for seed in options.seeds.split(",")]
+    wanted = options.rows.split(",")
     if unknown := set(wanted) - {"teacher", *STUDENTS}:
         parser.error(
             f"no row {', '.join(sorted(unknown))}; there are teacher, {', '.join(STUDENTS)}"
         )
-    for seed in seeds:
+    for seed in options.seeds:
         for name in wanted:
             lines = [line for line in finished() if (line["tier"], line["seed"]) == (tier, seed)]
             if name == "teacher":
@@ -240,10 +223,7 @@ def main() -> None:
             for line in found:
                 print(json.dumps(line), flush=True)
                 write_json(RESULTS, [*finished(), line])  # others may have written meanwhile
-    page = PAGE.read_text(encoding="utf-8")
-    head, _, rest = page.partition(BEGIN)
-    page = f"{head}{BEGIN}\n{table(finished())}\n{END}{rest.partition(END)[2]}"
-    write_bytes(PAGE, page.encode())
+    write_table(PAGE, table(finished()))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ def bench(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("shapes_benchmark", PATH)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
+    monkeypatch.syspath_prepend(str(PATH.parent))
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "NUM", 6)
     monkeypatch.setattr(module, "STEPS", (4, 2))
     monkeypatch.setattr(module, "RESULTS", tmp_path / "shapes.json")
     monkeypatch.setattr(module, "PAGE", tmp_path / "shapes.md")
-    page = f"# Page\n{module.BEGIN}\nold\n{module.END}\nbelow\n"
+    page = "# Page\n<!-- table -->\nold\n<!-- end of table -->\nbelow\n"
     (tmp_path / "shapes.md").write_text(page, encoding="utf-8")
     monkeypatch.setattr(
         module, "configured", lambda name, words: configured(name, [*words, *SMALL])

@@ -17,6 +17,10 @@ from fewstep.parts.autoencoder import FreshAutoencoder
 GRID = Trailing()
 BINS = 40
 """Intervals of the grid: of these the times of 4 steps are diffusers' own (999, 749, 499, 249)."""
+SHORT = 20
+"""Intervals of a short training's grid: what a student knows at the data comes to the noise over
+fewer of them, and the times of 4 and 2 steps are still diffusers' own.
+"""
 STEPS = Strided(GRID, BINS)
 
 

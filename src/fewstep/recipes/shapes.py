@@ -25,6 +25,7 @@ from fewstep.parts.clip import Contrastive, FreshClip
 from fewstep.recipes._latent import (
     BINS,
     GRID,
+    SHORT,
     STEPS,
     consistency_distillation,
     consistency_training,
@@ -37,10 +38,6 @@ from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
 
 TEACHER = "shapes_teacher"
-SHORT = 20
-"""Intervals of a short training's grid: what a student knows at the data comes to the noise over
-fewer of them, and the times of 4 and 2 steps are still diffusers' own.
-"""
 
 
 def shapes_classifier() -> Run:
