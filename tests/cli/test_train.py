@@ -77,10 +77,28 @@ class TestTrain:
     def test_an_unfinished_run_goes_on(self, done, runs, unfinished):
         out = done(*TEACHER, "name=half")
         assert "step 3 of 3" in out
-        assert "step 2 of 3" not in out
+        assert "goes on behind step 2 of 3" in out
+        assert "half: step 2 of 3" not in out
         assert weights(unfinished) == weights(runs / "tiny")
         assert [line["step"] for line in logged(unfinished)] == [1, 2, 3]
         assert json.loads((unfinished / "status.json").read_text())["state"] == "finished"
+
+    def test_the_folder_names_its_run(self, done, refused, runs, unfinished, monkeypatch):
+        """As its run file does, also from within; a recipe of that name comes first."""
+        out = done("train", "runs/half")
+        assert "goes on behind step 2 of 3" in out
+        assert weights(unfinished) == weights(runs / "tiny")
+        assert "finished already" in done("train", "runs/half/", "trainer.keep=5")
+        with monkeypatch.context() as patch:
+            patch.chdir(unfinished)
+            assert "../half is finished already" in done("train", ".")
+        refused(
+            3, "train", "runs/half", "trainer.batch=3", says="`fewstep train runs/half` goes on"
+        )
+        Path("digits_cd").mkdir()
+        assert "digits_teacher" in done("train", "digits_cd", "--options")
+        Path("empty").mkdir()
+        refused(2, "train", "empty", says="empty is no run: it holds no run.yaml")
 
     def test_samples_that_are_not_finite_are_left_out_of_the_report(
         self, done, runs, unfinished, monkeypatch

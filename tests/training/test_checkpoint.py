@@ -414,5 +414,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_bits(half, folder, s
     flip(folder / "checkpoints" / "step-00000006" / "optim.safetensors", 0.3)
     again = trainer(Single(), folder, config(optimizer=Sgd(lr=0.1)))
     again.fit(say=said.append)
-    assert len(said) == 1
+    damage, goes_on = said
+    assert "step-00000006 is damaged" in damage
+    assert goes_on == "goes on behind step 4 of 12"
     assert_same(state(again), state(straight))

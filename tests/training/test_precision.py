@@ -22,10 +22,11 @@ from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.method import Method
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.guided_distillation import GuidedDistillation
 from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.models.dit import Dit
 from fewstep.models.heads import Head
-from fewstep.models.source import Fresh
+from fewstep.models.source import Fresh, Saved
 from fewstep.models.unet import UNet
 from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
@@ -41,7 +42,8 @@ METHODS = {
 }
 METHODS |= {"dmd2": DMD2(fake_steps=1)}
 COMPILED = METHODS | {
-    "latent_consistency": LatentConsistency(guidance=GuidanceRange())
+    "latent_consistency": LatentConsistency(guidance=GuidanceRange()),
+    "guided_distillation": GuidedDistillation(guidance=GuidanceRange(3.0, 3.0)),
 }  # the tiny model knows no "no label"
 NETWORKS = {
     "unet": UNet(
@@ -271,7 +273,13 @@ def test_a_compiled_run_has_the_same_losses(folder, name):
     runs, lines = [], []
     for compiled in (False, True):
         at = folder / str(compiled)
-        one = real(COMPILED[name], at, config(steps=3, compile=compiled, optimizer=Sgd(lr=1e-2)))
+        chosen = config(steps=3, compile=compiled, optimizer=Sgd(lr=1e-2))
+        if name == "guided_distillation":  # needs a teacher that is guided
+            teacher = Saved("digits_teacher")
+            run = Run(Digits(limit=32), COMPILED[name], teacher, dropout=0.0, trainer=chosen)
+            one = run.prepared(folder=at).trainer
+        else:
+            one = real(COMPILED[name], at, chosen)
         one.fit()
         runs.append(state(one))
         lines.append(read_log(at / "log.jsonl"))

@@ -5,6 +5,7 @@ written to its status.
 import json
 import shutil
 import signal
+import threading
 
 import pytest
 from tests.training.test_resume import Ringing, tiny_run
@@ -12,7 +13,7 @@ from tests.training.tiny import Single, StopError, assert_same, config, state, s
 
 from fewstep.run import distil
 from fewstep.training.checkpoint import Checkpoints
-from fewstep.training.signals import Signals
+from fewstep.training.signals import Signals, StoppedError
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -89,6 +90,44 @@ def test_a_second_one_of_any_kind_ends_it_at_once(folder, handlers):
         one.fit(say=lambda _: None)
     assert error.value.code == 129
     assert list((folder / "checkpoints").iterdir()) == []
+
+
+class Waiting(Ringing):
+    """The step with the signal ends when something was said of it."""
+
+    def __call__(self, number, rows, draws):
+        found = super().__call__(number, rows, draws)
+        if number == 4:
+            assert self.heard.wait(10)
+        return found
+
+
+def test_what_a_signal_does_is_said_at_once_and_at_the_end(folder, handlers):
+    said, stream = [], Waiting(4, signal.SIGINT)
+    stream.heard = threading.Event()
+
+    def say(line):
+        if not line.startswith("warning: "):
+            said.append(line)
+            stream.heard.set()
+
+    with pytest.raises(StoppedError) as error:
+        trainer(Single(), folder, stream=stream).fit(say=say)
+    assert error.value.code == 130
+    assert said == [
+        "stopping behind step 5 of 12; a second signal ends the run at once",
+        "stopped, with a checkpoint: the same command goes on",
+    ]
+    said.clear()
+    trainer(Single(), folder).fit(say=say)
+    assert said == ["goes on behind step 5 of 12"]
+
+
+def test_one_that_keeps_nothing_says_no_checkpoint(handlers):
+    said = []
+    with pytest.raises(StoppedError):
+        trainer(Single(), None, stream=Ringing(4, signal.SIGINT)).fit(say=said.append)
+    assert not any("checkpoint" in line for line in said)
 
 
 def test_where_nobody_waits_the_first_ends_it(handlers):

@@ -17,8 +17,14 @@ DEEPEST = 20  # names in one option, method.solver.steps has three
 
 
 def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
-    """The run and its folder. ValueError (pydantic's has every error) or FileNotFoundError."""
+    """The run and its folder. recipe: its name, a run file, or the folder of a run. ValueError
+    (pydantic's has every error) or FileNotFoundError.
+    """
     path, runs = place(recipe), RUNS
+    if path.is_dir() and recipe not in recipes.listed():
+        path /= "run.yaml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{recipe} is no run: it holds no run.yaml")
     if path.suffix in (".yaml", ".yml"):
         plain = _run_file(path)
         folder = Path(os.path.abspath(path)).parent

@@ -50,7 +50,9 @@ def demo(
 
 
 def train(
-    recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
+    recipe: str = typer.Argument(
+        help="A recipe (fewstep inspect recipes), a run.yaml, or the folder of a run, to go on."
+    ),
     overrides: list[str] | None = typer.Argument(
         None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
     ),

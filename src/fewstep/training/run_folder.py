@@ -84,7 +84,8 @@ class RunFolder:
         if kept != asked:
             raise RefusedError(
                 f"{self.path} holds a run with another configuration: {difference(kept, asked)}; "
-                "choose another name=, or --restart to begin again"
+                f"`fewstep train {self.path}` goes on with its own; another name= makes another "
+                f"run, --restart begins again"
             )
         return self.at_its_end()
 

@@ -21,7 +21,7 @@ from fewstep.training.observers import Guard, Reading, RunLog, SaveEvery, Status
 from fewstep.training.processes import World
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer, Seen
-from fewstep.training.signals import Signals
+from fewstep.training.signals import Signals, StoppedError
 from fewstep.training.skips import Skips
 from fewstep.training.spikes import ROLL_BACKS, SpikeError, Spikes
 from fewstep.training.start import renewed
@@ -88,7 +88,7 @@ class Trainer:
         measures: what adds numbers to the log; it looks before that is written, the other observers
         behind everything. drawing: those that keep something of a step; a run that goes on shows
         them its first checkpoint again, for a kill may have come before they were done. Raises
-        DivergedError, RefusedError (a checkpoint that does not fit), SystemExit behind a signal.
+        DivergedError, RefusedError (a checkpoint that does not fit), StoppedError behind a signal.
         """
         checkpoints = None
         if self.folder is not None:
@@ -101,6 +101,7 @@ class Trainer:
         for doubt in doubts(self.config, self.phases):
             say(f"warning: {doubt}")
         if start:
+            say(f"goes on behind step {start} of {self.config.steps}")
             again = Seen(self.clock(start - 1), {}, 0, self._exported)
             for look in drawing:
                 look(again)
@@ -109,16 +110,20 @@ class Trainer:
         while True:
             records = self._records(start, checkpoints, say)
             try:
-                self._run(start, (*measures, *records, *drawing, *observers))
+                self._run(start, (*measures, *records, *drawing, *observers), say)
                 break
+            except StoppedError:
+                if self.folder is not None:
+                    say("stopped, with a checkpoint: the same command goes on")
+                raise
             except SpikeError as spike:
                 assert checkpoints is not None
                 start = self._go_back(checkpoints, str(spike), say)
         if self.folder is not None:
             self.folder.write_status("trained", self.config.steps, self.config.steps)
 
-    def _run(self, start: int, looking: Sequence[Observer]) -> None:
-        with closing(self.steps(start)) as steps:
+    def _run(self, start: int, looking: Sequence[Observer], say: Callable[[str], None]) -> None:
+        with closing(self.steps(start, say)) as steps:
             for seen in steps:
                 for look in looking:
                     look(seen)
@@ -144,13 +149,21 @@ class Trainer:
         )
         return start
 
-    def steps(self, start: int = 0) -> Generator[Seen]:
+    def steps(self, start: int = 0, say: Callable[[str], None] | None = None) -> Generator[Seen]:
         """Trains one step at a time, from step `start` to the last, and shows each behind it.
 
         Between two steps nothing is held back: whoever leaves the loop ends the training. A signal
-        ends it with SystemExit when the step was looked at.
+        ends it with StoppedError when the step was looked at. say: where it is told at once that a
+        signal was noted.
         """
-        with Signals(self.config.stop_signals) as signals:
+        clock = self.clock(start)
+
+        def noted() -> None:
+            if say is not None:
+                now = f"stopping behind step {clock.step + 1} of {clock.steps}"
+                say(f"{now}; a second signal ends the run at once")
+
+        with Signals(self.config.stop_signals, noted=noted) as signals:
             for number in range(start, self.config.steps):
                 clock = self.clock(number)
                 numbers, losses = self._take(clock)
@@ -160,7 +173,7 @@ class Trainer:
                 yield seen
                 seen.release()
                 if seen.stop and not seen.last:
-                    raise SystemExit(128 + seen.stop)
+                    raise StoppedError(seen.stop)
 
     def _take(self, clock: Clock) -> tuple[dict[str, Tensor | float], dict[str, Tensor]]:
         """One step: all updates of the method, what moves behind them, the averages. Its numbers
