@@ -33,7 +33,7 @@ ROOMS = [
         "parts",
         "metrics",
     ),
-    *("training", "export", "report", "run", "contracts", "recipes", "cli", "app"),
+    *("training", "export", "report", "run", "begun", "contracts", "recipes", "cli", "app"),
 ]
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 

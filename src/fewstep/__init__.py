@@ -10,8 +10,8 @@ from fewstep import plugins
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fewstep.begun import load
     from fewstep.models.bundle import DiffusionModel
-    from fewstep.models.folder import load
     from fewstep.models.outside import OutsideNetwork
     from fewstep.models.wrapped import from_network
     from fewstep.run import Run, distil
@@ -31,7 +31,7 @@ _HOMES = {
     "DiffusionModel": "fewstep.models.bundle",
     "OutsideNetwork": "fewstep.models.outside",
     "from_network": "fewstep.models.wrapped",
-    "load": "fewstep.models.folder",
+    "load": "fewstep.begun",
     "Run": "fewstep.run",
     "distil": "fewstep.run",
 }

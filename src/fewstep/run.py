@@ -229,7 +229,7 @@ def distil(
                 return _read(run, home)
             with place.recorded(run.trainer.steps), closing(ready.stream):
                 _train(run, ready, observers, progress, say)
-                models = save_students(ready.trainer, ready.model, home, _card(run, ready))
+                models = save_students(ready.trainer, ready.model, home, card_of(run, ready))
                 place.write_status("finished", run.trainer.steps, run.trainer.steps)
             return _distilled(home, models, already=False)
 
@@ -315,7 +315,7 @@ def _drawing(run: Run, ready: Prepared, say: Callable[[str], None]) -> list[Obse
     return found
 
 
-def _card(run: Run, ready: Prepared) -> dict[str, Any]:
+def card_of(run: Run, ready: Prepared) -> dict[str, Any]:
     """What a saved model tells of the run that made it."""
     data = run.data.dump()
     data.pop("path", None)  # not where it lies on this machine: models are handed on

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fewstep.begun import load
 from fewstep.choice import did_you_mean
 from fewstep.cli.asked import asked_of
 from fewstep.cli.tables import print_table
@@ -14,12 +15,11 @@ from fewstep.files import write_bytes
 from fewstep.images.files import check_place
 from fewstep.images.grid import png
 from fewstep.images.sheet import sheet
-from fewstep.models.folder import load
 from fewstep.models.request import Answer, Request
 from fewstep.text import place
 from fewstep.training.config import pick_device
 
-OPTIONS = ("steps", "guidance", "sampler", "ema", "name")
+OPTIONS = ("steps", "guidance", "sampler", "ema", "checkpoint", "name")
 COLUMNS = 8  # where nobody says how many
 
 
@@ -68,7 +68,7 @@ def _row(
 ) -> Row:
     """MODEL,steps=4,guidance=3 … : the model, and what is asked of it."""
     path, told = _told(text)
-    model = load(path, told.get("ema")).to(device)
+    model = load(path, told.get("ema"), told.get("checkpoint")).to(device)
     request = Request(
         asked,
         num=num or (None if asked else COLUMNS),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.begun import load
 from fewstep.cli.configure import source_of
 from fewstep.cli.tables import print_facts, print_table
 from fewstep.data.dataset import Dataset
@@ -21,7 +22,7 @@ from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.features import Features
 from fewstep.metrics.measure import Measure
 from fewstep.metrics.results import Result, read_result
-from fewstep.models.folder import load
+from fewstep.models.bundle import DiffusionModel
 from fewstep.models.foreign import foreign
 from fewstep.parts.autoencoder import Autoencoder
 from fewstep.report.run_report import write_quality
@@ -47,6 +48,7 @@ def evaluate(
     teacher: str | None,
     seed: int,
     device: str,
+    checkpoint: str | None,
     against: Path | None,
     out: Path | None,
     report: Path | None,
@@ -87,7 +89,8 @@ def evaluate(
         )
         result, notes = Result(path.name, values, protocol), {"images": "reconstructions"}
     else:
-        result = _of_model(what, evaluation, steps, evaluations, guidance, teacher, where)
+        model = load(what, None, checkpoint).to(where)
+        result = _of_model(what, model, evaluation, steps, evaluations, guidance, teacher)
     _shown([result] if earlier is None else [result, earlier], notes, out, report)
 
 
@@ -131,15 +134,15 @@ def _listed(text: str, option: str) -> list[object]:
 
 def _of_model(
     what: str,
+    model: DiffusionModel,
     evaluation: Evaluation,
     steps: int | None,
     evaluations: int | None,
     guidance: float | None,
     teacher: str | None,
-    device: torch.device,
 ) -> Result:
     """The result of a model that is sampled."""
-    model, name = load(what).to(device), place(what).name
+    name, device = place(what).name, model.device
     shape = evaluation.protocol.resolution
     if model.image_shape != shape:
         raise ValueError(

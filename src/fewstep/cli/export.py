@@ -4,15 +4,16 @@ from pathlib import Path
 
 import torch
 
+from fewstep.begun import load
 from fewstep.choice import did_you_mean
 from fewstep.cli.asked import dtype_of
 from fewstep.export.card import Card
 from fewstep.export.rounding import round_model
 from fewstep.files import check_utf8
 from fewstep.images.files import check_place
+from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.conditioner import Labels, Unconditional
-from fewstep.models.folder import load
 from fewstep.models.lora import load_addition
 from fewstep.models.named import folder_of
 from fewstep.text import place
@@ -26,6 +27,7 @@ def export(
     out: Path | None,
     dtype: str,
     ema: str | None,
+    checkpoint: str | None,
     base: str | None,
     licence: str,
 ) -> None:
@@ -33,7 +35,7 @@ def export(
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}{did_you_mean(to, [*FORMATS])}")
     stored = dtype_of(dtype)
-    loaded = load(model, ema)
+    loaded = load(model, ema, checkpoint)
     folder = out or place(model) / to
     if out is None and not place(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"
@@ -70,5 +72,15 @@ def _lora(
 ) -> float:
     from fewstep.export.lora import export_lora, round_addition
 
-    addition = round_addition(loaded, load_addition(folder_of(model), ema), dtype)
+    addition = round_addition(loaded, _addition(loaded, model, ema), dtype)
     return export_lora(loaded, addition, folder, name, card, dtype)
+
+
+def _addition(loaded: DiffusionModel, model: str, ema: str | None) -> Addition:
+    """What was trained, without its base: of a checkpoint as it was read, else from its file."""
+    if loaded.additions:
+        return loaded.additions.get(ema or "", loaded.additions[""])
+    folder = folder_of(model)
+    if not (folder / "model.json").is_file():
+        raise FileNotFoundError(f"{model} is no student of a LoRA")
+    return load_addition(folder, ema)

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fewstep.begun import load
 from fewstep.choice import Choice, kind_of, origins
 from fewstep.cli.tables import print_facts, print_list, print_options
 from fewstep.files import read_json
 from fewstep.models.bundle import DiffusionModel
-from fewstep.models.folder import load
 from fewstep.models.hub import is_name
 from fewstep.models.named import shipped
 from fewstep.options import (

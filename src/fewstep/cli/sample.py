@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.begun import load
 from fewstep.cli.asked import asked_of, dtype_of
 from fewstep.images.files import check_place, write_images
-from fewstep.models.folder import load
 from fewstep.models.request import Request
 from fewstep.training.config import pick_device
 
@@ -31,11 +31,12 @@ def sample(
     device: str,
     dtype: str,
     ema: str | None,
+    checkpoint: str | None,
 ) -> None:
     """Makes images."""
     numbers = dtype_of(dtype)
     check_place(out)
-    loaded = load(model, ema).to(pick_device(device), numbers)
+    loaded = load(model, ema, checkpoint).to(pick_device(device), numbers)
     asked = asked_of(labels, prompt, prompts, num)
     away = {} if negative is None else {"caption": [negative]}
     request = Request(

@@ -127,6 +127,9 @@ def sample(
     device: str = typer.Option("auto", help="cpu, cuda, mps …"),
     dtype: str = typer.Option("fp32", help="fp32, bf16 or fp16."),
     ema: str | None = typer.Option(None, help="One of the run's averages, by its decay."),
+    checkpoint: str | None = typer.Option(
+        None, help="Of a run: the student as a checkpoint has it: a step, newest or best."
+    ),
 ) -> None:
     """Makes images.
 
@@ -138,7 +141,7 @@ def sample(
 def compare(
     models: list[str] = typer.Argument(
         help="A run or model each, with how it is sampled: runs/x,steps=4,guidance=3; also "
-        "sampler=, ema= and name=."
+        "sampler=, ema=, checkpoint= and name=."
     ),
     out: Path = typer.Option(help="x.png: a row for each model."),
     prompt: list[str] | None = typer.Option(
@@ -190,6 +193,9 @@ def evaluate(
     ),
     seed: int = typer.Option(0, help="The seed of the samples."),
     device: str = typer.Option("auto", help="cpu, cuda, mps …"),
+    checkpoint: str | None = typer.Option(
+        None, help="Of a run: the student as a checkpoint has it: a step, newest or best."
+    ),
     against: Path | None = typer.Option(
         None, help="An earlier result of --out: both are shown if they can be compared."
     ),
@@ -211,6 +217,9 @@ def export(
     ),
     dtype: str = typer.Option("fp32", help="Of the weights that are written: fp32, bf16, fp16."),
     ema: str | None = typer.Option(None, help="One of the run's averages, by its decay."),
+    checkpoint: str | None = typer.Option(
+        None, help="Of a run: the student as a checkpoint has it: a step, newest or best."
+    ),
     base: str | None = typer.Option(
         None, help="For the model card: what model hubs call the model that was distilled."
     ),

@@ -150,6 +150,19 @@ class Checkpoints:
             )
         return None
 
+    def steps(self) -> list[int]:
+        """Those that there are, the oldest first, whole or not."""
+        return [_step(path) for path in self._all()]
+
+    def best(self) -> int | None:
+        """The step of the one with the lowest score; None where none has one."""
+        path = self._best(self._all())
+        return None if path is None else _step(path)
+
+    def damage(self, step: int) -> str | None:
+        """None, or what is wrong with that checkpoint, which stays where it is."""
+        return self._verify(self.folder / f"step-{step:08d}")
+
     def discard_all(self) -> None:
         """Removes every checkpoint, for a restart; of a link the link alone."""
         for path in [*self._all(), *self.folder.glob(".bad-*")]:

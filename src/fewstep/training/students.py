@@ -21,27 +21,32 @@ def save_students(
     weights plain ones are saved, which load without the others. DivergedError, and nothing saved
     of it, where a sample of one is not finite.
     """
-    state, method, config = trainer.state, trainer.method, trainer.config
-    models, clock = {}, trainer.clock(config.steps - 1)
-    for name in state.roles.exports:
-        variants = {}
-        for decay in config.ema[1:]:
-            network = merged(state.exported(name, decay))
-            if isinstance(network, Denoiser):
-                network = network.network
-            variants[f"{decay:g}"] = network.state_dict()
-        sampler = method.sampler(clock, name)
-        guidance = method.student_guidance(getattr(model, "guidance", UNGUIDED))
-        net = merged(state.exported(name))
-        if isinstance(net, Denoiser):
-            net.autocast = None  # as it is when it is loaded
-        made = model.with_student(net, sampler, guidance, card, variants)
-        if isinstance(made, DiffusionModel):
-            made.additions = _additions(trainer, name)
-        made = method.completed(made, trainer.data)
+    models = {}
+    for name in trainer.state.roles.exports:
+        made = student(trainer, model, name, card, trainer.config.steps)
         trainer.world.on_leader(lambda: _save(made, folder / name))  # noqa: B023
         models[name] = made
     return models
+
+
+def student(trainer: Trainer, model: Any, name: str, card: dict[str, Any], step: int) -> Any:
+    """The model of an exported network as it is behind so many steps; a collective call."""
+    state, method, config = trainer.state, trainer.method, trainer.config
+    variants = {}
+    for decay in config.ema[1:]:
+        network = merged(state.exported(name, decay))
+        if isinstance(network, Denoiser):
+            network = network.network
+        variants[f"{decay:g}"] = network.state_dict()
+    sampler = method.sampler(trainer.clock(step - 1), name)
+    guidance = method.student_guidance(getattr(model, "guidance", UNGUIDED))
+    net = merged(state.exported(name))
+    if isinstance(net, Denoiser):
+        net.autocast = None  # as it is when it is loaded
+    made = model.with_student(net, sampler, guidance, card, variants)
+    if isinstance(made, DiffusionModel):
+        made.additions = _additions(trainer, name)
+    return method.completed(made, trainer.data)
 
 
 def _additions(trainer: Trainer, name: str) -> dict[str, Addition]:
