@@ -83,10 +83,11 @@ def test_the_others_do_not_depend_on_the_prediction(process, parameterization):
         assert found.dtype == torch.float64
         assert found.shape == t.shape
         close(found * error, expected, rtol=1e-8, atol=1e-12)
+    close(weight("root_snr", denoiser, t) * error.sqrt(), in_noise.sqrt(), rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("parameterization", [Edm(), Epsilon(), Velocity(), SamplePrediction()])
-@pytest.mark.parametrize("kind", ["output", "snr", "snr_plus_one", "truncated_snr"])
+@pytest.mark.parametrize("kind", ["output", "snr", "root_snr", "snr_plus_one", "truncated_snr"])
 def test_a_network_seen_from_another_process_has_the_same_weights(parameterization, kind):
     ve = VarianceExploding()
     vp = VariancePreserving().within(ve)
@@ -120,10 +121,11 @@ def test_the_published_numbers():
 def test_all_are_finite_at_both_ends(process):
     """Where alpha is 0 the SNR is 0, and the truncated one 1."""
     t = f64(process.t_min, process.t_max)
-    for kind in ("uniform", "snr", "snr_plus_one", "truncated_snr", "karras", "output"):
+    kinds = ("uniform", "snr", "root_snr", "snr_plus_one", "truncated_snr", "karras", "output")
+    for kind in kinds:
         found = weight(kind, denoisers(process, SamplePrediction())[0], t)
         assert found.isfinite().all()
-        assert found.min() >= (0 if kind == "snr" else 1)
+        assert found.min() >= (0 if kind in ("snr", "root_snr") else 1)
 
 
 def test_karras_is_the_output_weight_of_edm_networks():
@@ -150,7 +152,7 @@ def test_the_weights_of_an_interval(process):
             interval_weight("level_gap", process, t, s),
             rtol=1e-9,
         )
-    for kind in ("uniform", "snr", "snr_plus_one", "truncated_snr", "karras"):
+    for kind in ("uniform", "snr", "root_snr", "snr_plus_one", "truncated_snr", "karras"):
         close(interval_weight(kind, process, t, s), weight(kind, denoisers(process, Edm())[0], t))
 
 

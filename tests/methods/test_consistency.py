@@ -64,7 +64,7 @@ def test_the_chain_of_teacher_steps_has_exactly_zero_loss(solver, distance):
 
 
 @pytest.mark.parametrize(
-    "weighting", ["gap", "level_gap", "karras", "snr", "snr_plus_one", "truncated_snr"]
+    "weighting", ["gap", "level_gap", "karras", "snr", "root_snr", "snr_plus_one", "truncated_snr"]
 )
 def test_a_weight_changes_the_loss_and_not_its_zero(weighting):
     """The official weights, at the time where the interval begins; uniform is 1."""
@@ -90,6 +90,7 @@ def test_a_weight_changes_the_loss_and_not_its_zero(weighting):
         "level_gap": 1 / (t - s),
         "karras": snr + 4,
         "snr": snr,
+        "root_snr": 1 / t,
         "snr_plus_one": snr + 1,
         "truncated_snr": snr.clamp(min=1),
     }[weighting]

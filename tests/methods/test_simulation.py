@@ -15,6 +15,7 @@ from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.process import VarianceExploding
 from fewstep.diffusion.solvers import Euler
 from fewstep.learning.batch import Batch
+from fewstep.learning.consistency import adjacent
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Clock, Method
 from fewstep.learning.simulation import Simulation
@@ -179,6 +180,48 @@ def test_the_second_step_is_trained_where_it_is_asked():
     for power in (2, 4):
         a, b = (x.double().pow(power) for x in (trained, shown))
         assert (a.mean() - b.mean()).abs() < 4 * (2 * a.var() / n) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["multi_boundary", "phased_consistency"])
+@every("process", PROCESSES)
+def test_a_deterministic_sampler_goes_on_with_the_noise_it_began_with(name, process):
+    """What its second step is shown is what the loss makes of the answer, bit for bit but rounding;
+    the other rows have new noise, as without.
+    """
+    method = dataclasses.replace(METHODS[name], simulated=0.5).for_steps(2)
+    student = net(process, lambda x, t, cond, s: 0.2 * torch.tanh(x))  # nothing like the data
+    x0 = samples(512, Gaussian(process))
+    grid = method.times(process, method.bins)
+    batch = batch_of(x0)
+    found = method.with_answers(batch, student, process, batch.cond, grid)
+    noise = batch_of(x0).draws.fork("simulated").normal(*batch.shape)
+    walk = method.sampler(CLOCK).walk(student, process, noise, Cond(), Draws(1, range(512)))
+    middle, expected = next(walk)
+    shown = process.add_noise(found.data, found.noise(), middle)
+    own = (found.data != x0).flatten()
+    close(shown[own], expected[own], rtol=1e-5, atol=1e-5)
+    plain = process.add_noise(x0, batch_of(x0).noise(), middle)
+    assert torch.equal(shown[~own], plain[~own])
+    assert 0.4 < own.double().mean() < 0.6
+
+
+@pytest.mark.parametrize("name", ["latent_consistency", "multi_boundary"])
+def test_a_weight_of_intervals_multiplies_the_loss(name):
+    """By the number at the interval's beginning."""
+    plain_one = dataclasses.replace(plain(METHODS[name]), simulated=0.0)
+    weighted = dataclasses.replace(plain_one, weighting="root_snr")
+    student = net(VE, lambda x, t, cond, s: 0.2 * torch.tanh(x))
+    terms = []
+    for method in (plain_one, weighted):
+        fields = [field.name for field in dataclasses.fields(method.Nets)]
+        nets = dict.fromkeys(("student", "target"), student)
+        nets["teacher"] = net(VE, Gaussian(VE))
+        nets = method.Nets(**{field: nets[field] for field in fields})
+        terms.append(
+            method.loss(nets, batch_of(samples(256, Gaussian(VE))), CLOCK).terms["consistency"]
+        )
+    t, _ = adjacent(plain_one.times(VE, 50), batch_of(samples(256, Gaussian(VE))).draws, VE)
+    close(terms[1], terms[0] / t, rtol=1e-9, atol=0)
 
 
 def test_without_a_solver_there_are_only_the_data():

@@ -130,7 +130,7 @@ def test_a_time_at_pure_noise_teaches(process):
     easy = EasyConsistency()
     r = easy.lower(process, t, 0.5)
     assert process.level(r).item() == pytest.approx(40, rel=1e-6)
-    for name in ("snr", "snr_plus_one", "truncated_snr", "karras"):
+    for name in ("snr", "root_snr", "snr_plus_one", "truncated_snr", "karras"):
         ours = by_noise(name, process, t).item()
         assert ours == pytest.approx(by_noise(name, VE, rows(80.0, 1)).item(), rel=1e-6)
     method = ContinuousConsistency(adaptive=False, density=LogNormal(9.0, 0.1))

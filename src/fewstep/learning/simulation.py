@@ -10,8 +10,8 @@ from fewstep.choice import Share
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.process import Process
-from fewstep.diffusion.types import Grid, time_dtype, to_device, where_rows
-from fewstep.learning.batch import Batch
+from fewstep.diffusion.types import Grid, per_sample, time_dtype, to_device, where_rows
+from fewstep.learning.batch import Batch, Continued
 from fewstep.learning.dropout import without_dropout
 from fewstep.learning.method import Method
 
@@ -24,6 +24,9 @@ class Simulation(Method, ABC):
     """
 
     without_data: ClassVar[str] = "method.simulated=1"
+    keeps_noise: ClassVar[bool] = False
+    """Whether the sampler goes on with the noise that it began with. Then the loss is shown the
+    answers with what is left of theirs, else with new noise."""
     simulated: Share
     """Share of the rows whose clean sample is the student's own answer to pure noise (backward
     simulation, arXiv:2405.14867), 0 … 1; with 1 no data are read."""
@@ -46,6 +49,15 @@ class Simulation(Method, ABC):
         start, end = (t.expand(len(x_t)) for t in (grid[0], grid[-1]))
         with torch.no_grad(), without_dropout(student):
             x0 = student(x_t, start, cond, end)
+        own = draws.uniform() < self.simulated
         if self.simulated < 1:
-            x0 = where_rows(draws.uniform() < self.simulated, x0, batch.data)
-        return dataclasses.replace(batch, x0=x0)
+            answers = where_rows(own, x0, batch.data)
+        else:
+            answers, own = x0, torch.ones_like(own)
+        if not self.keeps_noise:
+            return dataclasses.replace(batch, x0=answers)
+        # What `Process.step` carries on of x_t, at unit scale.
+        kept = (x_t - per_sample(process.alpha(start), x_t) * x0) / per_sample(
+            process.sigma(start), x_t
+        )
+        return Continued(batch.cond, batch.draws, batch.shape, answers, own, kept)

@@ -10,7 +10,7 @@ from fewstep.diffusion.parameterization import Edm
 from fewstep.diffusion.process import Process, Trig
 from fewstep.diffusion.types import Time
 
-ByNoise = Literal["uniform", "snr", "snr_plus_one", "truncated_snr", "karras"]
+ByNoise = Literal["uniform", "snr", "root_snr", "snr_plus_one", "truncated_snr", "karras"]
 Weighting = Literal[ByNoise, "output"]
 IntervalWeighting = Literal[ByNoise, "gap", "level_gap"]
 SIGMA_DATA = 0.5  # of images in [-1, 1], as published
@@ -75,9 +75,11 @@ def by_noise(kind: ByNoise, process: Process, t: Time, of: Denoise | None = None
     """One number per sample, for SNR = (alpha/sigma)², which counts as at sigma/alpha = 80 where
     that is above 200:
 
-    uniform 1; snr: the error in the noise; snr_plus_one: in v; truncated_snr max(SNR, 1): the
-    larger of the errors in x0 and in the noise (arXiv:2202.00512); karras SNR + 1/sigma_data²: the
-    error in what an EDM network says, with the sigma_data that the denoiser `of` states.
+    uniform 1; snr: the error in the noise; root_snr √SNR: the same for a distance that grows with
+    the error and not its square (Huber's, far from 0); snr_plus_one: in v; truncated_snr
+    max(SNR, 1): the larger of the errors in x0 and in the noise (arXiv:2202.00512); karras
+    SNR + 1/sigma_data²: the error in what an EDM network says, with the sigma_data that the
+    denoiser `of` states.
     """
     snr = (data_share(process, t) / process.sigma(t)) ** 2
     if kind == "uniform":
@@ -86,6 +88,7 @@ def by_noise(kind: ByNoise, process: Process, t: Time, of: Denoise | None = None
         return snr + sigma_data_of(of) ** -2
     return {
         "snr": snr,
+        "root_snr": snr.sqrt(),
         "snr_plus_one": snr + 1,
         "truncated_snr": snr.clamp(min=1),
     }[kind]

@@ -20,6 +20,7 @@ from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.roles import frozen, moved, trained
 from fewstep.learning.simulation import Simulation
 from fewstep.learning.slow_target import SlowTarget, target_of
+from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class LatentConsistency(SlowTarget, Simulation):
     )
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two answers."""
+    weighting: IntervalWeighting = "uniform"
+    """Weight of an interval."""
     target_decay: Decay = 0.95
     simulated: Share = 0.0
 
@@ -73,13 +76,10 @@ class LatentConsistency(SlowTarget, Simulation):
         teacher, cond = self.scales(nets.teacher, batch.cond, batch.draws)
         batch = self.with_answers(batch, nets.student, process, cond, grid)
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
-        return Losses(
-            {
-                "consistency": self.distance(
-                    *jump_and_goal(nets.student, target_of(nets), x_t, t, x_s, s, cond)
-                )
-            }
-        )
+        jump, goal = jump_and_goal(nets.student, target_of(nets), x_t, t, x_s, s, cond)
+        distance = self.distance(jump, goal)
+        w = interval_weight(self.weighting, process, t, s, nets.student)
+        return Losses({"consistency": distance * w.to(distance)})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return Renoise(min(4, self.bins), Strided(self.times, self.bins))

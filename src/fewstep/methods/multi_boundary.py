@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
@@ -26,6 +26,7 @@ from fewstep.learning.method import Clock, Clone, Losses
 from fewstep.learning.optional_teacher import OptionalTeacher
 from fewstep.learning.roles import frozen, trained
 from fewstep.learning.simulation import Simulation
+from fewstep.learning.weights import IntervalWeighting, interval_weight
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class MultiBoundary(OptionalTeacher, Simulation):
     guidance: GuidanceRange | None = None
     distance: Distance = dataclasses.field(default_factory=Huber)
     """The distance of the two jumps."""
+    weighting: IntervalWeighting = "uniform"
+    """Weight of an interval."""
     simulated: Share = 0.0
+    keeps_noise: ClassVar[bool] = True
 
     @dataclass
     class Nets:
@@ -97,7 +101,9 @@ class MultiBoundary(OptionalTeacher, Simulation):
         x_t, x_s = pair(self.solver, teacher, process, batch, t, s)
         student = jump_to(nets.student, process, end)
         jump, goal = jump_and_goal(student, student, x_t, t, x_s, s, cond)
-        return Losses({"consistency": compared(self.distance, process, jump, goal, end)})
+        distance = compared(self.distance, process, jump, goal, end)
+        w = interval_weight(self.weighting, process, t, s, nets.student)
+        return Losses({"consistency": distance * w.to(distance)})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(self.steps, self.grid())

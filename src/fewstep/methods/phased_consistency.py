@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +55,7 @@ class PhasedConsistency(Simulation):
     are both noised from e to a random time of the phase; the head learns by the hinge loss, one
     step before each of the student's. As published, phase k ends ⌊k bins/phases⌋ intervals up, the
     last at t_min (index 0). Unlike the released code, head and student both learn in every step,
-    the noise level is one of the grid's times, and samples are made along the phases' own ends
-    (there: 999, 749, 499, 249 instead of 999, 739, 499, 239).
+    noise levels are the grid's, and samples go along the phases' own ends (there: 749 for 739 …).
     """
 
     segments: Count = 4
@@ -73,6 +72,7 @@ class PhasedConsistency(Simulation):
     adversarial: NonNegative = 0.1
     """Weight of the adversarial loss; 0 leaves it out."""
     simulated: Share = 0.0
+    keeps_noise: ClassVar[bool] = True
 
     @dataclass
     class Nets:
