@@ -60,6 +60,17 @@ def flat(name: str) -> str:
     return name.replace("_", "").replace("-", "").lower()
 
 
+def _nested(name: str, fields: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted paths to options of that name further inside."""
+    for key, value in fields.items():
+        if not isinstance(value, Mapping):
+            continue
+        if name in value:
+            yield f"{key}.{name}"
+        for path in _nested(name, value):
+            yield f"{key}.{path}"
+
+
 def did_you_mean(name: str, valid: list[str]) -> str:
     """`"; did you mean bins?"`, or the list of valid names where nothing is close."""
     close = difflib.get_close_matches(name, valid, n=2, cutoff=0.6)
@@ -199,7 +210,10 @@ class Choice:
                 if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
                     name = str(e["loc"][0])
                     own = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-                    message = f"{kind_of(cls)} has no option {name!r}{did_you_mean(name, own)}"
+                    deeper = list(_nested(name, fields))[:3]
+                    meant = f"; did you mean {' or '.join(deeper)}?" if deeper else ""
+                    meant = meant or did_you_mean(name, own)
+                    message = f"{kind_of(cls)} has no option {name!r}{meant}"
                 rewritten.append(
                     InitErrorDetails(type=_error(message), loc=e["loc"], input=e["input"])
                 )

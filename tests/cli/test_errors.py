@@ -277,12 +277,10 @@ class TestModels:
         refused(2, "inspect", "model.pt", says="model.pt")
 
     def test_an_unfinished_run(self, refused, unfinished):
-        for words in (
-            ("sample", "runs/half", "--out", "x.png"),
-            ("evaluate", "runs/half"),
-            ("inspect", "runs/half"),
-        ):
-            refused(2, *words, says=["runs/half", "no finished model yet"])
+        """It can be looked at (test_begun.py), and is no teacher yet."""
+        says = ["runs/half", "no finished model yet"]
+        for option in ("teacher", "start"):
+            refused(2, *STUDENT, f"{option}=runs/half", "name=new", says=says)
 
     def test_damage(self, refused, runs):
         file = runs / "cd" / "student" / "model.safetensors"

@@ -1,8 +1,11 @@
 """What `fewstep inspect` says of models, lists and names."""
 
+from pathlib import Path
+
 import pytest
 
 from fewstep import load
+from fewstep.cli.configure import configured
 from fewstep.data.digits import Digits
 from fewstep.data.source import Source
 from fewstep.diffusion.densities import Density
@@ -10,7 +13,7 @@ from fewstep.diffusion.process import Process
 from fewstep.learning.method import Method
 from fewstep.models.network import Network
 from fewstep.models.source import ModelSource
-from fewstep.recipes import listed
+from fewstep.recipes import listed, recipe
 
 
 class TestInspect:
@@ -51,6 +54,15 @@ class TestInspect:
 
 class TestNames:
     """Anything that can be named is explained."""
+
+    def test_a_recipe(self, done, refused):
+        """What it is for and what came out of it, and its run file, which makes the same run."""
+        out = done("inspect", "digits_cd")
+        head, _, run = out.partition("\n\ndata:")
+        assert head.startswith("digits_cd (recipe)\n" + listed()["digits_cd"])
+        Path("mine.yaml").write_text("data:" + run)
+        assert configured("mine.yaml", [])[0] == recipe("digits_cd")
+        refused(2, "inspect", "digits_cdd", says="did you mean digits_cd")
 
     def test_a_method(self, done):
         out = done("inspect", "dmd2")

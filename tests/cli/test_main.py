@@ -32,10 +32,38 @@ def test_help_of_every_verb_has_an_example(done, verb):
     assert f"Example: fewstep {' '.join(verb)}" in out or verb == ("data",)
 
 
-def test_the_help_names_every_verb(done):
+def test_the_help_names_every_verb_and_cuts_nothing(done):
     out = done("--help")
     for verb in VERBS:
         assert f"\n  {verb} " in out
+    assert "..." not in out.replace("[ARGS]...", "")
+    assert "an unfinished run goes on where it stopped." in " ".join(out.split())
+    assert "..." not in done("data", "--help").replace("[ARGS]...", "")
+
+
+def test_the_usual_words_for_help_and_version(done):
+    for words in (["-h"], ["help"], []):
+        assert done(*words) == done("--help")
+    for words in (["train", "-h"], ["help", "train"]):
+        assert done(*words) == done("train", "--help")
+    assert done("help", "data", "check") == done("data", "check", "--help")
+    assert done("version") == done("--version")
+
+
+def test_a_shell_completes_verbs_and_recipes(monkeypatch, capsys):
+    def completed(words, place):
+        monkeypatch.setenv("_FEWSTEP_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(place))
+        monkeypatch.setattr(sys, "argv", ["fewstep"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main([])
+        return capsys.readouterr().out.split()
+
+    assert completed("fewstep ex", 1) == ["export"]
+    assert set(completed("fewstep train digits_c", 2)) >= {"digits_cd", "digits_classifier"}
+    assert all(name.startswith("mnist_") for name in completed("fewstep plan mnist_", 2))
 
 
 def test_help_and_version_do_not_wait_for_torch():
@@ -159,9 +187,14 @@ class TestCodes:
         assert "Traceback" not in ended.err
 
     @pytest.mark.parametrize("words", [("--debug", *SAMPLE), (*SAMPLE, "--debug")])
-    def test_debug_shows_the_traceback(self, words):
-        with pytest.raises(FileNotFoundError, match="runs/cd"):
-            main(list(words))
+    def test_debug_shows_the_traceback(self, fewstep, words):
+        """Before the line and the code that there are without it."""
+        ended = fewstep(*words)
+        assert ended.code == 2
+        lines = ended.err.splitlines()
+        assert lines[0] == "Traceback (most recent call last):"
+        assert lines[-2].startswith("FileNotFoundError: no model or run 'runs/cd'")
+        assert lines[-1].startswith("error: no model or run 'runs/cd'")
 
 
 def test_plugins_that_are_not_there(refused):

@@ -173,7 +173,7 @@ class TestTrain:
             assert fewstep(*TEACHER, "name=tiny", "--restart", "trainer.seed=5").code == 130
         ended = fewstep("sample", "runs/tiny", "--out", "x.png")
         assert ended.code == 2
-        assert "no finished model yet" in ended.err
+        assert "the run runs/tiny has no checkpoint yet" in ended.err
         assert "finished already" not in done(*TEACHER, "name=tiny", "trainer.seed=5")
         assert load("runs/tiny").card["trainer"]["seed"] == 5
 

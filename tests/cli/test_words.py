@@ -171,3 +171,40 @@ def test_a_run_file_in_the_current_folder_makes_a_new_run(tmp_path):
     Path("run.yaml").write_text(to_yaml(run.dump()))
     assert configured("run.yaml", []) == (run, Path("runs") / tmp_path.name)
     assert isinstance(run, Run)
+
+
+class TestWhatLeadsOn:
+    """An error names the word that was meant, or the command that comes first."""
+
+    def test_an_option_that_lies_deeper(self, refused):
+        for word, meant in (
+            ("lr=1e-3", "did you mean trainer.optimizer.lr?"),
+            ("steps=100", "did you mean trainer.steps?"),
+            ("optimizer.lr=1", "did you mean trainer.optimizer?"),
+            ("bins=12", "did you mean method.bins?"),
+            ("trainer.lr=1", "did you mean optimizer.lr?"),
+            ("trainer.setps=1", "did you mean steps?"),
+        ):
+            refused(2, "train", "digits_cd", word, says=meant)
+
+    def test_an_option_with_dashes(self, refused):
+        says = "options of a run have no dashes: trainer.optimizer.lr=1e-3"
+        refused(2, "train", "digits_cd", "--lr", "1e-3", says=says)
+        says = ["--steps", "fewstep sample --help says more"]
+        refused(2, "sample", "digits_teacher", "--stps", "3", says=says)
+
+    def test_what_is_missing(self, refused):
+        says = "Missing argument 'recipe'; fewstep train --help says more"
+        refused(2, "train", says=says)
+        refused(2, "foo", says="No such command 'foo'; fewstep --help says more")
+
+    def test_a_model_that_a_recipe_makes(self, refused):
+        says = "no run runs/mnist_teacher yet; train it first: fewstep train mnist_teacher"
+        refused(2, "train", "mnist_cd", "data.path=x", says=f"{says} data.path=x")
+        says = "train it first: fewstep train digits_cd"
+        refused(2, "train", "digits_cd", "start=runs/digits_cd", "name=new", says=says)
+        refused(2, "train", "digits_cd", "teacher=runs/nobody", says="no model or run")
+
+    def test_a_model_of_another_kind(self, refused):
+        says = "does not describe a diffusion model: it is that of a classifier"
+        refused(2, "sample", "digits_classifier", "--out", "x.png", says=says)

@@ -20,7 +20,9 @@ from fewstep.options import (
     kinds_called,
     options_of,
 )
+from fewstep.recipes import listed, recipe, said_of
 from fewstep.text import place
+from fewstep.yaml import to_yaml
 
 
 def inspect(what: str) -> None:
@@ -29,6 +31,9 @@ def inspect(what: str) -> None:
     """
     if place(what).exists() or what in shipped() or is_name(what):
         print_model(load(what), place(what))
+        return
+    if what in listed():
+        print_recipe(what)
         return
     kinds = kinds_called(what)
     lists = []
@@ -57,10 +62,16 @@ def unknown(what: str) -> ValueError:
 
 def all_names() -> list[str]:
     """What can be named: shipped models, families in the plural, kinds."""
-    names = [*shipped(), "recipes", "trainer"]
+    names = [*shipped(), *listed(), "recipes", "trainer"]
     for family in families():
         names += [f"{kind_of(family)}s", *family.offered()]
     return names
+
+
+def print_recipe(name: str) -> None:
+    """What a recipe is for, what came out of it, and its run file."""
+    print(f"{name} (recipe)\n{said_of(name)}\n")
+    print(to_yaml(recipe(name).dump()).rstrip())
 
 
 def print_kind(family: type[Choice], cls: type[Choice]) -> None:

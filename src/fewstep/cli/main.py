@@ -3,8 +3,10 @@
 import os
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
@@ -22,7 +24,15 @@ from fewstep.errors import (
 )
 from fewstep.text import in_one_line
 
+RUNS = ("train", "plan", "demo")
+"""Verbs that take options of a run."""
 LONGEST = 480  # characters of a line that somebody reads
+
+
+def sentence(verb: Callable[..., None]) -> str:
+    """The first paragraph of what a verb says of itself, whole: typer's own is cut."""
+    return " ".join((verb.__doc__ or "").partition("\n\n")[0].split())
+
 
 app = typer.Typer(
     name="fewstep",
@@ -30,7 +40,8 @@ app = typer.Typer(
     "evaluations.",
     epilog="Example: fewstep demo",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -68,13 +79,13 @@ for verb in (
     verbs.inspect,
     verbs.check,
 ):
-    app.command()(verb)
+    app.command(short_help=sentence(verb))(verb)
 data = typer.Typer(
     help="Looks at data, and encodes them once.", no_args_is_help=True, rich_markup_mode=None
 )
 data.callback()(lambda: None)  # so that a single verb stays a word
-data.command("check")(verbs.data_check)
-data.command("cache")(verbs.data_cache)
+data.command("check", short_help=sentence(verbs.data_check))(verbs.data_check)
+data.command("cache", short_help=sentence(verbs.data_cache))(verbs.data_cache)
 app.add_typer(data, name="data")
 
 
@@ -92,6 +103,10 @@ def _ended(words: list[str]) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         named, words = _plugins_in(words)
+        if words[:1] == ["help"]:
+            words = [*words[1:], "--help"]
+        if words == ["version"]:
+            words = ["--version"]
         if words in ([], ["data"]):
             words.append("--help")
         with warnings.catch_warnings():
@@ -101,12 +116,12 @@ def _ended(words: list[str]) -> int:
             )  # of libraries to those who write programs
             for plugin in named:
                 plugins.load(plugin)
-            code = app(words, standalone_mode=False)
+            code = app(words, standalone_mode=False, prog_name="fewstep")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         time.sleep(patience(error))
         for line in lines_of(error):
             who = f"process {rank()}: " if rank() else ""
@@ -134,6 +149,16 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
     """One process says it for all."""
     if rank() == 0:
         print(f"warning: {in_one_line(message, LONGEST)}", file=sys.stderr)
+
+
+def _way_of(error: Any) -> str:
+    """What leads on from a word that was not understood, or is missing."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return ""
+    if context.info_name in RUNS and getattr(error, "option_name", "") not in ("", None):
+        return "; options of a run have no dashes: trainer.optimizer.lr=1e-3"
+    return f"; {context.command_path} --help says more" if context.command_path else ""
 
 
 def code_of(error: BaseException) -> int:
@@ -164,7 +189,7 @@ def patience(error: BaseException) -> float:
 def lines_of(error: BaseException) -> list[str]:
     """One line per error: a run file's all at once, each with its dotted path."""
     if isinstance(error, typer.TyperException):
-        return [" ".join(error.format_message().split())]
+        return [" ".join(error.format_message().split()).rstrip(".") + _way_of(error)]
     if connection_lost(error):
         return [
             "another process ended, or was silent for trainer.timeout seconds; --debug shows what "

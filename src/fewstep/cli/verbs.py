@@ -24,6 +24,11 @@ def carry_out(verb: str, options: dict[str, Any], name: str | None = None) -> No
     getattr(module, name or verb)(**options)
 
 
+def recipes_like(begun: str) -> list[str]:
+    """The recipes whose names begin so."""
+    return [name for name in listed() if name.startswith(begun)]
+
+
 def demo(
     words: list[str] | None = typer.Argument(
         None,
@@ -51,7 +56,8 @@ def demo(
 
 def train(
     recipe: str = typer.Argument(
-        help="A recipe (fewstep inspect recipes), a run.yaml, or the folder of a run, to go on."
+        help="A recipe (fewstep inspect recipes), a run.yaml, or the folder of a run, to go on.",
+        autocompletion=recipes_like,
     ),
     overrides: list[str] | None = typer.Argument(
         None, help="name=…, method.bins=18, trainer.steps=2000, teacher=runs/x …"
@@ -69,7 +75,9 @@ def train(
 
 
 def plan(
-    recipe: str = typer.Argument(help="A recipe (fewstep inspect recipes) or a run.yaml."),
+    recipe: str = typer.Argument(
+        help="A recipe (fewstep inspect recipes) or a run.yaml.", autocompletion=recipes_like
+    ),
     overrides: list[str] | None = typer.Argument(
         None, help="As for train: trainer.batch=64, trainer.precision=bf16 …"
     ),
@@ -235,7 +243,7 @@ def export(
 def inspect(
     what: str = typer.Argument(
         help="A run's or model's folder or name; recipes; methods, networks, solvers, data …; the "
-        "name of any of these: dmd2, unet, heun, digits; trainer; run."
+        "name of any of these: digits_cd, dmd2, unet, heun, digits; trainer; run."
     ),
 ) -> None:
     """Says what a model is, lists what there is, or explains the options of anything by its name.

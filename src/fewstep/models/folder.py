@@ -113,12 +113,20 @@ def read_description(path: Path, key: str, otherwise: str) -> dict[str, Any]:
     """
     described = read_json(path)
     if not isinstance(described, dict) or key not in described:
-        raise ValueError(otherwise)
+        raise ValueError(f"{otherwise}{_instead(described)}")
     if not isinstance(found := described.get("format"), int):
         raise ValueError(f"{path} is damaged: it has no format")
     if found > FORMAT:
         raise ValueError(f"{path} has format {found}, newer than this fewstep knows ({FORMAT})")
     return described
+
+
+def _instead(described: Any) -> str:
+    """What a model.json describes that is not what was looked for; "" where nobody knows."""
+    for kind in ("classifier", "network", "codec", "conditioner"):
+        if isinstance(described, dict) and kind in described:
+            return f": it is that of a {'diffusion model' if kind == 'network' else kind}"
+    return ""
 
 
 def _described(folder: Path, described: dict[str, Any], weights: str | None) -> DiffusionModel:

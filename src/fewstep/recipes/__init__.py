@@ -18,11 +18,12 @@ HERE = Path(__file__).parent
 
 def listed() -> dict[str, str]:
     """Every recipe with the first sentence of its docstring."""
-    found = {}
-    for file in sorted(HERE.glob("[!_]*.py")):
-        for function in _functions(file):
-            found[function.name] = first_sentence(ast.get_docstring(function) or "")
-    return dict(sorted(found.items()))
+    return {name: first_sentence(text) for name, text in _docstrings().items()}
+
+
+def said_of(name: str) -> str:
+    """All of a recipe's docstring."""
+    return _docstrings()[name]
 
 
 def recipe(name: str) -> Choice:
@@ -35,6 +36,15 @@ def recipe(name: str) -> Choice:
     lists = "`fewstep inspect recipes` lists what there is"
     meant = f"did you mean {' or '.join(near)}?" if near else lists
     raise ValueError(f"no recipe or run file {name!r}; {meant}")
+
+
+def _docstrings() -> dict[str, str]:
+    """Of every recipe, by name."""
+    found = {}
+    for file in sorted(HERE.glob("[!_]*.py")):
+        for function in _functions(file):
+            found[function.name] = ast.get_docstring(function) or ""
+    return dict(sorted(found.items()))
 
 
 def _functions(file: Path) -> list[ast.FunctionDef]:
