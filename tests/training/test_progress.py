@@ -1,13 +1,15 @@
 """Progress: a bar where somebody can see one, lines where they are asked for, else nothing."""
 
+import io
 import re
 import sys
 import types
 
 import pytest
+from rich.console import Console, Group
 
 from fewstep.learning.method import Clock
-from fewstep.training.progress import training_progress
+from fewstep.training.progress import _bar, _clock, _numbers, _rate, bar_on, training_progress
 from fewstep.training.seen import Seen
 
 
@@ -41,6 +43,64 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch, progress):
     assert out == ""
     assert "2/2" in err
     assert "loss 0.25" in err
+
+
+LINE = {
+    **{"step": 9, "consistency": 0.0123456, "distance": 0.0123456, "rate": 1.0, "skipped": 0.0},
+    **{"norm.student": 3.0, "health.held_out_loss": 0.007252, "health.distance": 0.5151},
+}
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_a_narrow_terminal_cuts_neither_count_nor_times(width):
+    """Whatever the numbers say, which stand on a line of their own."""
+    file, now = io.StringIO(), [0.0]
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    progress = bar_on(console, "a_run_with_a_name_that_is_long", 60)
+    progress.get_time = lambda: now[0]
+    for task in progress.tasks:
+        task._get_time = progress.get_time
+        task.start_time = 0.0
+    for step in range(1, 10):
+        now[0] = 100.0 * step
+        progress.update(0, completed=step, numbers=_numbers(LINE))
+    console.print(Group(*progress.get_renderables()))
+    bar, numbers = file.getvalue().splitlines()[-2:]
+    assert len(bar) <= width
+    assert bar.rstrip().endswith("9/60 100 s each 15:00 < 1:25:00")
+    assert bar.startswith("a")
+    assert "━" in bar or width < 60
+    assert numbers.strip().startswith("consistency 0.0123, held out lo")
+    assert len(numbers) <= width
+    if width == 100:
+        assert numbers.strip() == "consistency 0.0123, held out loss 0.00725, distance 0.515"
+
+
+def test_the_rate_of_a_run_that_goes_on_is_that_of_its_own_steps(monkeypatch):
+    """Not of those that were done before."""
+    now = [0.0]
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with _bar(2000, "run") as move:
+        for step in range(1000, 1005):
+            now[0] += 2.0
+            move(Seen(Clock(step, 2000, 8), {}, 0, dict))
+        shown = sys.stderr
+    assert "1005/2000 2 s each 0:10 < 33:10" in shown.getvalue()
+
+
+def test_numbers_of_one_name_are_told_apart():
+    line = {"step": 9, "consistency": 1.0, "distance": 0.25, "health.distance": 0.5}
+    assert _numbers(line) == "consistency 1, distance 0.25, health.distance 0.5"
+
+
+def test_fast_steps_and_short_times():
+    assert [_rate(speed) for speed in (None, 0.0, 12.345, 1.0, 0.5)] == [
+        *("–/s", "–/s", "12.3/s", "1/s", "2 s each")
+    ]
+    assert [_clock(seconds) for seconds in (None, 0, 61.4, 3599.6, 86400)] == [
+        *("–:––", "0:00", "1:01", "1:00:00", "24:00:00")
+    ]
 
 
 def test_no_bar_where_it_was_forbidden(capsys, monkeypatch):

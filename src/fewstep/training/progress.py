@@ -4,7 +4,7 @@ elsewhere.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,31 +52,82 @@ class _Lines:
 @contextmanager
 def _bar(steps: int, title: str) -> Iterator[Observer]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}", markup=False),
-    ]
     terminal: Any = Unbroken(sys.stderr)
-    with Progress(*columns, console=Console(file=terminal)) as progress:
-        task = progress.add_task(title, total=steps, numbers="")
+    with bar_on(Console(file=terminal), title, steps) as progress:
+        task = progress.task_ids[0]
+        begun = False
 
         def move(seen: Seen) -> None:
+            nonlocal begun
+            if not begun:  # where the run goes on, which took no time
+                progress.tasks[0].completed = seen.done - 1
+                begun = True
             progress.update(task, completed=seen.done)
             if seen.lines:
                 progress.update(task, numbers=_numbers(seen.lines[-1]))
 
         yield move
+
+
+def bar_on(console: Any, title: str, total: int) -> Any:
+    """Title, bar, count, rate, elapsed and remaining time on one line, which a narrow terminal cuts
+    at the title and the bar; the numbers stand below it.
+    """
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Told(ProgressColumn):
+        """Words about the task, which are never cut."""
+
+        def __init__(self, words: Callable[[Any], str]):
+            self.words = words
+            super().__init__(Column(no_wrap=True))
+
+        def render(self, task: Any) -> Text:
+            return Text(self.words(task))
+
+    class TwoLines(Progress):
+        """The tasks, and the numbers of the first."""
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield self.make_tasks_table(self.tasks)
+            if self.tasks and (numbers := self.tasks[0].fields["numbers"]):
+                yield Text(f"  {numbers}", no_wrap=True, overflow="ellipsis")
+
+    progress = TwoLines(
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
+        BarColumn(bar_width=None, table_column=Column(ratio=2)),
+        Told(lambda task: f"{task.completed:.0f}/{task.total:.0f}"),
+        Told(lambda task: _rate(task.finished_speed or task.speed)),
+        Told(lambda task: f"{_clock(task.elapsed)} < {_clock(task.time_remaining)}"),
+        console=console,
+        expand=True,
+        speed_estimate_period=3600,  # a step may take minutes
+    )
+    progress.add_task(title, total=total, numbers="")
+    return progress
+
+
+def _rate(speed: float | None) -> str:
+    """Steps a second, or seconds a step where these are more than one."""
+    if not speed:
+        return "–/s"
+    return f"{speed:.3g}/s" if speed >= 1 else f"{1 / speed:.3g} s each"
+
+
+def _clock(seconds: float | None) -> str:
+    """Hours where there are some, minutes and seconds."""
+    if seconds is None:
+        return "–:––"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _in_notebook() -> bool:
@@ -86,9 +137,12 @@ def _in_notebook() -> bool:
 
 
 def _numbers(line: Mapping[str, Any]) -> str:
+    """Of a line of the log what somebody wants to see while it trains, each number once."""
     left_out = ("step", "rate", "skipped")
-    shown = []
+    shown: dict[str, float] = {}
     for key, value in line.items():
-        if key not in left_out and not key.startswith("norm."):
-            shown.append(f"{key} {value:.4g}")
-    return ", ".join(shown)
+        again = value in shown.values()  # an unweighted loss, and the distance that it is
+        if key not in left_out and not key.startswith("norm.") and not again:
+            short = key.removeprefix("health.").replace("_", " ")
+            shown[key if short in shown else short] = value
+    return ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
