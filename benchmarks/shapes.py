@@ -10,9 +10,11 @@ trained before (docs/results/shapes.md says how).
 
 All are asked for the same 1,000 captions of held-out pictures, which leave out half of what is to
 be seen: caption accuracy over all, the attributes' variation over what was left free, the Fréchet
-distance to the held-out pictures. Other scales of the teacher's guidance than its own are tried
-with seed 0 alone. A finished line of docs/results/shapes.json is not measured again, and several
-processes may measure several rows. Behind it docs/results/shapes.md is written anew.
+distance to the held-out pictures, and that to 1,000 images of the teacher with 50 steps. `data`
+are 1,000 pictures of the training set with their own captions. Other scales of the teacher's
+guidance than its own are tried with seed 0 alone. A finished line of docs/results/shapes.json is
+not measured again, and several processes may measure several rows. Behind it
+docs/results/shapes.md is written anew.
 """
 
 from __future__ import annotations
@@ -20,24 +22,30 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from trained import middle, minutes_of, write_table
 
 from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
+from fewstep.data.captions import one_of_each
+from fewstep.data.npz import Npz
 from fewstep.data.shapes import Shapes
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Trailing
 from fewstep.files import read_json, write_json
+from fewstep.images.files import write_images
 from fewstep.metrics.attribute_diversity import AttributeDiversity
 from fewstep.metrics.caption_accuracy import CaptionAccuracy
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.features import ClassifierFeatures
 from fewstep.metrics.frechet import Frechet
+from fewstep.metrics.measure import ImageSet
 from fewstep.metrics.results import Result
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
@@ -54,22 +62,51 @@ STUDENTS = (
 STEPS = (4, 2, 1)
 SCALES = (1.0, 2.0, 3.0, 5.0)
 NUM = 1000
+APART = 100
+"""The seed of what the teacher makes to be compared with; no line has it."""
 NAMES = {
     "caption_accuracy": "caption_accuracy",
     "frechet": "frechet",
     "attribute_diversity": "diversity",
+    "to_teacher": "frechet_to_teacher",
 }
 """What the file calls the measures."""
 Line = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ToTeacher(Frechet):
+    """The Fréchet distance to what the teacher makes with 50 steps, of other captions and noise."""
+
+    tier: str = "one"
+    folder: str = ""
+    """Where the teacher's images are kept."""
+
+    def __call__(self, samples: ImageSet, reference: ImageSet) -> float:
+        return super().__call__(samples, by_teacher(self.tier, self.folder, samples.extractor))
+
+
 @functools.cache
-def evaluation(tier: str, seed: int) -> Evaluation:
+def by_teacher(tier: str, folder: str, extractor: Any) -> ImageSet:
+    """These images, which are made once for all processes."""
+    place = Path(folder) / f"teacher-{tier}.npz"
+    if not place.is_file():
+        model = load(TEACHERS[tier])
+        captions = one_of_each(Shapes(tier=tier).dataset("test"), NUM, APART)  # type: ignore[arg-type]
+        images = model.generate(prompts=captions, sampler=ddim(50), seed=APART)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_images(place, images, None)
+    images = Npz(path=str(place)).dataset("all").floats()
+    return ImageSet({"image": images}, extractor)
+
+
+@functools.cache
+def evaluation(tier: str, seed: int, folder: Path) -> Evaluation:
     """Of held-out pictures and their captions."""
     return Evaluation.against(
         Shapes(tier=tier).dataset("test"),  # type: ignore[arg-type]
         ClassifierFeatures("shapes_classifier"),
-        [CaptionAccuracy(), AttributeDiversity(), Frechet()],
+        [CaptionAccuracy(), AttributeDiversity(), Frechet(), ToTeacher(tier, str(folder))],
         num=NUM,
         seed=seed,
         split="test",
@@ -86,20 +123,43 @@ def name_of(solver: str) -> str:
     return "ddim" if solver == "euler" else solver
 
 
+def named(values: Mapping[str, float]) -> Line:
+    """Measures as the file calls them."""
+    found: Line = {}
+    for kind, name in NAMES.items():
+        found[name] = round(values[kind], 4) if kind in values else None
+    return found
+
+
 def line_of(result: Result, **facts: Any) -> Line:
     """A line of the file."""
-    values = {}
-    for kind, name in NAMES.items():
-        values[name] = round(result.values[kind], 4) if kind in result.values else None
+    values = named(result.values)
     found: Line = {**facts, "solver": name_of(str(result.solver)), "steps": result.steps}
     found |= {"evaluations": result.evaluations, **values}
     assert result.images_per_second is not None
     return found | {"seconds_per_image": round(1 / result.images_per_second, 4)}
 
 
-def of_teacher(tier: str, seed: int, lines: Sequence[Line]) -> Iterator[Line]:
+def of_data(
+    tier: str, seed: int, options: argparse.Namespace, lines: Sequence[Line]
+) -> Iterator[Line]:
+    """Pictures of the training set. lines: what is measured."""
+    if lines:
+        return
+    dataset = Shapes(tier=tier).dataset("train")  # type: ignore[arg-type]
+    rows = dataset.rows(torch.arange(NUM * seed, NUM * (seed + 1)))
+    columns = {"image": rows["image"].float() / 255, "caption": rows["caption"]}
+    values, _ = evaluation(tier, seed, options.runs).measured(columns)
+    facts: Line = {"tier": tier, "method": "data", "adapter": None, "guidance": None}
+    facts |= {"chosen": True, "seed": seed, "solver": None, "steps": None, "evaluations": None}
+    yield facts | named(values) | {"seconds_per_image": None}
+
+
+def of_teacher(
+    tier: str, seed: int, options: argparse.Namespace, lines: Sequence[Line]
+) -> Iterator[Line]:
     """DDIM with 50 and few steps, DPM-Solver++ between, over guidance. lines: what is measured."""
-    model, measures = load(TEACHERS[tier]), evaluation(tier, seed)
+    model, measures = load(TEACHERS[tier]), evaluation(tier, seed, options.runs)
     samplers = [ddim(50), *(Ode(n, Trailing(), Dpmpp2m()) for n in (20, 16, 8))]
     samplers += [ddim(n) for n in STEPS]
     own = model.guidance.default
@@ -141,7 +201,8 @@ def of_student(
                     continue
                 sampler = model.sampler.with_steps(n)
                 asked = scale if learned.embed else None
-                result = evaluation(tier, seed).of_model(name, model, sampler, guidance=asked)
+                measures = evaluation(tier, seed, options.runs)
+                result = measures.of_model(name, model, sampler, guidance=asked)
                 facts: Line = {"tier": tier, "method": name, "adapter": adapter, "guidance": scale}
                 facts |= {"chosen": scale == own, "seed": seed}
                 facts |= {"teacher": few_of_teacher(lines), "minutes": minutes}
@@ -177,14 +238,17 @@ def table(lines: Sequence[Line]) -> str:
             groups.setdefault(key, []).append(line)
     rows = []
     for key, several in groups.items():
-        tier, method, adapter, solver, steps = key
-        row = [tier, f"`{method}`", adapter, solver, str(steps), str(several[0]["evaluations"])]
-        row += [f"{several[0]['guidance']:g}", middle(several, "caption_accuracy", 1, times=100)]
-        row += [middle(several, "frechet", 1), middle(several, "diversity", 3)]
+        tier, method, adapter, solver, _ = key
+        row = [tier, f"`{method}`", adapter, solver or "", middle(several, "steps", 0)]
+        row += [middle(several, "evaluations", 0), middle(several, "guidance", 0)]
+        row += [middle(several, "caption_accuracy", 1, times=100)]
+        row += [middle(several, "frechet", 1), middle(several, "frechet_to_teacher", 1)]
+        row += [middle(several, "diversity", 3)]
         row += [middle(several, "minutes", 0), middle(several, "seconds_per_image", 0, times=1000)]
         rows.append([*row, str(len(several))])
     heads = ["tier", "method", "trained", "sampler", "steps", "evaluations", "guidance"]
-    heads += ["captions followed, %", "Fréchet distance", "variation of what is free"]
+    heads += ["captions followed, %", "Fréchet distance", "to the teacher's"]
+    heads += ["variation of what is free"]
     return markdown(Table([*heads, "minutes", "ms per image", "seeds"], rows, texts=4))
 
 
@@ -198,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default=",".join(("teacher", *STUDENTS)))
+    parser.add_argument("--rows", default=",".join(("data", "teacher", *STUDENTS)))
     parser.add_argument("--seeds", type=numbers, default=(0, 1, 2))
     parser.add_argument("--steps", type=numbers, default=STEPS, help="of the students")
     parser.add_argument("--tier", choices=list(TEACHERS), default="one")
@@ -207,15 +271,16 @@ def main() -> None:
     options = parser.parse_args()
     tier: str = options.tier
     wanted = options.rows.split(",")
-    if unknown := set(wanted) - {"teacher", *STUDENTS}:
+    if unknown := set(wanted) - {"data", "teacher", *STUDENTS}:
         parser.error(
-            f"no row {', '.join(sorted(unknown))}; there are teacher, {', '.join(STUDENTS)}"
+            f"no row {', '.join(sorted(unknown))}; there are data, teacher, {', '.join(STUDENTS)}"
         )
     for seed in options.seeds:
         for name in wanted:
             lines = [line for line in finished() if (line["tier"], line["seed"]) == (tier, seed)]
-            if name == "teacher":
-                found = of_teacher(tier, seed, [one for one in lines if one["method"] == name])
+            if name in ("data", "teacher"):
+                mine = [one for one in lines if one["method"] == name]
+                found = (of_data if name == "data" else of_teacher)(tier, seed, options, mine)
             elif len(few_of_teacher(lines)) == 3:
                 found = of_student(name, tier, seed, options, lines)
             else:

@@ -16,7 +16,8 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "shapes.py"
 SMALL = ("trainer.steps=2", "trainer.batch=2", "trainer.health_every=0", "data.num=200")
 KEYS = {
     *("tier", "method", "adapter", "solver", "steps", "evaluations", "guidance", "chosen"),
-    *("caption_accuracy", "frechet", "diversity", "seed", "seconds_per_image"),
+    *("caption_accuracy", "frechet", "frechet_to_teacher", "diversity", "seed"),
+    "seconds_per_image",
 }
 
 
@@ -60,6 +61,10 @@ def test_rows_are_measured_once_and_the_page_is_of_the_file(bench, monkeypatch, 
         told(bench, monkeypatch, "--rows", "cd", "--seeds", "0")
     assert "no lines of the teacher yet" in capsys.readouterr().err
     monkeypatch.setattr(bench, "SCALES", (3.0,))
+    (data,) = told(bench, monkeypatch, "--rows", "data", "--seeds", "0")
+    assert set(data) == KEYS
+    assert data["caption_accuracy"] == 1
+    bench.RESULTS.unlink()
     first = told(bench, monkeypatch, "--rows", "teacher", "--seeds", "0")
     assert rows_of(first, "teacher") == [
         *[(3.0, "ddim", 50, 100, True)],
@@ -68,6 +73,9 @@ def test_rows_are_measured_once_and_the_page_is_of_the_file(bench, monkeypatch, 
     ]
     assert all(set(line) == KEYS for line in first)
     assert first[0]["caption_accuracy"] > 0.8  # at 50 steps, of 6
+    assert first[-1]["frechet_to_teacher"] > 0
+    teacher = bench.RESULTS.parent / "runs" / "teacher-one.npz"
+    made = teacher.stat().st_mtime_ns
 
     # A scale more, of a file from which a line was lost: the others stay as they are.
     monkeypatch.setattr(bench, "SCALES", (1.0, 3.0))
@@ -99,6 +107,7 @@ def test_rows_are_measured_once_and_the_page_is_of_the_file(bench, monkeypatch, 
     }
 
     assert told(bench, monkeypatch, "--rows", "cd,mbcd_lora", "--seeds", "0") == third
+    assert teacher.stat().st_mtime_ns == made
     page = bench.PAGE.read_text(encoding="utf-8")
     assert page.startswith("# Page\n")
     assert page.endswith("below\n")
