@@ -256,13 +256,15 @@ def test_what_a_method_raises_is_told_with_its_line(fewstep, write):
     assert len(ended.err.splitlines()) == 1
 
 
-def test_debug_shows_where_a_method_raised(write):
-    from fewstep.cli.main import main
-
+def test_debug_shows_where_a_method_raised(fewstep, write):
     path = write(broken((ERROR, "error = answer + torch.zeros(3)")))
-    with pytest.raises(ValueError, match="breaks trains_at_all") as error:
-        main(["check", str(path), "--law", "trains_at_all", "--debug"])
-    assert isinstance(error.value.__cause__, RuntimeError)
+    ended = fewstep("check", path, "--law", "trains_at_all", "--debug")
+    assert ended.code == 2
+    cause, _, rest = ended.err.partition("The above exception was the direct cause")
+    assert "error = answer + torch.zeros(3)" in cause
+    assert cause.rstrip().splitlines()[-1].startswith("RuntimeError: The size of tensor a")
+    assert rest.splitlines()[-1].startswith("error: ")
+    assert "breaks trains_at_all" in rest.splitlines()[-1]
 
 
 def test_a_method_of_the_package_by_its_name(fewstep):

@@ -9,6 +9,9 @@ from tests.data.idx_files import write_pair
 from tests.test_yaml import TEXTS
 
 from fewstep.cli.configure import configured, source_of
+from fewstep.data.cached import Cached
+from fewstep.data.digits import Digits
+from fewstep.data.folder import Folder
 from fewstep.models.source import Saved
 from fewstep.options import values
 from fewstep.run import Run
@@ -208,3 +211,35 @@ class TestWhatLeadsOn:
     def test_a_model_of_another_kind(self, refused):
         says = "does not describe a diffusion model: it is that of a classifier"
         refused(2, "sample", "digits_classifier", "--out", "x.png", says=says)
+
+
+class TestAnotherKindOfData:
+    """What all kinds have stays as the recipe says; what only the old one has is dropped."""
+
+    @pytest.mark.parametrize("word", ["data=folder", "data.kind=folder"])
+    def test_what_is_shared_stays(self, word):
+        """labels=fine is of CIFAR alone; half of a training set is no mistake that one notices."""
+        before = configured("cifar10_teacher", ["data.path=x"])[0].data
+        assert (before.split, before.flip, before.labels) == ("all", True, "fine")
+        for words in ([word, "data.path=x"], ["data.path=x", word]):
+            data = configured("cifar10_teacher", words)[0].data
+            assert isinstance(data, Folder)
+            assert (data.split, data.flip, data.path) == ("all", True, "x")
+
+    def test_the_cache_of_a_recipe_for_all_pictures(self):
+        data = configured("sd15_lcm_lora", ["data=cached", "data.path=x"])[0].data
+        assert isinstance(data, Cached)
+        assert (data.split, data.path) == ("all", "x")
+
+    def test_a_mapping_is_all_there_is(self):
+        data = configured("cifar10_teacher", ["data={kind: folder, path: x}"])[0].data
+        assert data == Folder(path="x")
+
+    def test_the_same_kind_changes_nothing(self):
+        before = configured("cifar10_teacher", ["data.labels=coarse"])[0].data
+        after = configured("cifar10_teacher", ["data.labels=coarse", "data.kind=cifar"])[0].data
+        assert after == before
+
+    def test_a_kind_without_a_path(self):
+        data = configured("cifar10_teacher", ["data.path=x", "data=digits"])[0].data
+        assert data == Digits(split="all", flip=True)

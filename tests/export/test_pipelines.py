@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -34,6 +35,7 @@ from fewstep.models.adapters import merged
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
 from fewstep.models.lora_files import delta, merge
+from fewstep.models.named import shipped
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -320,13 +322,19 @@ def snippet_of(card):
 
 
 def test_the_snippets_of_the_cards_run(tmp_path):
-    """In a new process, without fewstep."""
+    """In a new process, without fewstep; those of what is stored in 16 bits, and of the shipped
+    teacher, too.
+    """
     model, addition, base = student()
     export_pipeline(base, tmp_path / "base", CARD)
     export_lora(model, addition, tmp_path / "lora", "x", Card("x", base="../base"))
     export_pipeline(flow_map(FlowMap(2, NESTED)), tmp_path / "jumps", CARD)
+    round_model(base, torch.float16)
+    export_pipeline(base, tmp_path / "half", CARD, torch.float16)
+    shutil.copytree(shipped()["shapes_teacher"], tmp_path / "shipped")
+    names = ("base", "lora", "jumps", "half", "shipped")
     lines = ["import os, sys"]
-    for name in ("base", "lora", "jumps"):
+    for name in names:
         code = snippet_of((tmp_path / name / "README.md").read_text())
         lines += [f"os.chdir({str(tmp_path / name)!r})", f"exec({code!r}, {{}})"]
     lines.append("assert 'fewstep' not in sys.modules")
@@ -334,5 +342,5 @@ def test_the_snippets_of_the_cards_run(tmp_path):
         [sys.executable, "-W", "ignore", "-c", "\n".join(lines)], capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
-    for name in ("base", "lora", "jumps"):
+    for name in names:
         assert (tmp_path / name / "image.png").is_file()

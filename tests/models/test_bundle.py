@@ -264,7 +264,7 @@ class TestFinding:
         run = tmp_path / "run"
         run.mkdir()
         (run / "run.yaml").write_text("method: diffusion\n")
-        with pytest.raises(FileNotFoundError, match="no finished model yet"):
+        with pytest.raises(FileNotFoundError, match="has no checkpoint yet: train it further"):
             load(run)
         folder.rename(run / "student")
         assert load(run).card["ema"] == 0.99

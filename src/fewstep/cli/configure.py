@@ -1,5 +1,6 @@
 """A recipe or a run file, with the overrides of the command line, as a validated run."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
         key, value = _split(override)
         if key == "name":
             name = unquoted(value)
+        elif key in ("data", "data.kind"):
+            plain["data"] = _of_kind(plain.get("data"), value)
         else:
             _set(plain, key, value)
     if not name or Path(name).name != name or name == "..":
@@ -76,6 +79,22 @@ def _set(plain: dict[str, Any], path: str, value: Word) -> None:
         plain[key] = inner
         plain = inner
     plain[last] = value
+
+
+def _of_kind(data: Any, value: Word) -> Any:
+    """The data when another kind is named: what all kinds have (split, flip …) and the path stay as
+    they were, and what only the old one has is dropped. A mapping is all that there is.
+    """
+    old, kind = opened(data, "{"), unquoted(value)
+    if not isinstance(old, dict) or isinstance(opened(value, "{"), dict):
+        return value
+    if kind == old.get("kind"):
+        return old
+    names = [field.name for field in dataclasses.fields(Source)] + ["path"]
+    if kind in Source.kinds():
+        own = [field.name for field in dataclasses.fields(Source.kinds()[kind])]
+        names = [name for name in names if name in own]
+    return {"kind": value, **{name: old[name] for name in names if name in old}}
 
 
 def source_of(text: str, overrides: Sequence[str] = ()) -> Source:
