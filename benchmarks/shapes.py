@@ -217,7 +217,7 @@ def few_of_teacher(lines: Sequence[Line]) -> Line:
     for line in lines:
         few = line["solver"] == "ddim" and line["steps"] in (2, 4, 50)
         if line["method"] == "teacher" and line["chosen"] and few:
-            found[str(line["steps"])] = {name: line[name] for name in NAMES.values()}
+            found[str(line["steps"])] = {name: line.get(name) for name in NAMES.values()}
     return found
 
 
