@@ -163,7 +163,7 @@ class TestData:
 
     def test_other_options_stay(self, refused, pictures):
         words = [*PICTURES, "name=half", "data.path=./jobA"]
-        refused(3, *words, "data.limit=30", says="data.limit: 0 -> 30")
+        refused(3, *words, "data.limit=30", says="data.limit: 64 -> 30")
         refused(3, *words, "data.flip=true", says="data.flip: False -> True")
 
 
