@@ -54,7 +54,7 @@ def halves(
     one = alone(of_weights, folder, **both)
     found = compared(one, done) | {
         "optimizers": furthest(one[0].saved, done.saved, "optim"),
-        "said": heard,
+        "said": [line for line in heard if not line.startswith("goes on behind step ")],
     }
     if first == then:  # as if it had not been cut
         straight = run(of_weights(world, folder.with_name("straight"), **both, **then))

@@ -191,7 +191,7 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(folder):
     assert newest(folder / "run") == step
     said = []
     assert not distil(run, folder / "run", say=said.append).already  # in one process
-    assert len(said) == 1
+    assert [line for line in said if not line.startswith("goes on behind step ")] == said[:1]
     assert (
         of_logs(read_log(folder / "one" / "log.jsonl"), read_log(folder / "run" / "log.jsonl"))
         < 1e-4
