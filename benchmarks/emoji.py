@@ -18,12 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trained import minutes_of, write_table
+from trained import ddim, minutes_of, named, write_table
 
 from fewstep.cli.configure import configured
-from fewstep.diffusion.samplers import Ode
-from fewstep.diffusion.solvers import Euler
-from fewstep.diffusion.times import Trailing
 from fewstep.files import write_bytes, write_json
 from fewstep.images.grid import png
 from fewstep.images.sheet import sheet
@@ -72,7 +69,7 @@ def samplers(name: str, run: Run, model: DiffusionModel) -> Iterator[Any]:
     """The teacher's are DDIM; a student's own, with the numbers of steps that it serves."""
     if name == "teacher":
         for steps in (50, *STEPS):
-            yield Ode(steps, Trailing(), Euler())
+            yield ddim(steps)
         return
     for steps in STEPS:
         if run.method.serves(steps):
@@ -97,7 +94,7 @@ def measured(options: argparse.Namespace, minutes: dict[str, float]) -> Iterator
             assert result.images_per_second is not None
             line: Line = {"method": name, "steps": result.steps, "evaluations": result.evaluations}
             line["guidance"] = result.protocol.guidance
-            line |= {called: round(result.values[kind], 4) for kind, called in NAMES.items()}
+            line |= named(result.values, NAMES)
             seconds = round(1 / result.images_per_second, 4)
             yield line | {
                 "seed": options.seed,

@@ -22,13 +22,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from trained import middle, minutes_of, write_table
+from trained import ddim, middle, minutes_of, named, write_table
 
 from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
@@ -36,7 +36,7 @@ from fewstep.data.captions import one_of_each
 from fewstep.data.npz import Npz
 from fewstep.data.shapes import Shapes
 from fewstep.diffusion.samplers import Ode
-from fewstep.diffusion.solvers import Dpmpp2m, Euler
+from fewstep.diffusion.solvers import Dpmpp2m
 from fewstep.diffusion.times import Trailing
 from fewstep.files import read_json, write_json
 from fewstep.images.files import write_images
@@ -113,27 +113,14 @@ def evaluation(tier: str, seed: int, folder: Path) -> Evaluation:
     )
 
 
-def ddim(steps: int) -> Ode:
-    """Of the teacher."""
-    return Ode(steps, Trailing(), Euler())
-
-
 def name_of(solver: str) -> str:
     """How the file names it."""
     return "ddim" if solver == "euler" else solver
 
 
-def named(values: Mapping[str, float]) -> Line:
-    """Measures as the file calls them."""
-    found: Line = {}
-    for kind, name in NAMES.items():
-        found[name] = round(values[kind], 4) if kind in values else None
-    return found
-
-
 def line_of(result: Result, **facts: Any) -> Line:
     """A line of the file."""
-    values = named(result.values)
+    values = named(result.values, NAMES)
     found: Line = {**facts, "solver": name_of(str(result.solver)), "steps": result.steps}
     found |= {"evaluations": result.evaluations, **values}
     assert result.images_per_second is not None
@@ -152,7 +139,7 @@ def of_data(
     values, _ = evaluation(tier, seed, options.runs).measured(columns)
     facts: Line = {"tier": tier, "method": "data", "adapter": None, "guidance": None}
     facts |= {"chosen": True, "seed": seed, "solver": None, "steps": None, "evaluations": None}
-    yield facts | named(values) | {"seconds_per_image": None}
+    yield facts | named(values, NAMES) | {"seconds_per_image": None}
 
 
 def of_teacher(

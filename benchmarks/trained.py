@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.diffusion.samplers import Ode
+from fewstep.diffusion.solvers import Euler
+from fewstep.diffusion.times import Trailing
 from fewstep.files import read_json, write_bytes, write_json
 from fewstep.run import Run, distil
 
@@ -25,6 +28,19 @@ def minutes_of(run: Run, folder: Path) -> float:
         minutes = before if already else before + (time.perf_counter() - begun) / 60
         write_json(note, minutes)
     return round(minutes, 1)
+
+
+def ddim(steps: int) -> Ode:
+    """Of the teachers."""
+    return Ode(steps, Trailing(), Euler())
+
+
+def named(values: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float | None]:
+    """Measures as a file calls them; None for one that was not taken."""
+    found: dict[str, float | None] = {}
+    for kind, name in names.items():
+        found[name] = round(values[kind], 4) if kind in values else None
+    return found
 
 
 def middle(lines: Sequence[Mapping[str, Any]], key: str, places: int, times: float = 1) -> str:

@@ -54,10 +54,10 @@ def _step(folder: Path, wanted: str | int) -> int:
             raise ValueError(f"{folder}: trainer.keep_best was not set, so none is the best")
         return best
     if wanted == NEWEST:
-        whole = [step for step in steps if checkpoints.damage(step) is None]
-        if not whole:
-            raise ValueError(f"no checkpoint of {folder} is whole")
-        return whole[-1]
+        for step in reversed(steps):
+            if checkpoints.damage(step) is None:
+                return step
+        raise ValueError(f"no checkpoint of {folder} is whole")
     if str(wanted) not in map(str, steps):
         there = ", ".join(map(str, steps))
         raise ValueError(f"{folder} has no checkpoint {wanted}; it has: {there}, newest, best")

@@ -159,11 +159,11 @@ class Trainer:
         clock = self.clock(start)
 
         def noted() -> None:
-            if say is not None:
-                now = f"stopping behind step {clock.step + 1} of {clock.steps}"
-                say(f"{now}; a second signal ends the run at once")
+            assert say is not None
+            now = f"stopping behind step {clock.step + 1} of {clock.steps}"
+            say(f"{now}; a second signal ends the run at once")
 
-        with Signals(self.config.stop_signals, noted=noted) as signals:
+        with Signals(self.config.stop_signals, noted=noted if say else None) as signals:
             for number in range(start, self.config.steps):
                 clock = self.clock(number)
                 numbers, losses = self._take(clock)
