@@ -59,6 +59,6 @@ def test_four_steps_are_evaluated_where_diffusers_does(name, monkeypatch):
     nets = method.build_nets(model, run.adaptation.clones(model.denoiser))
     model.denoiser = nets.student
     model.sampler = method.sampler(Clock(0, 1, 4)).with_steps(4)
-    schedule = schedule_of(model)
+    schedule = schedule_of(model.denoiser, model.sampler)
     assert (schedule.name, schedule.times) == SCHEDULES[name]
     assert schedule.call == {"num_inference_steps": 4}

@@ -16,6 +16,7 @@ from fewstep.data.labels import empty_classes
 from fewstep.data.source import Source
 from fewstep.data.stream import Stream
 from fewstep.errors import RefusedError, option_errors
+from fewstep.export.schedules import unsaid
 from fewstep.files import check_utf8
 from fewstep.learning.dropout import seeded
 from fewstep.learning.method import Method
@@ -251,7 +252,7 @@ def _train(
     trainer = ready.trainer
     assert trainer.folder is not None
     if trainer.world.is_leader:
-        for line in first_lines(ready, run.teacher):
+        for line in [*first_lines(ready, run.teacher), *unsaid(trainer, ready.model)]:
             say(line)
     bar = training_progress(run.trainer.steps, trainer.folder.path.name, progress)
     with bar as show:
@@ -335,9 +336,8 @@ def card_of(run: Run, ready: Prepared) -> dict[str, Any]:
 
 def _read(run: Run, folder: Path) -> Distilled:
     """What a finished run left."""
-    found = {}
-    for path in sorted(folder.glob("*/model.json")):
-        found[path.parent.name] = run.method.trains.load(path.parent)
+    load = run.method.trains.load
+    found = {path.parent.name: load(path.parent) for path in sorted(folder.glob("*/model.json"))}
     return _distilled(folder, found, already=True)
 
 

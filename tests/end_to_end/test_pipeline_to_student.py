@@ -58,18 +58,27 @@ def fewstep(home, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("diffusion", "{kind: diffusion, solver_steps: 2}"),
-        ("consistency_distillation", "consistency_distillation"),
+        ("diffusion", "{kind: diffusion, solver_steps: 2, times: trailing, solver: euler}"),
+        (
+            "consistency_distillation",
+            "{kind: consistency_distillation, times: trailing, sample_times: trailing}",
+        ),
         ("latent_consistency", "latent_consistency"),
         ("multi_boundary", "multi_boundary"),
-        ("dmd2", "dmd2"),
+        ("dmd2", "{kind: dmd2, steps: 2, sample_times: {kind: strided, last: t_data}}"),
+        ("trajectory_consistency", "trajectory_consistency"),
+        ("phased_consistency", "phased_consistency"),
+        ("guided_distillation", "guided_distillation"),
     ],
 )
 def test_a_step_of_training(home, fewstep, method, options):
-    """The student has the teacher's parts, another U-Net, and makes pictures of prompts."""
+    """The student has the teacher's parts, another U-Net, makes pictures of prompts, and the same
+    in diffusers.
+    """
     (home / f"{method}.yaml").write_text(RUN % options)
-    code, _, told = fewstep("train", f"{method}.yaml")
+    code, said, told = fewstep("train", f"{method}.yaml")
     assert code == 0, told
+    assert "will not be exported" not in said + told
     folder = home / "runs" / method
     [line] = read_log(folder / "log.jsonl")
     assert all(value == value for value in line.values() if isinstance(value, float))
@@ -85,6 +94,28 @@ def test_a_step_of_training(home, fewstep, method, options):
     code, _, told = fewstep("sample", f"runs/{method}", *words)
     assert code == 0, told
     assert out.is_file()
+    code, made, told = fewstep("export", f"runs/{method}", "--to", "diffusers")
+    assert code == 0, told
+    assert float(made.split()[-1]) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("dmd2", "no scheduler knows a student whose jumps end at t_min"),
+        ("consistency_distillation", "no scheduler knows a student whose jumps end at t_min"),
+        ("continuous_consistency", "diffusers evaluates at whole indices"),
+    ],
+)
+def test_a_student_that_diffusers_cannot_sample(home, fewstep, method, says):
+    """Is told of before it is trained, and refused in the same words."""
+    (home / "odd.yaml").write_text(RUN % method)
+    code, said, told = fewstep("train", "odd.yaml", f"name=odd_{method}")
+    assert code == 0, told
+    assert f"warning: student will not be exported: {says}" in said + told
+    code, _, told = fewstep("export", f"runs/odd_{method}", "--to", "diffusers")
+    assert code == 2
+    assert says in told
 
 
 def test_plain_fine_tuning_of_a_few_step_model_is_refused(home, fewstep):

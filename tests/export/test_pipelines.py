@@ -106,7 +106,7 @@ MODELS = {
 def test_the_pipeline_makes_the_same_images(tmp_path, name):
     prediction, sampler, guidance, scheduler = MODELS[name]
     model = tiny(prediction, sampler, guidance)
-    schedule = schedule_of(model)
+    schedule = schedule_of(model.denoiser, model.sampler)
     assert schedule.name == scheduler
     assert schedule.times == sampler.grid(TABLE)[:-1].round().int().tolist()
     assert export_pipeline(model, tmp_path / "made", CARD) <= 1e-4

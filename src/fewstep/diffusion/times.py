@@ -169,17 +169,20 @@ class Strided(Times):
     """The finer grid."""
     total: Count = 50
     """Intervals of the finer grid."""
+    last: End | None = None
+    """Where it ends, behind times that are the finer grid's; null: where that does."""
 
     @property
     def end(self) -> End:  # type: ignore[override]
-        """Where the finer grid ends."""
-        return self.of.end
+        """Where it ends."""
+        return self.last or self.of.end
 
     def __call__(self, process: Process, n: int) -> Grid:
         if n > self.total:
             raise ValueError(f"{n} steps are more than the {self.total} of the finer grid")
-        fine = self.of(process, self.total)
-        return fine[[i * self.total // n for i in range(n)] + [self.total]]
+        grid = self.of(process, self.total)[[i * self.total // n for i in range(n + 1)]]
+        grid[-1] = process.end(self.end)
+        return grid
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def export_lora(
             "diffusers writes the whole pipeline"
         )
     network, *_ = parts_of(model)
-    schedule = schedule_of(model)
+    schedule = schedule_of(model.denoiser, model.sampler)
     scale = addition.facts["alpha"] / addition.facts["rank"]
     pairs = _pairs(addition.tensors)
     width = network.module.config["cross_attention_dim"]
@@ -142,7 +142,7 @@ def diffusers_names(pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float) ->
 
 def _base(model: DiffusionModel, pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float) -> Any:
     """The stock pipeline of the base: the student's, what was added taken off again."""
-    pipeline = pipeline_of(model, schedule_of(model), bare=False)
+    pipeline = pipeline_of(model, schedule_of(model.denoiser, model.sampler), bare=False)
     weights = dict(pipeline.unet.named_parameters())
     with torch.no_grad():
         for path, (a, b) in pairs.items():

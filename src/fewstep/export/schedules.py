@@ -20,6 +20,8 @@ from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Strided
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.library import library_class
+from fewstep.models.unet2d_condition import UNet2dConditionModule
+from fewstep.training.trainer import Trainer
 
 FAR = 1e6  # a timestep_scaling at which LCMScheduler's boundary is nowhere
 
@@ -50,17 +52,38 @@ class Schedule:
         return [int(t) for t in scheduler.timesteps]
 
 
-def schedule_of(model: DiffusionModel) -> Schedule:
-    """How the model's own sampler is said. ValueError for what diffusers cannot say."""
-    denoiser, sampler = model.denoiser, model.sampler
+def schedule_of(denoiser: Denoiser, sampler: Sampler) -> Schedule:
+    """How it is said that a network is sampled so. ValueError for what diffusers cannot say."""
     _check(denoiser)
     process = denoiser.process
     assert isinstance(process, VariancePreservingTable)
     times = sampler.grid(process).tolist()[:-1]
     if any(t != round(t) for t in times):
-        raise ValueError("diffusers evaluates at whole indices, this sampler's lie between them")
+        raise ValueError(
+            "diffusers evaluates at whole indices, this sampler's lie between them: times of kind "
+            "trailing are whole"
+        )
     found = _named(denoiser, sampler, [round(t) for t in times])
     return Schedule(found.name, {**_table(denoiser), **found.config}, found.call)
+
+
+def unsaid(trainer: Trainer, model: Any) -> list[str]:
+    """A line for each student of a text-to-image model that diffusers will not be able to sample:
+    better now than when it is trained.
+    """
+    if not isinstance(model, DiffusionModel):
+        return []
+    if not isinstance(model.denoiser.network, UNet2dConditionModule):
+        return []
+    lines, end = [], trainer.clock(trainer.config.steps - 1)
+    for name in trainer.state.roles.exports:
+        student: Any = trainer.state.modules[name]
+        sampler: Any = trainer.method.sampler(end, name)
+        try:
+            schedule_of(student, sampler)
+        except ValueError as error:
+            lines.append(f"warning: {name} will not be exported: {error}")
+    return lines
 
 
 def guidance_of(model: DiffusionModel) -> float:
@@ -76,6 +99,11 @@ def _check(denoiser: Denoiser) -> None:
         raise ValueError(f"the schedulers know tables of noise levels, this process is a {kind}")
     if process.t_max != process.size - 1 or process.t_min != 0:
         raise ValueError("the schedulers know whole tables, this process is a part of one")
+    if isinstance(prediction, ConsistencyBoundary) and prediction.end == "t_min":
+        raise ValueError(
+            "no scheduler knows a student whose jumps end at t_min: with end=t_data in the options "
+            "of its times (times, sample_times) they end at the data"
+        )
     predicting(bare(prediction))
 
 

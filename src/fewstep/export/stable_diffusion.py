@@ -48,7 +48,7 @@ def export_pipeline(
     Raises ValueError where diffusers cannot say what the model is, or where the images differ by
     more than 1e-4; then nothing is left under the folder's name. ImportError without diffusers.
     """
-    schedule = schedule_of(model)
+    schedule = schedule_of(model.denoiser, model.sampler)
     with new_folder(folder) as beside:
         with quiet():
             pipeline = pipeline_of(model, schedule)

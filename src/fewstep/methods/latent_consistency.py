@@ -31,9 +31,9 @@ class LatentConsistency(SlowTarget, Simulation):
     A grid of 50 skips 20 indices of a table of 1000. g is drawn per sample and read by the student,
     which needs no second evaluation. guidance.embed=false and target_decay=0 is LCM-LoRA's way: the
     student never sees g. Students of a table have the released boundary (`LcmBoundary`), others
-    that of consistency models. The published range is 3 … 15 (w = 2 … 14), for text. Unlike the
-    released code: g enters as a plain number, zero-initialised, so that the first student is the
-    teacher; the sampler adds the noise that is missing at index 0, not that missing at the data.
+    that of consistency models. The sampler takes an answer for clean data (algorithm 3). The
+    published range is 3 … 15 (w = 2 … 14), for text. Unlike the released code: g enters as a plain
+    number, zero-initialised, so that the first student is the teacher.
     """
 
     bins: Count = 50
@@ -82,7 +82,7 @@ class LatentConsistency(SlowTarget, Simulation):
         return Losses({"consistency": distance * w.to(distance)})
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
-        return Renoise(min(4, self.bins), Strided(self.times, self.bins))
+        return Renoise(min(4, self.bins), Strided(self.times, self.bins, "t_data"))
 
     def serves(self, steps: int) -> bool:
         return steps <= self.bins
