@@ -261,7 +261,7 @@ def _train(
             *observers,
             measures=_measuring(run, ready),
             drawing=_drawing(run, ready, say),
-            say=say if trainer.world.is_leader else _silent,
+            say=say if trainer.world.is_leader else lambda _: None,
         )
 
 
@@ -331,6 +331,7 @@ def card_of(run: Run, ready: Prepared) -> dict[str, Any]:
         "data": data,
         "ema": run.trainer.ema[0],
         "batches": ready.trainer.batches,
+        **(run.start or run.teacher).told(),
     }
 
 
@@ -344,7 +345,3 @@ def _read(run: Run, folder: Path) -> Distilled:
 def _distilled(folder: Path, models: dict[str, Any], already: bool) -> Distilled:
     lines = read_log(folder / "log.jsonl")
     return Distilled(folder, models, already, lines[-1] if lines else {}, verdict(lines))
-
-
-def _silent(line: str) -> None:
-    """What other processes than the leading one say."""

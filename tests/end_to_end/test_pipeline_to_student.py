@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tests.tiny_diffusion import PROMPTS, SD, tiny_pipeline
 
 from fewstep.cli.main import main
@@ -116,6 +117,43 @@ def test_a_student_that_diffusers_cannot_sample(home, fewstep, method, says):
     code, _, told = fewstep("export", f"runs/odd_{method}", "--to", "diffusers")
     assert code == 2
     assert says in told
+
+
+def test_a_lora_of_a_base_in_which_another_lora_is(home, fewstep):
+    """Its card says so, and how both are loaded; and other steps, and what hubs would not take."""
+    pairs = {"down": torch.ones(2, 8), "up": torch.full((8, 2), 0.1)}
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file(
+        {f"{key}.lora_{name}.weight": pairs[name] for name in pairs}, home / "own.safetensors"
+    )
+    (home / "both.yaml").write_text(RUN % "multi_boundary")
+    words = ("adaptation=lora", "adaptation.rank=2", "teacher.lora=own.safetensors")
+    code, _, told = fewstep("train", "both.yaml", *words, "teacher.lora_strengths=0.5")
+    assert code == 0, told
+    code, made, told = fewstep("export", "runs/both", "--to", "lora", "--steps", "2")
+    assert code == 0, told
+    assert "its base has own.safetensors at 0.5 in it: that is loaded, too" in made
+    card = (home / "runs" / "both" / "lora" / "README.md").read_text()
+    assert "| base | sd with own.safetensors at 0.5 |" in card
+    assert "2 steps, sampler euler, scheduler sgm_uniform, beside own.safetensors at 0.5" in card
+    assert 'base = "sd"' in card
+    assert "base_model" not in card  # a folder here is none on a hub
+    assert "num_inference_steps=2" in card
+    for wrong, says in (
+        (("--license", "My Own"), "'My Own'"),
+        (("--base", ""), "--base is empty"),
+        (("--steps", "51"), "51 segments are more"),
+    ):
+        code, _, told = fewstep("export", "runs/both", "--to", "lora", *wrong)
+        assert code == 2
+        assert says in told
+    words = (*words, "teacher.lora_strengths=1e9", "name=wrong")
+    code, _, told = fewstep("train", "both.yaml", *words)
+    assert code == 2
+    assert "lora_strengths.0: Input should be less than or equal to 10" in told
+    code, _, told = fewstep("train", "both.yaml", "teacher=own.safetensors", "name=wrong")
+    assert code == 2
+    assert "teacher=BASE teacher.lora=own.safetensors" in told
 
 
 def test_plain_fine_tuning_of_a_few_step_model_is_refused(home, fewstep):

@@ -1,13 +1,16 @@
 """Text-to-image models as pipelines of diffusers and as LoRA files: the same images there."""
 
+import copy
 import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.tiny_diffusion import DATA, TINY
@@ -30,7 +33,7 @@ from fewstep.export.card import Card
 from fewstep.export.lora import export_lora, round_addition
 from fewstep.export.rounding import round_model
 from fewstep.export.schedules import schedule_of
-from fewstep.export.stable_diffusion import ends_of, export_pipeline
+from fewstep.export.stable_diffusion import call_of, ends_of, export_pipeline, pipeline_of
 from fewstep.models.adapters import merged
 from fewstep.models.folder import load
 from fewstep.models.lora import Lora
@@ -220,12 +223,12 @@ def flow_map(sampler):
     return model
 
 
-def student(alpha=None, targets=("all",), inputs=frozenset(), sampler=None):
+def student(alpha=None, targets=("all",), inputs=frozenset(), base=None, seed=4):
     """A LoRA student with random additions: its model, merged, and the addition alone."""
-    base = tiny(None, sampler or FlowMap(4, NESTED))
+    base = base or tiny(None, FlowMap(4, NESTED))
     clone = Lora(rank=2, alpha=alpha, targets=targets).clones(base.denoiser, seed=0)
     denoiser = clone("student", inputs=inputs)
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.network.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -291,9 +294,8 @@ def test_the_metadata(tmp_path):
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert found["fewstep.times"] == "999,749,499,249"
     assert found["fewstep.guidance"] == "1"
-    assert (
-        found["fewstep.usage"] == "strength 1, CFG 1, 4 steps, sampler ddim, scheduler sgm_uniform"
-    )
+    usage = "strength 1, CFG 1, 4 steps, sampler euler, scheduler sgm_uniform"
+    assert found["fewstep.usage"] == usage
     card = (tmp_path / "a" / "README.md").read_text()
     for text in ('base_model: "me/base"', "- lora", "- multi_boundary", "strength 1, CFG 1"):
         assert text in card
@@ -321,18 +323,43 @@ def snippet_of(card):
     return card.split("```python\n")[1].split("```")[0]
 
 
+def of_a_style(tmp_path, base):
+    """A student of the base with somebody's own LoRA in it, exported to `style`, with that LoRA."""
+    model, addition, _ = student(base=base, seed=6)
+    export_lora(model, addition, tmp_path / "theirs", "own", CARD)
+    styled = copy.deepcopy(base)
+    merge(styled, [str(tmp_path / "theirs" / "own.safetensors")], [0.5])
+    model, addition, _ = student(base=styled)
+    model.card = {**model.card, "lora": [["own.safetensors", 0.5]]}
+    export_lora(model, addition, tmp_path / "style", "y", Card("y", base="../base"))
+    shutil.copy(tmp_path / "theirs" / "own.safetensors", tmp_path / "style")
+    return model
+
+
+def expected_of(model):
+    """What the snippet of its card makes, in this process."""
+    schedule = schedule_of(model.denoiser, model.sampler)
+    pipeline = pipeline_of(model, schedule)
+    pipeline.set_progress_bar_config(disable=True)
+    called = {**call_of(model, schedule), "generator": torch.Generator().manual_seed(0)}
+    return pipeline(model.examples["caption"][0], **called).images[0]
+
+
 def test_the_snippets_of_the_cards_run(tmp_path):
-    """In a new process, without fewstep; those of what is stored in 16 bits, and of the shipped
-    teacher, too.
+    """In a new process, without fewstep, and make the model's image; those of what is stored in 16
+    bits, and of the shipped teacher, too.
     """
     model, addition, base = student()
     export_pipeline(base, tmp_path / "base", CARD)
+    models = {"base": base, "lora": model, "style": of_a_style(tmp_path, base)}
     export_lora(model, addition, tmp_path / "lora", "x", Card("x", base="../base"))
     export_pipeline(flow_map(FlowMap(2, NESTED)), tmp_path / "jumps", CARD)
-    round_model(base, torch.float16)
-    export_pipeline(base, tmp_path / "half", CARD, torch.float16)
+    half = copy.deepcopy(base)
+    round_model(half, torch.float16)
+    export_pipeline(half, tmp_path / "half", CARD, torch.float16)
     shutil.copytree(shipped()["shapes_teacher"], tmp_path / "shipped")
-    names = ("base", "lora", "jumps", "half", "shipped")
+    models |= {"half": half, "shipped": load("shapes_teacher")}
+    names = (*models, "jumps")
     lines = ["import os, sys"]
     for name in names:
         code = snippet_of((tmp_path / name / "README.md").read_text())
@@ -344,3 +371,10 @@ def test_the_snippets_of_the_cards_run(tmp_path):
     assert ended.returncode == 0, ended.stderr
     for name in names:
         assert (tmp_path / name / "image.png").is_file()
+    wanted = {name: np.asarray(expected_of(one), int) for name, one in models.items()}
+    for name, image in wanted.items():
+        made = np.asarray(Image.open(tmp_path / name / "image.png"), int)
+        assert np.abs(made - image).max() <= 1, name
+    assert np.abs(wanted["style"] - wanted["lora"]).max() > 1
+    card = (tmp_path / "style" / "README.md").read_text()
+    assert "| base | ../base with own.safetensors at 0.5 |" in card

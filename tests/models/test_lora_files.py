@@ -212,6 +212,11 @@ class TestWhatIsNoneOfThem:
         tensors = {"unet.conv_in.lora_A.weight": torch.zeros(1, 4, 3, 3)}
         self.refused(folder, tmp_path, tensors, "is not whole: of unet conv_in it has down")
 
+    def test_numbers_that_are_none(self, folder, tmp_path):
+        pair = {"lora_A": torch.full((1, 4, 3, 3), torch.nan), "lora_B": torch.ones(8, 1, 1, 1)}
+        tensors = {f"unet.conv_in.{name}.weight": one for name, one in pair.items()}
+        self.refused(folder, tmp_path, tensors, "unet conv_in has numbers that are not finite")
+
     def test_no_file(self, folder, tmp_path):
         with pytest.raises(FileNotFoundError, match="no file"):
             merge(load(folder), [str(tmp_path / "gone.safetensors")], [1.0])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.first_layout import first_layout
 from tests.tiny_diffusion import PROMPTS, tiny_pipeline
 
@@ -33,7 +34,9 @@ class TestWhatIsNotWhole:
             ("vae/config.json", "config.json"),
             ("text_encoder/model.safetensors", "model.safetensors"),
             ("scheduler/scheduler_config.json", "scheduler"),
-            ("tokenizer", "tokenizer"),
+            ("tokenizer", "it has no tokenizer"),
+            ("vae", "it has no vae"),
+            ("scheduler", "it has no scheduler"),
         ],
     )
     def test_one_line_says_what_is_missing(self, folder, tmp_path, gone, says):
@@ -45,6 +48,26 @@ class TestWhatIsNotWhole:
         told = str(caught.value)
         assert told.startswith(f"{tmp_path / 'part'} cannot be read: ")
         assert "\n" not in told
+
+    @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+    def test_weights_that_are_missing_or_too_many(self, folder, tmp_path, part):
+        """Nothing is made new in their place, or passed over."""
+        shutil.copytree(folder, tmp_path / "part")
+        [file] = (tmp_path / "part" / part).glob("*.safetensors")
+        plain = load_file(file)
+        first, second, *_ = sorted(plain)
+        one = {key: weight for key, weight in plain.items() if key != first}
+        two = {key: weight for key, weight in one.items() if key != second}
+        for weights, says in (
+            (one, f"its {part} lacks the weights {first}"),
+            (two, f"its {part} lacks the weights {first} and 1 more"),
+            ({**plain, "odd.weight": plain[first].clone()}, "has no place for the weights odd"),
+        ):
+            save_file(weights, file, {"format": "pt"})
+            with pytest.raises(ValueError, match=says):
+                load(tmp_path / "part")
+        save_file(plain, file, {"format": "pt"})
+        assert load(tmp_path / "part").shape == (4, 4, 4)
 
     def test_a_pickle_is_not_opened(self, folder, tmp_path):
         shutil.copytree(folder, tmp_path / "old")
@@ -121,6 +144,26 @@ class TestOneFile:
         images = one.generate(prompts=PROMPTS, steps=2)
         assert torch.equal(images, other.generate(prompts=PROMPTS, steps=2))
 
+    @pytest.mark.parametrize("second", [False, True], ids=["1.x", "2.x"])
+    @pytest.mark.parametrize(
+        ("says", "key"),
+        [
+            ("weights of its unet or vae", "model.diffusion_model.time_embed.0.weight"),
+            ("weights of its unet or vae", "first_stage_model.encoder.conv_out.bias"),
+            ("its text_encoder lacks the weights final_layer_norm", "final"),
+        ],
+    )
+    def test_weights_that_are_missing(self, beside, second, says, key):
+        weights = first_layout(tiny_pipeline(), second)
+        if key == "final":
+            key = next(name for name in weights if "final" in name)
+        del weights[key]
+        file = beside / "model.safetensors"
+        file.unlink(missing_ok=True)
+        save_tensors(file, weights)
+        with pytest.raises(ValueError, match=says):
+            load(file)
+
     def test_without_a_folder_beside_it(self, tmp_path):
         save_tensors(tmp_path / "alone.safetensors", first_layout(tiny_pipeline()))
         with pytest.raises(ValueError, match="does not say its tokens: lay a pipeline's folder"):
@@ -130,5 +173,5 @@ class TestOneFile:
         file = tmp_path / "lora.safetensors"
         save_tensors(file, {"lora_unet_conv_in.alpha": torch.ones(1)})
         assert not recognised(file)
-        with pytest.raises(ValueError, match="do not say of which network"):
+        with pytest.raises(ValueError, match=r"is a LoRA, .* teacher=BASE teacher\.lora="):
             load(file)

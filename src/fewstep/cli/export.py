@@ -1,5 +1,6 @@
 """`fewstep export`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ def export(
     dtype: str,
     ema: str | None,
     checkpoint: str | None,
+    steps: int | None,
     base: str | None,
     licence: str,
 ) -> None:
@@ -35,7 +37,12 @@ def export(
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}{did_you_mean(to, [*FORMATS])}")
     stored = dtype_of(dtype)
+    card = Card(place(model).name, base, licence)
     loaded = load(model, ema, checkpoint)
+    if base is None and loaded.card.get("base"):
+        card = replace(card, base=str(loaded.card["base"]))
+    if steps is not None:
+        loaded.sampler = loaded.sampler.with_steps(steps)
     folder = out or place(model) / to
     if out is None and not place(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"
@@ -43,11 +50,11 @@ def export(
     # What is there is replaced: it must have been an export.
     if not (folder / "fewstep.json").is_file():
         check_place(folder)
-    name = place(model).name
-    card = Card(name, base, licence)
     if to == "lora":
-        difference = _lora(loaded, model, ema, folder, name, card, stored)
-        print(f"{folder / name}.safetensors: kohya's names, for ComfyUI, A1111 and diffusers")
+        difference = _lora(loaded, model, ema, folder, card, stored)
+        print(f"{folder / card.title}.safetensors: kohya's names, for ComfyUI, A1111 and diffusers")
+        for file, strength in loaded.card.get("lora", ()):
+            print(f"its base has {file} at {strength:g} in it: that is loaded, too")
     elif isinstance(loaded.conditioner.spec, Labels | Unconditional):
         from fewstep.export.diffusers import export_diffusers  # an extra: it may not be there
 
@@ -66,14 +73,13 @@ def _lora(
     model: str,
     ema: str | None,
     folder: Path,
-    name: str,
     card: Card,
     dtype: torch.dtype,
 ) -> float:
     from fewstep.export.lora import export_lora, round_addition
 
     addition = round_addition(loaded, _addition(loaded, model, ema), dtype)
-    return export_lora(loaded, addition, folder, name, card, dtype)
+    return export_lora(loaded, addition, folder, card.title, card, dtype)
 
 
 def _addition(loaded: DiffusionModel, model: str, ema: str | None) -> Addition:

@@ -228,6 +228,9 @@ def export(
     checkpoint: str | None = typer.Option(
         None, help="Of a run: the student as a checkpoint has it: a step, newest or best."
     ),
+    steps: int | None = typer.Option(
+        None, min=1, help="Steps that it is exported for; default: those of its own sampler."
+    ),
     base: str | None = typer.Option(
         None, help="For the model card: what model hubs call the model that was distilled."
     ),

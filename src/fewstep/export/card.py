@@ -1,12 +1,14 @@
 """The model card of an export: README.md with the front matter of model hubs."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep.files import write_bytes
+from fewstep.models.hub import is_name
 from fewstep.text import in_one_line
 
 
@@ -14,12 +16,22 @@ from fewstep.text import in_one_line
 class Card:
     """What the card says that no file tells.
 
-    title: of the page. base: the hub's name of the model that was distilled. licence: its id.
+    title: of the page. base: the hub's name of the model that was distilled, or where it lies.
+    licence: its id. ValueError for what hubs would not take.
     """
 
     title: str
     base: str | None = None
     licence: str = "other"
+
+    def __post_init__(self) -> None:
+        if self.base is not None and not self.base.strip():
+            raise ValueError("--base is empty: what hubs call the model that was distilled")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.licence):
+            raise ValueError(
+                f"--license is the id that hubs know a licence by (apache-2.0, openrail, other), "
+                f"got {in_one_line(self.licence, 40)!r}"
+            )
 
 
 def write_card(
@@ -46,7 +58,7 @@ def write_card(
     if method:
         tags.append(method)
     front = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "license": card.licence}
-    if card.base:
+    if card.base and is_name(card.base):
         front["base_model"] = card.base
     lines = ["---"]
     lines += [f"{name}: {json.dumps(value)}" for name, value in front.items()]

@@ -37,13 +37,8 @@ from fewstep.models.stable_diffusion import EXPORT
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
 """Stable Diffusion's versions by the width of their text encoders."""
-ELSEWHERE = {
-    "LCMScheduler": "sampler lcm, scheduler sgm_uniform",
-    "DDIMScheduler": "sampler ddim, scheduler sgm_uniform",
-    "DPMSolverMultistepScheduler": "sampler ddim, scheduler sgm_uniform",
-    "TCDScheduler": "sampler tcd",
-}
-"""What ComfyUI and A1111 call them."""
+NEAR = 15
+"""Indices by which a time may differ from that of sgm_uniform without a word."""
 
 
 def export_lora(
@@ -87,6 +82,8 @@ def export_lora(
             "rank": addition.facts["rank"],
             "ComfyUI, A1111": labels["fewstep.usage"],
         }
+        if merged := _merged(model):
+            told["base"] = f"{card.base or 'the base'} with {merged}"
         snippet, few = _snippet(model, schedule, card, name), bool(model.distilled)
         write_card(beside, card, model.card, told, snippet, few, lora=True)
         base = _base(model, pairs, scale)
@@ -177,8 +174,9 @@ def _labels(
     """What tools show of the file, and how it is used."""
     facts, steps = addition.facts, model.sampler.steps
     scale = guidance_of(model)
-    cfg = f"CFG {scale:g}"
-    usage = f"strength 1, {cfg}, {steps} steps, {ELSEWHERE[schedule.name]}"
+    usage = f"strength 1, CFG {scale:g}, {steps} steps, {elsewhere(schedule)}"
+    if merged := _merged(model):
+        usage += f", beside {merged}"
     [(what, predicted)] = predicting(bare(model.denoiser.parameterization)).items()
     return {
         "modelspec.sai_model_spec": "1.0.1",
@@ -201,9 +199,39 @@ def _labels(
     }
 
 
+def elsewhere(schedule: Schedule) -> str:
+    """What ComfyUI and A1111 call such a sampler. Both call DDIM's steps along chosen times euler;
+    what A1111 calls DDIM has other times.
+    """
+    times = schedule.times
+    if schedule.name == "TCDScheduler":
+        sampler = "tcd"
+    elif schedule.name == "LCMScheduler":
+        sampler = "lcm"
+    else:
+        sampler = "dpmpp_2m" if schedule.config.get("solver_order") == 2 else "euler"
+    even = [times[0] * (1 - i / len(times)) for i in range(len(times))]
+    told = f"sampler {sampler}, scheduler sgm_uniform"
+    if max(abs(t - other) for t, other in zip(times, even, strict=True)) > NEAR:
+        told += f" (its own times are {', '.join(map(str, times))})"
+    return told
+
+
+def _merged(model: DiffusionModel) -> str:
+    """The LoRAs of others that are in the base, with their strengths; "" for none."""
+    return ", ".join(f"{name} at {strength:g}" for name, strength in model.card.get("lora", ()))
+
+
 def _snippet(model: DiffusionModel, schedule: Schedule, card: Card, name: str) -> str:
     """Python that makes an image, in the folder of the files."""
     base = card.base or "the pipeline of the base"
+    beside = []
+    for file, strength in model.card.get("lora", ()):
+        beside += [
+            f"pipe.load_lora_weights({json.dumps(file)})",
+            f"pipe.fuse_lora(lora_scale={strength!r})",
+            "pipe.unload_lora_weights()",
+        ]
     config = ", ".join(f"{key}={value!r}" for key, value in schedule.config.items())
     return "\n".join(
         [
@@ -212,6 +240,7 @@ def _snippet(model: DiffusionModel, schedule: Schedule, card: Card, name: str) -
             "",
             f"base = {json.dumps(base)}",
             "pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)",
+            *beside,
             f'pipe.load_lora_weights(".", weight_name={json.dumps(f"{name}.safetensors")})',
             f"pipe.scheduler = {schedule.name}({config})",
             *an_image(model, schedule),

@@ -24,7 +24,8 @@ def foreign(path: Path) -> str:
 
 def _folder(path: Path) -> str:
     if (path / "manifest.json").is_file() and path.name.startswith("step-"):
-        return f"a checkpoint of a run: give {path.parent.parent}, when that is finished"
+        step = path.name.removeprefix("step-").lstrip("0") or "0"
+        return f"a checkpoint of a run: give {path.parent.parent}, with --checkpoint {step}"
     if (path / "fewstep.json").is_file():
         return "an export for diffusers: give the run or model that it was made of"
     if (path / "model_index.json").is_file():
@@ -53,10 +54,12 @@ def _file(path: Path) -> str:
     if not path.is_file():
         return "neither a file nor a folder"
     with path.open("rb") as file:
-        head = file.read(256)
+        head = file.read(4096)
     if head[:4] == b"GGUF" or path.suffix.lower() == ".gguf":
         return f"a GGUF file: {WRAP}"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        if b"lora" in head.lower():
+            return f"a LoRA, an addition to a base: both are teacher=BASE teacher.lora={path}"
         return f"a safetensors file, weights that do not say of which network: {WRAP}"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return f"a pickle (a checkpoint of PyTorch, EDM or the like), which can run code: {WRAP}"

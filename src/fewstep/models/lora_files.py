@@ -52,6 +52,8 @@ def merge(model: DiffusionModel, files: Sequence[str], strengths: Sequence[float
     FileNotFoundError, or ValueError in one line for a model that has no such layers, a file of
     another base, and what is no LoRA.
     """
+    if not files:
+        return
     network = model.denoiser.network
     if not isinstance(network, UNet2dConditionModule):
         raise ValueError("lora: files are merged into a Stable Diffusion alone")
@@ -109,7 +111,10 @@ def _changes(path: Path, layers: Layers) -> Iterator[tuple[nn.Module, Tensor]]:
                 f"{path} is a LoRA of another base: {role} {name} is {tuple(shape)} here"
             )
         scale = _scale(found.get("alpha"), told.get(role, {}), name, down.shape[0])
-        yield layer, scale * delta(down, up).reshape(shape)
+        change = scale * delta(down, up).reshape(shape)
+        if not change.isfinite().all():
+            raise ValueError(f"{path} is damaged: {role} {name} has numbers that are not finite")
+        yield layer, change
 
 
 def delta(down: Tensor, up: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 
 from fewstep import plugins
 from fewstep.choice import Choice, flat, kind_of
@@ -46,6 +47,10 @@ class ModelSource(Choice, ABC):
         """The model for these rows, of which some kinds read more than their space."""
         return self.load(dataset.space, seed)
 
+    def told(self) -> dict[str, Any]:
+        """What the card of a student says of the model that it began as."""
+        return {}
+
     @classmethod
     def spelled(cls, value: Any) -> Any:
         value = super().spelled(value)
@@ -83,8 +88,8 @@ class Saved(ModelSource):
     """One of its averages, by its decay; the model's own weights if not given."""
     lora: tuple[str, ...] = ()
     """LoRA files of others (kohya's, diffusers', PEFT's) that are merged into it."""
-    lora_strengths: tuple[float, ...] = ()
-    """One for each of these files; 1 if not given."""
+    lora_strengths: tuple[Annotated[float, Ge(-10), Le(10)], ...] = ()
+    """One for each of these files, -10 … 10; 1 if not given."""
 
     def __post_init__(self) -> None:
         if self.path.startswith("~"):
@@ -101,11 +106,24 @@ class Saved(ModelSource):
                 "lora_strengths are those of the files of lora, of which there are none"
             )
         model = load(self.path, self.ema)
-        if self.lora:
-            merge(model, self.lora, self.lora_strengths or (1.0,) * len(self.lora))
+        merge(model, self.lora, self._strengths())
         if reason := model.unfit(data):
             raise ValueError(f"the teacher {self.path} does not fit the data: {reason}")
         return model
+
+    def told(self) -> dict[str, Any]:
+        """base: its name, of a folder the last part, as models are handed on. lora: the strengths
+        of the files that were merged into it, by their names.
+        """
+        path = place(self.path)
+        told: dict[str, Any] = {"base": path.resolve().name if path.exists() else self.path}
+        if self.lora:
+            names = [place(file).name for file in self.lora]
+            told["lora"] = [list(one) for one in zip(names, self._strengths(), strict=True)]
+        return told
+
+    def _strengths(self) -> tuple[float, ...]:
+        return self.lora_strengths or (1.0,) * len(self.lora)
 
 
 @dataclass(frozen=True)

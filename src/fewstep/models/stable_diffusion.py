@@ -1,8 +1,7 @@
 """Stable Diffusion 1.x and 2.x from files of others: a pipeline's folder of diffusers, or a single
 safetensors file in the layout of the first release.
 
-diffusers reads the weights, from safetensors alone; what is around them becomes ours. A single file
-says neither configuration nor tokens: both come from a pipeline's folder that lies beside it.
+diffusers reads the weights (`stable_diffusion_files`); what is around them becomes ours.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from fewstep.models.autoencoder_kl import AutoencoderKl
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.clip_text import ClipText, tokenizer_bytes
 from fewstep.models.described import are_columns, errors_of, guidance_of
-from fewstep.models.library import library_class, own_options, quiet
+from fewstep.models.library import own_options, quiet
 from fewstep.models.size import without_memory
 from fewstep.models.space import Space
+from fewstep.models.stable_diffusion_files import INDEX, read_file, read_folder
 from fewstep.models.unet2d_condition import UNet2dCondition
 from fewstep.text import in_one_line
 
-INDEX = "model_index.json"
 EXPORT = "fewstep.json"  # beside it, of a model that fewstep has exported
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 FIRST = (
@@ -68,7 +67,7 @@ def load(path: Path) -> DiffusionModel:
     where something is missing or cannot be served; ImportError without diffusers.
     """
     with _errors_of(path):
-        pipeline = _read_folder(path) if path.is_dir() else _read_file(path)
+        pipeline = read_folder(path) if path.is_dir() else read_file(path)
         conditioner = _conditioner(pipeline.text_encoder, pipeline.tokenizer)
     schedule = _plain(pipeline.scheduler.config)
     codec = _around(
@@ -192,41 +191,6 @@ def _few_step(path: Path, scheduler: str, reads_guidance: bool) -> str:
 def few_step_name(name: str) -> str:
     """The word of a name by which it is one of a few-step model; '' for others."""
     return next((word for word in FAST_NAMES if word in name.lower()), "")
-
-
-def _read_folder(path: Path) -> Any:
-    variant = None
-    unets = [file.name for file in (path / "unet").glob("*.safetensors")]
-    if unets and all(".fp16." in name for name in unets):
-        variant = "fp16"
-    return library_class("diffusers.DiffusionPipeline").from_pretrained(
-        str(path), variant=variant, use_safetensors=True, **_how()
-    )
-
-
-def _read_file(path: Path) -> Any:
-    beside = [
-        folder for folder in (path.with_suffix(""), path.parent) if (folder / INDEX).is_file()
-    ]
-    if not beside:
-        raise ValueError(
-            f"a single file does not say its tokens: lay a pipeline's folder of the same base, "
-            f"with {INDEX} and tokenizer, beside it as {path.with_suffix('')}"
-        )
-    return library_class("diffusers.StableDiffusionPipeline").from_single_file(
-        str(path), config=str(beside[0]), **_how()
-    )
-
-
-def _how() -> dict[str, Any]:
-    """What is read: no checks of pictures, no code of others, nothing from elsewhere."""
-    return {
-        "local_files_only": True,
-        "safety_checker": None,
-        "feature_extractor": None,
-        "image_encoder": None,
-        "requires_safety_checker": False,
-    }
 
 
 @contextmanager
