@@ -176,7 +176,8 @@ def test_a_cut_file(tmp_path, share):
 def test_files_of_something_else(tmp_path):
     file = tmp_path / "x.parquet"
     parquet.write_table(pyarrow.table({"note": ["a"], "label": [1]}), file)
-    with pytest.raises(ValueError, match=r"x\.parquet .*no column img or image, only note, label"):
+    lacks = "no column img or image of pictures, nor caption, text, prompt of texts"
+    with pytest.raises(ValueError, match=rf"x\.parquet has {lacks}, only note, label"):
         read(file)
     for column in (["a"], [1]):
         parquet.write_table(pyarrow.table({"image": column, "label": [1]}), file)

@@ -229,7 +229,11 @@ def test_latents_alone_can_be_checked(tmp_path):
         ("a.jsonl", '{"image": "a\\u0000b"}\n', r"a\.jsonl row 0: 'a.*b' is no name of a file"),
         ("a.csv", "text,label\na,1\nb,\n", r"a\.csv row 1 has no label"),
         ("a.csv", "text,label\na,1e15\nb,0\n", r"a\.csv: column label goes up to 10{15} with 2"),
-        ("a.csv", "text;label\na;1\n", r"a\.csv has no column img .*only text;label"),
+        (
+            "a.csv",
+            "text;label\na;1\n",
+            r"a\.csv has no column img .*, nor caption, .*only text;label",
+        ),
         ("a.jsonl", '{"text": "a"}\n{"text": "b", "label": 2}\n', r"a\.jsonl row 0 has no label"),
         ("a.jsonl", '{"text": "a", "label": [1]}\n', r"a\.jsonl: column label holds list"),
     ],

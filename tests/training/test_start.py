@@ -1,5 +1,7 @@
 """A student begins with weights that mean what its teacher's mean."""
 
+import dataclasses
+
 import pytest
 import torch
 from tests.models.made import made
@@ -18,11 +20,13 @@ from fewstep.diffusion.process import (
     VarianceExploding,
     VariancePreservingTable,
 )
+from fewstep.diffusion.samplers import Ode, Renoise
 from fewstep.learning.method import Method
 from fewstep.methods.consistency_distillation import ConsistencyDistillation
 from fewstep.methods.consistency_training import ConsistencyTraining
 from fewstep.methods.diffusion import Diffusion
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.guided_distillation import GuidedDistillation
 from fewstep.methods.mean_flow import MeanFlow
 from fewstep.methods.progressive import Progressive
 from fewstep.metrics.classifier import Classification
@@ -31,7 +35,14 @@ from fewstep.models.space import image_space
 from fewstep.parts.autoencoder import Autoencoding
 from fewstep.run import Run, distil
 from fewstep.training.config import TrainerConfig
-from fewstep.training.start import goes_by_class, told_of, told_of_teacher, unlike, with_examples
+from fewstep.training.start import (
+    goes_by_class,
+    told_of,
+    told_of_few_steps,
+    told_of_teacher,
+    unlike,
+    with_examples,
+)
 
 VE, TABLE = VarianceExploding(), VariancePreservingTable()
 
@@ -133,6 +144,30 @@ def test_a_teacher_that_knows_nothing_is_warned_of(method, asks):
         f"warning: the teacher of {kind_of(type(method))}"
     ]
     assert told_of_teacher(ready.trainer.method, ready.nets, Saved("digits_teacher")) == []
+
+
+def test_a_teacher_of_few_steps_is_warned_of():
+    """But not one along the ODE in few steps, and not where no teacher is asked."""
+    jumps = dataclasses.replace(made(classes=10), sampler=Renoise(2))
+    few = dataclasses.replace(
+        made(classes=10), sampler=Ode(4), card={"method": {"kind": "progressive"}}
+    )
+    named = dataclasses.replace(made(classes=10), card={"distilled": "its name says lcm"})
+    for model, reason in (
+        (jumps, "its sampler is renoise"),
+        (named, "its name says lcm"),
+        (few, None),
+        (made(classes=10), None),
+    ):
+        for method in (GuidedDistillation(), ConsistencyTraining()):
+            config = TrainerConfig(steps=4, batch=2)
+            ready = Run(Digits(limit=32), method, trainer=config).prepared(model=model)
+            lines = told_of_few_steps(ready.trainer.method, ready.nets, model)
+            warned = reason is not None and isinstance(method, GuidedDistillation)
+            assert len(lines) == warned
+            if warned:
+                start = f"warning: the teacher is a few-step model already ({reason}), whose"
+                assert lines[0].startswith(start)
 
 
 def test_a_run_says_it_first(tmp_path):

@@ -16,7 +16,7 @@ from fewstep.models.folder import load_codec, load_conditioner
 from fewstep.text import tell
 from fewstep.training.config import difference, pick_device
 from fewstep.training.lock import Lock
-from fewstep.training.start import renewed
+from fewstep.training.start import renewed, told_of
 
 
 def cache(
@@ -42,6 +42,8 @@ def cache(
     conditions = None if conditioner is None else load_conditioner(conditioner)
     chosen = source_of(source, ["split=all", *(overrides or [])])
     dataset = chosen.dataset()
+    for line in told_of(dataset, by_class=False):
+        tell(line)
     encoders = encoders_for(dataset, encodes, conditions, place)
     index = planned(dataset, encoders, dtype)
     if encoders.conditioner is not None:

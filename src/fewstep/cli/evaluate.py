@@ -23,6 +23,7 @@ from fewstep.metrics.features import Features
 from fewstep.metrics.measure import Measure
 from fewstep.metrics.results import Result, read_result
 from fewstep.models.bundle import DiffusionModel
+from fewstep.models.families import recognised
 from fewstep.models.foreign import foreign
 from fewstep.parts.autoencoder import Autoencoder
 from fewstep.report.run_report import write_quality
@@ -67,6 +68,7 @@ def evaluate(
         data,
         _features(source.judge if features is None else features),
         measures_of(measures),
+        also=[Measure.parse(one) for one in source.measures],
         num=num,
         seed=seed,
         split=source.split,
@@ -165,7 +167,8 @@ def _held(path: Path) -> str:
         return "images"
     if Autoencoder.at(path):
         return "an autoencoder"
-    a_model = any(path.rglob("model.json")) or (path / "run.yaml").exists()
+    ours = any(path.rglob("model.json")) or (path / "run.yaml").exists()
+    a_model = ours or recognised(path)
     return "images" if path.exists() and not a_model else ""
 
 

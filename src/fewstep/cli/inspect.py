@@ -108,6 +108,7 @@ def print_model(model: DiffusionModel, folder: Path) -> None:
         "parameterization": denoiser.parameterization.dump(),
         "sampler": model.sampler.dump(),
         "evaluations": model.evaluations(model.sampler),
+        "distilled": model.distilled or "no",
         "guidance": f"{guidance.kind}, {guidance.low:g} to {guidance.high:g}",
     }
     parts = [spec, denoiser.process, denoiser.parameterization, model.sampler]

@@ -56,6 +56,7 @@ class Shapes(Source):
     """
 
     judge: ClassVar[str | None] = "shapes_classifier"
+    measures: ClassVar[tuple[str, ...]] = ("caption_accuracy", "attribute_diversity")
 
     num: Count = 20_000
     """How many pictures there are, of both splits."""

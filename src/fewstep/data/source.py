@@ -37,6 +37,7 @@ class Source(Choice, ABC):
     held_out: ClassVar[float] = 0.2
     may_change: ClassVar[tuple[str, ...]] = ("workers",)  # what a resumed run may change
     judge: ClassVar[str | None] = None  # the shipped classifier of such images, where there is one
+    measures: ClassVar[tuple[str, ...]] = ()  # of such images alone, beside the usual ones
 
     split: Split = "train"
     """Train and test are chosen by a hash of each image's place; a fifth of all is test."""
@@ -73,6 +74,8 @@ class Source(Choice, ABC):
         for name, kind in cls.kinds().items():
             files = kind.files_at(path)
             sizes[name] = bytes_of(files), len(files)  # empty metadata count, too
+        if path.is_file() and not path.stat().st_size:
+            raise ValueError(f"{path} is empty")
         if not any(size for size, _ in sizes.values()):
             found = unread_pictures(path) or f"found: {content(path)}"
             raise ValueError(f"no data in {path} ({found}) for {', '.join(sizes)}")
@@ -90,9 +93,16 @@ class Source(Choice, ABC):
         """
         place = located(path, what)
         if not (files := self.files_at(place)):
-            raise ValueError(f"no {what} in {path} (found: {content(place)})")
+            raise ValueError(f"no {what} in {path} (found: {content(place)}){self._other(place)}")
         check_sets(files, place)
         return files
+
+    def _other(self, path: Path) -> str:
+        """Which kind reads what lies there, in place of this one."""
+        try:
+            return f"; data={Source.kind_at(path)} reads that"
+        except ValueError:
+            return ""
 
     def foreseen(self) -> Space | None:
         """What its rows will be, as the options tell it; None where only reading tells."""

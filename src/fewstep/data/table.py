@@ -196,7 +196,7 @@ class Table(Source):
             if found := first_of((column,), there):
                 named[column] = found
         if not {"image", "latent", "caption"} & set(named):
-            told = " or ".join(IMAGES[:2])
+            told = f"{' or '.join(IMAGES[:2])} of pictures, nor {', '.join(CAPTIONS[:3])} of texts"
             raise ValueError(f"{where} has no column {told}, only {', '.join(there)}")
         return named
 

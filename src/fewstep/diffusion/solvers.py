@@ -5,8 +5,9 @@ for every process, and a teacher's step and a sampler's step are the same code.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -65,6 +66,14 @@ class Solver(Choice, ABC):
 
     order: ClassVar[int]
     calls: ClassVar[int]
+
+    @classmethod
+    def spelled(cls, value: Any) -> Any:
+        """DDIM by that name: its deterministic step is the first-order one."""
+        options = super().spelled(value)
+        if isinstance(options, Mapping) and options.get("kind") in ("ddim", "DDIM"):
+            return {**options, "kind": "euler"}
+        return options
 
     def __call__(
         self,

@@ -56,6 +56,7 @@ class Evaluation:
         features: Features | None = None,
         measures: Sequence[Measure] | None = None,
         *,
+        also: Sequence[Measure] = (),
         num: int = 2000,
         seed: int = 0,
         split: str = "",
@@ -63,12 +64,12 @@ class Evaluation:
         beside: Result | None = None,
     ) -> Evaluation:
         """With these data as the reference, in the channels that the features are for. measures:
-        None for all that the data can serve.
+        None for all that the data can serve, with those of `also`.
 
         Raises ValueError or FileNotFoundError where the features cannot be had, or a measure was
         named twice.
         """
-        taken = tuple(measures_by_default() if measures is None else measures)
+        taken = tuple(measures_by_default(also) if measures is None else measures)
         kinds = [kind_of(type(measure)) for measure in taken]
         for kind in kinds:
             if kinds.count(kind) > 1:

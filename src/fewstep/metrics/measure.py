@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -187,7 +187,7 @@ class Measure(Choice, ABC):
         return Scale(name, self.unit, self.better, self.digits, self.about, options, source)
 
 
-def measures_by_default() -> list[Measure]:
-    """All that are measured where nobody chose, in the order of tables."""
-    found = [kind() for kind in Measure.kinds().values() if kind.by_default]
+def measures_by_default(also: Sequence[Measure] = ()) -> list[Measure]:
+    """All that are measured where nobody chose, and these, in the order of tables."""
+    found = [*(kind() for kind in Measure.kinds().values() if kind.by_default), *also]
     return sorted(found, key=lambda measure: measure.place)

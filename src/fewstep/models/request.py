@@ -267,10 +267,11 @@ class Answer:
 def named_sampler(name: str, steps: int) -> Sampler:
     """A sampler by its name, or the ODE sampler by its solver's. ValueError for others."""
     samplers = {key: kind for key, kind in Sampler.kinds().items() if kind is not Ode}
-    for key, solver in Solver.kinds().items():
+    solvers = Solver.kinds()
+    for key, solver in {**solvers, "ddim": solvers["euler"]}.items():
         if flat(key) == flat(name):
             return Ode(steps=steps, solver=solver())
     for key, sampler in samplers.items():
         if flat(key) == flat(name):
             return sampler().with_steps(steps)
-    raise ValueError(f"no sampler {name!r}{did_you_mean(name, [*Solver.kinds(), *samplers])}")
+    raise ValueError(f"no sampler {name!r}{did_you_mean(name, [*solvers, *samplers])}")

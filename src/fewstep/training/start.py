@@ -12,6 +12,7 @@ from fewstep.data.dataset import Dataset, texts
 from fewstep.data.labels import empty_classes, listed
 from fewstep.data.source import Source
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.samplers import Ode
 from fewstep.errors import option_errors
 from fewstep.learning.method import Method
 from fewstep.learning.roles import networks
@@ -58,10 +59,11 @@ def with_examples(model: DiffusionModel, dataset: Dataset) -> DiffusionModel:
 
 
 def first_lines(ready: Any, teacher: ModelSource) -> list[str]:
-    """What a run that can begin says before: of its data, and of a teacher that knows nothing."""
+    """What a run that can begin says before: of its data, and of a teacher that cannot teach."""
     method = ready.trainer.method
     lines = told_of(ready.stream.dataset, goes_by_class(method, ready.model))
-    return [*lines, *told_of_teacher(method, ready.nets, teacher)]
+    lines += told_of_teacher(method, ready.nets, teacher)
+    return [*lines, *told_of_few_steps(method, ready.nets, ready.model)]
 
 
 def told_of(dataset: Dataset, by_class: bool = True) -> list[str]:
@@ -91,13 +93,31 @@ def goes_by_class(method: Method, model: Any) -> bool:
 
 def told_of_teacher(method: Method, nets: Any, teacher: ModelSource) -> list[str]:
     """A warning where what is asked for its answers is a new network, which knows nothing."""
-    asked = "teacher" in networks(nets) and method.guided_by == "teacher"
-    if not (asked and isinstance(teacher, Fresh)):
+    if not (_asks_teacher(method, nets) and isinstance(teacher, Fresh)):
         return []
     return [
         f"warning: the teacher of {kind_of(type(method))} is a new network, whose answers mean "
         "nothing: name a trained model by teacher="
     ]
+
+
+def told_of_few_steps(method: Method, nets: Any, model: Any) -> list[str]:
+    """A warning where what is asked for its answers jumps to the data already; a model of few
+    steps along the ODE, as progressive distillation makes them, still answers as one of many.
+    """
+    if not (isinstance(model, DiffusionModel) and _asks_teacher(method, nets)):
+        return []
+    along = isinstance(model.sampler, Ode) and "distilled" not in model.card
+    if along or not model.distilled:
+        return []
+    return [
+        f"warning: the teacher is a few-step model already ({model.distilled}), whose answers are "
+        f"not those that {kind_of(type(method))} learns from: name the model that it was made from"
+    ]
+
+
+def _asks_teacher(method: Method, nets: Any) -> bool:
+    return "teacher" in networks(nets) and method.guided_by == "teacher"
 
 
 def check_nameable(start: Denoiser) -> None:
