@@ -164,8 +164,10 @@ def test_what_stable_diffusion_needs_is_told_by_role(done, monkeypatch):
     latents and embeddings.
     """
     monkeypatch.setattr("fewstep.models.named.downloaded", None)
+    monkeypatch.setattr("fewstep.cli.plan.LARGE", 10_000)
     rows = ("trainer.batch=3", "trainer.micro_batch=1")
     out = done("plan", "sd15_lcm_lora", "--shape", "3,8,8", *rows, "trainer.device=cpu")
+    assert out.startswith("trying steps of a network of 0 M parameters: minutes, on a CPU\n")
     sizes = {}
     for line in out.splitlines():
         role, always, size = line.partition(" always ")

@@ -15,6 +15,7 @@ from fewstep.data.caching import part_facts
 from fewstep.data.dataset import Held, MadeBy
 from fewstep.learning.averaging import share_of_start
 from fewstep.learning.dropout import seeded
+from fewstep.learning.roles import networks
 from fewstep.models import sd15
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.named import shipped
@@ -35,6 +36,7 @@ from fewstep.parts.autoencoder import Autoencoder
 from fewstep.parts.clip import Clip
 from fewstep.recipes import listed
 from fewstep.run import Prepared, Run
+from fewstep.text import tell
 from fewstep.training import health
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.doubts import doubts, shortest
@@ -42,6 +44,7 @@ from fewstep.training.plan import Plan, planned, planned_precision
 from fewstep.training.start import check_base
 
 ROWS = 64  # that stand for the data
+LARGE = 50_000_000  # parameters of a network of which a step takes a CPU many seconds
 
 
 def plan(
@@ -86,6 +89,10 @@ def _sides(shape: str) -> tuple[int, ...]:
 def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:
     """The plan of a run on such data."""
     ready = rehearsal(run, space)
+    sizes = [sum(p.numel() for p in net.parameters()) for net in networks(ready.nets).values()]
+    if max(sizes) > LARGE and ready.trainer.device.type == "cpu":
+        millions = round(max(sizes) / 1e6)
+        tell(f"trying steps of a network of {millions:,} M parameters: minutes, on a CPU")
     rows = 0
     if run.data.split == "train":
         rows = health.HELD_OUT
