@@ -24,7 +24,7 @@ MOST = 25_000_000  # bytes
 PLAIN = """
 import sys, torch
 from diffusers import StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1]).to(torch.float32)
 pipe.set_progress_bar_config(disable=True)
 latents = torch.load(sys.argv[2])
 images = pipe(["a small red circle", "a blue square"], latents=latents, num_inference_steps=4,

@@ -239,7 +239,7 @@ def _snippet(model: DiffusionModel, schedule: Schedule, card: Card, name: str) -
             f"from diffusers import {schedule.name}, StableDiffusionPipeline",
             "",
             f"base = {json.dumps(base)}",
-            "pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)",
+            "pipe = StableDiffusionPipeline.from_pretrained(base).to(torch.float32)",
             *beside,
             f'pipe.load_lora_weights(".", weight_name={json.dumps(f"{name}.safetensors")})',
             f"pipe.scheduler = {schedule.name}({config})",

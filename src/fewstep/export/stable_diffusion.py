@@ -67,8 +67,9 @@ def export_pipeline(
             # As the card's snippet does: of what is stored in 16 bits transformers would keep them,
             # and diffusers would not.
             again = library_class(PIPELINE).from_pretrained(
-                beside, safety_checker=None, low_cpu_mem_usage=False, torch_dtype=torch.float32
+                beside, safety_checker=None, low_cpu_mem_usage=False
             )
+            again.to(torch.float32)
         difference = compared(model, again, schedule)
     return difference
 
@@ -185,7 +186,7 @@ def _snippet(model: DiffusionModel, schedule: Schedule) -> str:
             "import torch",
             "from diffusers import StableDiffusionPipeline",
             "",
-            'pipe = StableDiffusionPipeline.from_pretrained(".", torch_dtype=torch.float32)',
+            'pipe = StableDiffusionPipeline.from_pretrained(".").to(torch.float32)',
             *(_told_ends(model) if "s" in model.denoiser.inputs else ()),
             *an_image(model, schedule),
         ]
