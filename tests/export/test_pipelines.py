@@ -190,6 +190,7 @@ def test_what_reads_the_guidance_is_told_it(tmp_path):
         ({"sampler": Ode(4, Trailing(), Euler(), churn=1.0)}, "churn"),
         ({"process": RectifiedFlow(), "prediction": Flow()}, "rectified_flow"),
         ({"prediction": Flow()}, "flow"),
+        ({"guidance": Guidance("doubled", 1.0, 8.0, 3.0, (100.0, 900.0))}, "fades"),
         ({"prediction": LcmBoundary(), "sampler": Ode(2, Trailing(), Euler())}, "boundary"),
         ({"process": VariancePreservingTable(t_max=500.0)}, "part of one"),
     ],

@@ -372,6 +372,17 @@ def test_what_the_students_guidance_means():
         MultiBoundary(solver=None, guidance=GuidanceRange(2.0, 2.0))
 
 
+def test_dynamic_guidance_of_a_student():
+    """Is saved with it; one that does not read its scale has none."""
+    scales = GuidanceRange(1.0, 9.0, embed=True)
+    method = MultiBoundary(guidance=scales, fading=(700.0, 800.0))
+    assert method.student_guidance() == Guidance("input", 1, 9, 5, (700.0, 800.0))
+    with pytest.raises(ValueError, match="fading needs a student that reads its scale"):
+        MultiBoundary(fading=(700.0, 800.0))
+    with pytest.raises(ValueError, match="got 800, 700"):
+        MultiBoundary(guidance=scales, fading=(800.0, 700.0))
+
+
 def test_dynamic_guidance():
     """Full up to 0.7 of the table, none from 0.8 on; the switch keeps its own time."""
     ramp = fading(9.0, full=700.0, none=800.0)

@@ -1,5 +1,6 @@
 """Generating: image i depends on (seed, i) alone; what a model cannot serve is refused."""
 
+import json
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Explicit, Karras
 from fewstep.errors import NotFiniteError
+from fewstep.models.folder import load
 from fewstep.models.request import Request
 
 
@@ -179,6 +181,25 @@ class TestGuidance:
         assert (between - whole).abs().max() > 1e-4
         answer = model.answer(Request(num=4, guidance=4.0, fading=(1.0, 10.0)))
         assert answer.evaluations == 2 * model.evaluations(model.sampler, 1.0)
+
+    def test_guidance_that_fades_is_saved_with_the_model(self, model, tmp_path):
+        """And holds where nobody says another."""
+        steady = model.generate(num=4, guidance=4.0)
+        faded = model.generate(num=4, guidance=4.0, fading=(1.0, 10.0))
+        model.guidance = Guidance("doubled", 1.0, 8.0, 4.0, (1.0, 10.0))
+        model.save(tmp_path / "faded")
+        again = load(tmp_path / "faded")
+        assert again.guidance == model.guidance
+        for one in (model, again):
+            assert torch.equal(one.generate(num=4), faded)
+            assert torch.equal(one.generate(num=4, fading=(80.0, 80.0)), steady)
+        file = tmp_path / "faded" / "model.json"
+        plain = json.loads(file.read_text())
+        for wrong, says in (([1, 2, 3], "too many"), ([1, "a"], r"guidance\.fading\.none")):
+            plain["guidance"]["fading"] = wrong
+            file.write_text(json.dumps(plain))
+            with pytest.raises(ValueError, match=says):
+                load(tmp_path / "faded")
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -128,7 +128,9 @@ def sample(
     ),
     guidance: float | None = typer.Option(None, help="Guidance scale; 1 is none."),
     fading: str | None = typer.Option(
-        None, help="FULL,NONE: the whole guidance at times up to FULL, none from NONE on."
+        None,
+        help="FULL,NONE: the whole guidance at times up to FULL, none from NONE on; default: the "
+        "model's own.",
     ),
     seed: int = typer.Option(0, help="Image i depends on the seed and i alone."),
     batch: int | None = typer.Option(None, min=1, help="Images at a time."),

@@ -4,8 +4,9 @@ One convention everywhere, the g-form: x0 = x0_null + g (x0_cond - x0_null); g =
 The w-form of some papers is g = 1 + w, converted where such numbers come in.
 """
 
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +23,29 @@ class Guidance(NamedTuple):
 
     doubled: two evaluations per step; input: the network reads the scale; fixed: it was distilled
     at `default`; none: the model has no unconditional side. low … high: the range that it was made
-    for.
+    for. fading: (full, none) of the dynamic guidance (`fading`) that it is sampled with where
+    nobody says; None: the same scale at all times.
     """
 
     kind: Literal["doubled", "input", "fixed", "none"] = "none"
     low: float = 1.0
     high: float = 1.0
     default: float = 1.0
+    fading: tuple[float, float] | None = None
+
+    def told(self) -> dict[str, Any]:
+        """As plain data; without `fading` where there is none."""
+        told = self._asdict()
+        if self.fading is None:
+            del told["fading"]
+        return told
+
+
+def check_fading(fading: tuple[float, float]) -> None:
+    """ValueError unless it goes from a time up to a noisier one."""
+    full, none = fading
+    if not full <= none or not (math.isfinite(full) and math.isfinite(none)):
+        raise ValueError(f"fading goes from a time up to a noisier one, got {full:g}, {none:g}")
 
 
 def guided(denoiser: Denoiser, scale: Scale) -> Denoise:

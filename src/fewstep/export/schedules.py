@@ -89,6 +89,10 @@ def unsaid(trainer: Trainer, model: Any) -> list[str]:
 def guidance_of(model: DiffusionModel) -> float:
     """What a pipeline is to be called with as guidance_scale: 1 where nothing is left to guide."""
     kind = model.guidance.kind
+    if model.guidance.fading is not None:
+        raise ValueError(
+            "its guidance fades over the times, and pipelines know one scale for all of them"
+        )
     return model.guidance.default if kind in ("doubled", "input") else 1.0
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from fewstep.choice import Count, Share
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.guidance import Guidance, check_fading
 from fewstep.diffusion.process import Process
 from fewstep.diffusion.samplers import FlowMap, Sampler
 from fewstep.diffusion.solvers import Euler, OneStepSolver
@@ -22,7 +23,7 @@ from fewstep.learning.consistency import (
 )
 from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Distance, Huber
-from fewstep.learning.method import Clock, Clone, Losses
+from fewstep.learning.method import UNGUIDED, Clock, Clone, Losses
 from fewstep.learning.optional_teacher import OptionalTeacher
 from fewstep.learning.roles import frozen, trained
 from fewstep.learning.simulation import Simulation
@@ -58,6 +59,9 @@ class MultiBoundary(OptionalTeacher, Simulation):
     weighting: IntervalWeighting = "uniform"
     """Weight of an interval."""
     simulated: Share = 0.0
+    fading: tuple[float, float] | None = None
+    """Dynamic guidance that a student of guidance.embed=true is saved with: the whole scale at
+    times up to the first, none from the second on, a line between."""
     keeps_noise: ClassVar[bool] = True
 
     @dataclass
@@ -71,6 +75,10 @@ class MultiBoundary(OptionalTeacher, Simulation):
         super().__post_init__()
         if self.solver is None and self.simulated:
             raise ValueError("without a solver there are only the data: simulated must be 0")
+        if self.fading is not None:
+            check_fading(self.fading)
+            if not self.scales.embed:
+                raise ValueError("fading needs a student that reads its scale: guidance.embed=true")
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         self.ends(model.denoiser.process)  # boundaries that cannot be fail here
@@ -107,6 +115,9 @@ class MultiBoundary(OptionalTeacher, Simulation):
 
     def sampler(self, clock: Clock, net: str = "student") -> Sampler:
         return FlowMap(self.steps, self.grid())
+
+    def student_guidance(self, teacher: Guidance = UNGUIDED) -> Guidance:
+        return super().student_guidance(teacher)._replace(fading=self.fading)
 
     def serves(self, steps: int) -> bool:
         return steps == self.steps

@@ -30,7 +30,12 @@ def guidance_of(plain: dict[str, Any]) -> Guidance:
     found = Guidance(**plain)
     if found.kind not in ("doubled", "input", "fixed", "none"):
         raise ValueError(f"guidance of an unknown kind: {found.kind!r}")
-    for name, number in zip(Guidance._fields[1:], found[1:], strict=True):
+    numbers = {name: value for name, value in found._asdict().items() if name != "kind"}
+    if (fading := numbers.pop("fading")) is not None:
+        full, none = fading
+        numbers |= {"fading.full": full, "fading.none": none}
+        found = found._replace(fading=(full, none))
+    for name, number in numbers.items():
         if type(number) not in (int, float) or not math.isfinite(number):
             raise ValueError(f"guidance.{name}: expected a number, got {number!r}")
     return found

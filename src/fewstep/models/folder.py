@@ -74,7 +74,7 @@ def save_folder(model: DiffusionModel, folder: Path) -> None:
             "own": denoiser.own.dump(),
             "parameterization": denoiser.parameterization.dump(),
             "sampler": model.sampler.dump(),
-            "guidance": model.guidance._asdict(),
+            "guidance": model.guidance.told(),
             "codec": model.codec.spec.dump(),
             "conditioner": model.conditioner.spec.dump(),
             "shape": list(model.shape),

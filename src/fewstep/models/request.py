@@ -16,7 +16,7 @@ from fewstep.choice import did_you_mean, flat
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.guidance import fading, guided
+from fewstep.diffusion.guidance import check_fading, fading, guided
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.times import Explicit
@@ -195,7 +195,7 @@ class Answer:
         return replace(sampler, steps=len(points), times=times)  # type: ignore[type-var]
 
     def _guidance(self, asked: float | None) -> float:
-        kind, low, high, default = self.model.guidance
+        kind, low, high, default, _ = self.model.guidance
         if asked is None:
             return default
         if not math.isfinite(asked):
@@ -224,10 +224,8 @@ class Answer:
 
     def _fading(self, asked: tuple[float, float] | None) -> tuple[float, float] | None:
         if asked is None:
-            return None
-        full, none = asked
-        if not full <= none or not all(math.isfinite(t) for t in asked):
-            raise ValueError(f"fading goes from a time up to a noisier one, got {full:g}, {none:g}")
+            return self.model.guidance.fading
+        check_fading(asked)
         if not self.doubles and self.model.guidance.kind != "input":
             raise ValueError(
                 f"fading needs guidance that can be changed and a scale other than 1: it is "

@@ -102,7 +102,7 @@ def noted(model: DiffusionModel) -> dict[str, Any]:
     return {
         "parameterization": model.denoiser.parameterization.dump(),
         "sampler": model.sampler.dump(),
-        "guidance": model.guidance._asdict(),
+        "guidance": model.guidance.told(),
         "examples": model.examples,
         "card": model.card,
     }

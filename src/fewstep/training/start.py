@@ -193,7 +193,7 @@ def content(model: DiffusionModel) -> dict[str, Any]:
         "parameterization": denoiser.parameterization,
         "codec": model.codec.spec,
         "conditioner": model.conditioner.spec,
-        "guidance": model.guidance._asdict(),
+        "guidance": model.guidance.told(),
     }
 
 
