@@ -22,7 +22,7 @@ def test_the_version(done):
     assert done("--version") == f"fewstep {package.__version__}\n"
 
 
-VERBS = ("demo", "train", "sample", "evaluate", "export", "inspect", "check", "data")
+VERBS = ("demo", "train", "sample", "evaluate", "report", "export", "inspect", "check", "data")
 
 
 @pytest.mark.parametrize("verb", [*((v,) for v in VERBS), ("data", "check")], ids=" ".join)

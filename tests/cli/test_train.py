@@ -13,7 +13,7 @@ from fewstep.data.digits import Digits
 from fewstep.diffusion.solvers import Euler
 from fewstep.errors import NotFiniteError
 from fewstep.learning.schedules import Cosine
-from fewstep.models.bundle import DiffusionModel
+from fewstep.models.request import Answer
 from fewstep.recipes.digits import digits_teacher
 from fewstep.run import Run
 from fewstep.training.trainer import Trainer
@@ -103,19 +103,19 @@ class TestTrain:
     def test_samples_that_are_not_finite_are_left_out_of_the_report(
         self, done, runs, unfinished, monkeypatch
     ):
-        real = DiffusionModel.generate
+        real = Answer.images
 
-        def generate(self, num, steps=None):
-            if (num, steps) == (60, 1):
-                raise NotFiniteError("60 of the first 60 images")
-            return real(self, num=num, steps=steps)
+        def images(self):
+            if self.sampler.steps == 1 and self.num == 10:
+                raise NotFiniteError("10 of the first 10 images")
+            return real(self)
 
-        monkeypatch.setattr(DiffusionModel, "generate", generate)
+        monkeypatch.setattr(Answer, "images", images)
         out = done(*TEACHER, "name=half")
-        assert "warning: no samples with 1 step in the report: 60 of the first 60" in out
+        assert "warning: no samples with 1 step in the report: 10 of the first 10" in out
         page = (unfinished / "report.html").read_text()
-        assert "2 steps" in page
-        assert "1 step<" not in page
+        assert ">2 evaluations<" in page
+        assert ">1 evaluation<" not in page
 
     def test_a_run_that_was_killed_before_its_student_was_saved(self, done, runs, unfinished):
         shutil.copytree(

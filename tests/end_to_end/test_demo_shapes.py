@@ -14,7 +14,6 @@ pytest.importorskip("peft")
 def test_the_demo_of_text_to_image(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fewstep.cli.demo_shapes.TEACHER", (4, 2))
-    monkeypatch.setattr("fewstep.cli.demo_shapes.COLUMNS", 2)
     with pytest.raises(SystemExit) as ended:
         main(["demo", "shapes", "trainer.steps=2", "trainer.batch=2", "data.num=200", "--num=20"])
     out = capsys.readouterr().out
@@ -32,7 +31,10 @@ def test_the_demo_of_text_to_image(tmp_path, monkeypatch, capsys):
     assert [row["headline"] for row in rows] == [True, False, True, False, False]
     page = (folder / "report.html").read_text()
     assert "caption accuracy" in page
-    assert "data:image/png" in page
+    # The student at 1, 2 and 4 evaluations, the teacher at 4 and 8, and real images.
+    assert page.count("data:image/png") == 6
+    for label in ("1 evaluation", "2 evaluations", "4 evaluations", "8 evaluations"):
+        assert f'<th class="cost">{label}</th>' in page
     for row in ("teacher", "student"):
         assert row in out
     assert (folder / "student" / "model.json").is_file()

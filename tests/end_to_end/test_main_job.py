@@ -143,13 +143,18 @@ def test_the_report_stands_alone(home):
             "Samples of the same seeds",
             "Training",
             "Memorisation",
+            "Run",
             "Protocol",
             "Run file",
         )
     ]
     assert "prefers-color-scheme: dark" in text
     assert "default-src 'none'" in text
-    assert text.count("data:image/png") == 7
+    # A row for 1, 2, 4 and 35 evaluations, of the student for 1, 2 and 4, and one of real images.
+    assert text.count("data:image/png") == 8
+    assert text.count("<span>") == 2 * 10
+    assert "consistency_distillation: Consistency distillation" in text
+    assert "fewstep train runs/demo/run.yaml name=demo-again" in text
 
 
 def test_samples_of_the_student_and_of_the_shipped_teacher(home):

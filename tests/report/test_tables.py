@@ -1,5 +1,7 @@
 """Tables are made of results alone."""
 
+from dataclasses import replace
+
 from fewstep.cli.tables import print_table
 from fewstep.metrics.measure import Scale
 from fewstep.metrics.protocol import Protocol
@@ -37,6 +39,13 @@ def test_columns_are_the_measures_that_there_are():
         ["c", "", "", "", "33.20", "", "", ""],
     ]
     assert found.roles == ["teacher", "student", "data"]
+
+
+def test_unequal_numbers_of_images_are_shown():
+    rows = [RESULTS[0], replace(RESULTS[2], protocol=replace(RESULTS[2].protocol, num=5000))]
+    found = table(rows)
+    assert found.columns[4] == "images"
+    assert [row[4] for row in found.rows] == ["4", "5,000"]
 
 
 def test_on_a_terminal(capsys):

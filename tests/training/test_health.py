@@ -178,6 +178,20 @@ def test_a_run_that_was_stopped_measures_the_same_bits(tmp_path):
     assert len(set(seen["straight"])) == 3
 
 
+def test_what_one_measurement_says():
+    """Noise and blanks are seen at once; a trend needs two."""
+    assert verdict([{"step": 1}]) == "No health was measured (trainer.health_every)."
+    fine = {"step": 1, "health.contrast": 1.0, "health.diversity": 0.9}
+    assert verdict([fine]) == "Health was measured once, which shows no trend."
+    blank = {"step": 1, "health.contrast": 0.03, "health.diversity": 4.0}
+    assert verdict([{"step": 0}, blank]) == (
+        "Contrast is 3% of the teacher's: the samples are blank, all alike or noise; diversity is "
+        "400% of the teacher's: the samples are blank, all alike or noise."
+    )
+    near = {"step": 1, "health.contrast": 0.7, "health.diversity": 1.0}
+    assert verdict([near]) == "Contrast is 70% of the teacher's: look at the samples."
+
+
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_said_and_not_compared(tmp_path, spoilt):
     lines = [

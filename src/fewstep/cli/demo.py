@@ -1,7 +1,6 @@
 """`fewstep demo`: the main job on what the package ships."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from torch import Tensor
 
@@ -19,13 +18,9 @@ from fewstep.metrics.protocol import rounded
 from fewstep.metrics.results import Result
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.folder import load
-from fewstep.report.run_report import (
-    memory_section,
-    progress_section,
-    quality_section,
-    samples_section,
-    write_report,
-)
+from fewstep.report.comparison import compared, shown_of
+from fewstep.report.of_run import RESULTS, SAMPLES, write_run_page
+from fewstep.report.run_report import memory_section
 from fewstep.report.tables import table
 from fewstep.run import distil
 
@@ -62,12 +57,16 @@ def _of_digits(
     teacher = load(run.teacher.path)  # type: ignore[attr-defined]
     print("sampling and measuring", flush=True)
     results = _results(evaluation, teacher, student, held_out)
-    write_json(folder / "results.json", [result.plain() for result in results])
+    write_json(folder / RESULTS, [result.plain() for result in results])
     models = {"teacher": teacher, "student": student}
-    page = _report(folder, evaluation, results, models, training, held_out)
+    columns = {name: (model, samplers_of_role(results, name)) for name, model in models.items()}
+    comparison = compared(columns, shown_of(student, training), seed)
+    comparison.save(folder / SAMPLES)
+    memory = memory_section(_near(evaluation, results, models, training, held_out))
+    page = write_run_page(run, folder, student, comparison, [memory])
     found = table(results)
     print_table(found.columns, found.rows, found.texts)
-    print(f"report: {page}\nresults: {folder / 'results.json'}\nstudent: {folder / 'student'}")
+    print(f"report: {page}\nresults: {folder / RESULTS}\nstudent: {folder / 'student'}")
 
 
 def _results(
@@ -87,38 +86,27 @@ def _results(
     return results
 
 
-def _report(
-    folder: Path,
+def samplers_of_role(results: Sequence[Result], role: str) -> list[Sampler]:
+    """Those with which the rows of a role were sampled."""
+    return [Sampler.parse(one.protocol.sampler) for one in results if one.role == role]
+
+
+def _near(
     evaluation: Evaluation,
     results: Sequence[Result],
     models: Mapping[str, DiffusionModel],
     training: Dataset,
     held_out: Dataset,
-) -> Path:
-    """The page, with samples of every row and nearest neighbours of those of the headline."""
-    heads = [result for result in results if result.headline]
-    seed, num = evaluation.seed, min(evaluation.num, 1000)
-    near = _distances(_samples(models, heads, num, seed), training.floats(), held_out.floats())
-    sections = [
-        quality_section(results),
-        samples_section(_samples(models, results, 60, seed), columns=10),
-        progress_section(folder),
-        memory_section(near),
-    ]
-    return write_report(folder, "fewstep demo", sections, heads[-1].protocol.told())
-
-
-def _samples(
-    models: Mapping[str, DiffusionModel], results: Sequence[Result], num: int, seed: int
-) -> list[tuple[str, Tensor]]:
-    """Images of the same seeds for each row of a model, named."""
-    found = []
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Distances of the samples of the headline's rows to their nearest neighbours."""
+    samples = []
     for result in results:
-        if result.role in models:
+        if result.headline:
             sampler = Sampler.parse(result.protocol.sampler)
-            images = models[result.role].generate(num=num, sampler=sampler, seed=seed)
-            found.append((f"{result.model}, {result.cost}", images))
-    return found
+            num = min(evaluation.num, 1000)
+            images = models[result.role].generate(num=num, sampler=sampler, seed=evaluation.seed)
+            samples.append((f"{result.model}, {result.cost}", images))
+    return _distances(samples, training.floats(), held_out.floats())
 
 
 def _distances(

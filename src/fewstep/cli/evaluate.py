@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.begun import load
-from fewstep.cli.configure import source_of
+from fewstep.cli.configure import configured, source_of
 from fewstep.cli.tables import print_facts, print_table
 from fewstep.data.dataset import Dataset
 from fewstep.data.folder import Folder
@@ -26,6 +26,8 @@ from fewstep.models.bundle import DiffusionModel
 from fewstep.models.families import recognised
 from fewstep.models.foreign import foreign
 from fewstep.parts.autoencoder import Autoencoder
+from fewstep.report.comparison import Comparison
+from fewstep.report.of_run import SAMPLES, add_result, write_run_page
 from fewstep.report.run_report import write_quality
 from fewstep.report.tables import table
 from fewstep.text import place
@@ -93,7 +95,16 @@ def evaluate(
     else:
         model = load(what, None, checkpoint).to(where)
         result = _of_model(what, model, evaluation, steps, evaluations, guidance, teacher)
+        if (path / "run.yaml").is_file() and (path / "student").is_dir():
+            _add(path, model, result)
     _shown([result] if earlier is None else [result, earlier], notes, out, report)
+
+
+def _add(folder: Path, model: DiffusionModel, result: Result) -> None:
+    """Adds a result to those of a finished run, and to its page."""
+    run, _ = configured(str(folder), [])
+    add_result(folder, result)
+    write_run_page(run, folder, model, Comparison.load(folder / SAMPLES))
 
 
 def _shown(

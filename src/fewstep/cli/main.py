@@ -75,6 +75,7 @@ for verb in (
     verbs.sample,
     verbs.compare,
     verbs.evaluate,
+    verbs.report,
     verbs.export,
     verbs.inspect,
     verbs.check,

@@ -2,12 +2,11 @@
 
 from fewstep.cli.configure import RUNS, configured
 from fewstep.cli.tables import print_options
-from fewstep.errors import NotFiniteError, rank
-from fewstep.models.bundle import DiffusionModel
+from fewstep.errors import rank
 from fewstep.models.source import Saved
 from fewstep.options import values
 from fewstep.recipes import listed
-from fewstep.report.run_report import progress_section, samples_section, write_report
+from fewstep.report.of_run import SAMPLES, drawn, write_run_page
 from fewstep.run import Run, distil
 from fewstep.text import place
 
@@ -27,20 +26,11 @@ def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool
             f"{folder} is finished already; --restart would begin again, name=… makes another run"
         )
         return
-    sections = [progress_section(folder)]
-    model = made.student
-    if isinstance(model, DiffusionModel):
-        images = []
-        served = filter(run.method.serves, (1, 2, 4))
-        for steps in sorted({*served, model.sampler.steps}):
-            caption = "1 step" if steps == 1 else f"{steps} steps"
-            try:
-                images.append((caption, model.generate(num=60, steps=steps)))
-            except NotFiniteError as error:
-                print(f"warning: no samples with {caption} in the report: {error}")
-        if images:
-            sections.insert(0, samples_section(images, columns=10))
-    page = write_report(folder, folder.name, sections, {})
+    print("drawing samples for the report", flush=True)
+    comparison = drawn(run, made.student)
+    if comparison is not None:
+        comparison.save(folder / SAMPLES)
+    page = write_run_page(run, folder, made.student, comparison)
     print(f"finished: {folder}/student, report {page}")
 
 

@@ -219,6 +219,19 @@ def evaluate(
     carry_out("evaluate", locals())
 
 
+def report(
+    run: str = typer.Argument(help="The folder of a run."),
+    seconds: float = typer.Option(
+        60.0, min=0, help="That drawing samples may take; rows that would take longer are left out."
+    ),
+) -> None:
+    """Writes the page of a run again, of a stopped one from its newest checkpoint.
+
+    Example: fewstep report runs/demo
+    """
+    carry_out("report", locals())
+
+
 def export(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
     to: str = typer.Option(help="The format: diffusers (a pipeline), lora (an addition alone)."),

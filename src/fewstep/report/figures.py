@@ -27,16 +27,20 @@ def data_uri(image: Image.Image) -> str:
 def curves(
     lines: Sequence[Mapping[str, Any]], keys: Sequence[str], title: str, log_scale: bool = False
 ) -> str:
-    """The named numbers of a log over its steps, as SVG; long series are averaged in 200 pieces."""
+    """The named numbers of a log over its steps, as SVG; long series are averaged in 200 pieces.
+    Of equal ones the first is drawn alone: the others would lie under it.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5.2, 2.9))
+    drawn: list[list[tuple[float, float]]] = []
     for key, colour in zip(keys, COLOURS):
         points = [
             (line["step"], line[key]) for line in lines if key in line and math.isfinite(line[key])
         ]
-        if not points:
+        if not points or points in drawn:
             continue
+        drawn.append(points)
         pieces = np.array_split(np.array(points), min(200, len(points)))
         x, y = zip(*(piece.mean(0) for piece in pieces), strict=True)
         axes.plot(x, y, color=colour, linewidth=1.4, marker="." if len(points) < 30 else "")
@@ -44,7 +48,38 @@ def curves(
     if log_scale:
         axes.set_yscale("log")
     axes.set_xlabel("step")
-    return svg(figure, axes, title)
+    axes.set_ylabel(title)
+    return svg(figure, axes, "")
+
+
+def tradeoff(
+    series: Mapping[str, Sequence[tuple[int, float]]], label: str, level: float | None = None
+) -> str:
+    """What each model reaches (a value, `label`) at a number of network evaluations, both on
+    logarithmic axes, as SVG. level: a value that stands for itself, drawn as a line.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.6))
+    costs: set[int] = set()
+    for (name, points), colour in zip(series.items(), COLOURS):
+        x, y = zip(*sorted(points), strict=True)
+        costs |= set(x)
+        axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=5, label=name)
+    if level is not None:
+        axes.axhline(level, color="#888888", linewidth=1, linestyle="--", label="data")
+    axes.set_xscale("log")
+    if all(value > 0 for points in series.values() for _, value in points):
+        axes.set_yscale("log")
+    axes.set_xticks(sorted(costs), [str(cost) for cost in sorted(costs)], minor=False)
+    if axes.get_yscale() == "log":
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    axes.set_xlabel("network evaluations for an image")
+    axes.set_ylabel(label)
+    return svg(figure, axes, "")
 
 
 def histogram(groups: Mapping[str, Tensor], title: str, label: str) -> str:
@@ -75,7 +110,8 @@ def svg(figure: Any, axes: Any, title: str) -> str:
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    axes.set_title(title, fontsize=10)
+    if title:
+        axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8, frameon=False)

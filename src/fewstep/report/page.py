@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep.files import write_bytes
+from fewstep.report.comparison import Comparison
 from fewstep.report.figures import data_uri
 from fewstep.report.tables import Table
 from fewstep.text import printable
@@ -18,12 +19,15 @@ from fewstep.text import printable
 
 @dataclass
 class Section:
-    """A heading with a text, a table, captioned pictures and figures (SVG made by figures.py)."""
+    """A heading with a text, a table, captioned pictures, images of models side by side and figures
+    (SVG made by figures.py).
+    """
 
     title: str
     text: str = ""
     table: Table | None = None
     pictures: Sequence[tuple[str, Image.Image]] = ()
+    comparison: Comparison | None = None
     figures: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     code: str = ""

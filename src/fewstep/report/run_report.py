@@ -9,13 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.images.grid import grid_image
 from fewstep.metrics.results import Result, scales_of
-from fewstep.report.figures import curves, histogram
+from fewstep.report.comparison import Comparison
+from fewstep.report.figures import curves, histogram, tradeoff
 from fewstep.report.page import Section, write_page
 from fewstep.report.tables import Table, table
 from fewstep.training.health import verdict
 from fewstep.training.log import read_log
+
+MEANINGS = {
+    "held_out_loss": "the loss on images that are never trained on, with the same noise each time",
+    "distance": "of samples to the teacher's of the same noise, root mean square; lower is nearer",
+    "contrast": "spread of the pixels of a sample, as a multiple of the teacher's; 1 is right",
+    "diversity": "spread between samples, as a multiple of the teacher's; 1 is right",
+}
+"""What the health numbers of a run say."""
 
 
 def quality_section(results: Sequence[Result]) -> Section:
@@ -24,10 +32,32 @@ def quality_section(results: Sequence[Result]) -> Section:
     for result in results:
         if result.role == "data":
             text += f"The {result.model} row is what {result.protocol.num:,} unseen images reach."
+            if result.protocol.num < max(one.protocol.num for one in results):
+                text += (
+                    " Of fewer images a Fréchet distance is larger: it is no bound for the others."
+                )
     meanings = {}
     for scale in scales_of(results).values():
         meanings[scale.heading] = f"{scale.about}; {scale.better} is better"
-    return Section("Quality", text, table(results), facts=meanings)
+    return Section("Quality", text, table(results), figures=_tradeoff(results), facts=meanings)
+
+
+def _tradeoff(results: Sequence[Result]) -> list[str]:
+    """The first measure against the evaluations, where one model has it at several; the data's own
+    value where as many images of them were measured.
+    """
+    kind, scale = next(iter(scales_of(results).items()))
+    series: dict[str, list[tuple[int, float]]] = {}
+    level = None
+    for result in results:
+        value = result.values.get(kind)
+        if value is not None and result.evaluations:
+            series.setdefault(result.model, []).append((result.evaluations, value))
+        elif result.role == "data" and result.protocol.num == results[0].protocol.num:
+            level = value
+    if all(len(points) < 2 for points in series.values()):
+        return []
+    return [tradeoff(series, scale.heading, level)]
 
 
 def _headline(results: Sequence[Result]) -> str:
@@ -58,15 +88,15 @@ def progress_section(folder: Path) -> Section:
         curves(lines, [k for k in keys if k.startswith("norm.")], "gradient norm", log_scale=True),
     ]
     if health:
-        figures.append(curves(lines, health, "health, on fixed seeds"))
-    return Section("Training", verdict(lines), figures=figures)
+        figures.append(curves(lines, health, "samples of fixed seeds"))
+    said = {name: what for name, what in MEANINGS.items() if f"health.{name}" in keys}
+    facts = {name.replace("_", " "): what for name, what in said.items()}
+    return Section("Training", verdict(lines), figures=figures, facts=facts)
 
 
-def samples_section(groups: Sequence[tuple[str, Tensor]], columns: int) -> Section:
-    """Grids of the same seeds, one for each (caption, images)."""
-    zoom = max(1, 280 // (columns * (groups[0][1].shape[-1] + 1)))
-    pictures = [(caption, grid_image(images, columns, zoom)) for caption, images in groups]
-    return Section("Samples of the same seeds", pictures=pictures)
+def comparison_section(comparison: Comparison) -> Section:
+    """Images of the same seeds, model beside model."""
+    return Section("Samples of the same seeds", comparison=comparison)
 
 
 def memory_section(distances: dict[str, tuple[Tensor, Tensor]]) -> Section:

@@ -18,14 +18,21 @@ class Table(NamedTuple):
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row each; the columns in the middle are the measures that any of them has."""
+    """One row each; the columns in the middle are the measures that any of them has. How many
+    images they are of stands in a column where not all have the same.
+    """
     scales = scales_of(results)
     heads = ["model", "solver", "steps", "evaluations"]
+    counted = len({result.protocol.num for result in results}) > 1
+    if counted:
+        heads.append("images")
     heads += [scale.heading for scale in scales.values()]
     rows = []
     for result in results:
         row = [result.model, result.solver or ""]
         row += [str(result.steps or ""), str(result.evaluations or "")]
+        if counted:
+            row.append(f"{result.protocol.num:,}")
         for kind, scale in scales.items():
             undefined = kind in result.protocol.undefined
             row.append("–" if undefined else scale.shown(result.values.get(kind)))

@@ -24,6 +24,8 @@ from fewstep.training.seen import Seen
 SEED = 271828
 IMAGES = 64
 HELD_OUT = 256
+WRONG = (0.3, 3.0)
+"""Multiples of the teacher's spread beyond which samples are no images."""
 
 
 class Health:
@@ -133,14 +135,17 @@ def verdict(lines: list[dict[str, Any]]) -> str:
         found = {k.removeprefix("health."): v for k, v in line.items() if k.startswith("health.")}
         if found:
             measured.append(found)
-    if len(measured) < 2:
-        return "Too few health measurements to judge."
-    said = [
-        _trend(measured, "held_out_loss", "held-out loss"),
-        _trend(measured, "distance", "distance to the teacher"),
-        _spread(measured[-1], "contrast"),
-        _spread(measured[-1], "diversity"),
-    ]
+    if not measured:
+        return "No health was measured (trainer.health_every)."
+    said = [_spread(measured[-1], "contrast"), _spread(measured[-1], "diversity")]
+    if len(measured) > 1:
+        said = [
+            _trend(measured, "held_out_loss", "held-out loss"),
+            _trend(measured, "distance", "distance to the teacher"),
+            *said,
+        ]
+    elif not any(said):
+        said = ["health was measured once, which shows no trend"]
     skipped = sum(line.get("skipped", 0) for line in lines)
     if skipped:
         said.append(f"{int(skipped)} steps were skipped for non-finite numbers")
@@ -166,4 +171,6 @@ def _spread(last: dict[str, float], key: str) -> str:
         return ""
     if not math.isfinite(value):
         return f"{key} is not a finite number: look at the samples"
+    if not WRONG[0] <= value <= WRONG[1]:
+        return f"{key} is {value:.0%} of the teacher's: the samples are blank, all alike or noise"
     return f"{key} is {value:.0%} of the teacher's: look at the samples"

@@ -155,7 +155,7 @@ class RunFolder:
         if not self.world.is_leader:
             return
         if restart:
-            for name in ("samples", *exports):
+            for name in ("samples", "report", "results.json", *exports):
                 remove(self.path / name)
             # The status first: a restart that is cut must not pass for the old run.
             (self.path / "status.json").unlink(missing_ok=True)

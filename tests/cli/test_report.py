@@ -1,0 +1,65 @@
+"""`fewstep report`, and the page to which `fewstep evaluate` adds."""
+
+import json
+import shutil
+
+WORDS = ("--num", "20", "--measures", "frechet,diversity")
+
+
+def test_the_page_is_written_again(done, runs):
+    page = runs / "cd" / "report.html"
+    done("report", "runs/cd")  # curves are drawn otherwise here than in the fixture
+    before = page.read_text()
+    page.unlink()
+    shutil.rmtree(runs / "cd" / "report")
+    out = done("report", "runs/cd")
+    assert out.splitlines() == ["drawing samples for the report", "report: runs/cd/report.html"]
+    assert page.read_text() == before
+    assert before.count('<th class="cost">') >= 4
+    for text in ("<th>teacher</th><th>student</th>", "real images", "arXiv:2406.14548"):
+        assert text in before
+    none = done("report", "runs/cd", "--seconds", "0")
+    assert none == out
+    assert page.read_text().count("Left out: ") >= 2
+
+
+def test_of_a_run_that_has_not_ended(done, runs, unfinished):
+    out = done("report", "runs/half")
+    assert "runs/half behind step 2 of 3" in out
+    assert "<th>model</th>" in (unfinished / "report.html").read_text()
+
+
+def test_what_is_gone_is_told_and_left_out(done, runs):
+    shutil.copytree(runs / "cd", runs / "moved")
+    file = runs / "moved" / "run.yaml"
+    file.write_text(file.read_text().replace("path: runs/tiny", "path: runs/nowhere"))
+    out = done("report", "runs/moved")
+    assert "no teacher in the report: no model or run 'runs/nowhere'" in out
+    page = (runs / "moved" / "report.html").read_text()
+    assert "<th>student</th>" in page
+    assert "<th>teacher</th>" not in page
+
+
+def test_of_what_is_no_run(refused):
+    refused(2, "report", "digits_teacher", says="digits_teacher is no run: it holds no run.yaml")
+
+
+def test_an_evaluation_is_added_to_the_page(done, runs):
+    """In the place of an earlier one of the same; samples are not drawn again."""
+    folder = runs / "evaluated"
+    shutil.copytree(runs / "cd", folder)
+    pictures = sorted((folder / "report").iterdir())
+    times = [file.stat().st_mtime_ns for file in pictures]
+    for steps in ("1", "2", "1"):
+        done("evaluate", "runs/evaluated", *WORDS, "--steps", steps)
+    results = json.loads((folder / "results.json").read_text())
+    assert [one["steps"] for one in results] == [2, 1]
+    page = (folder / "report.html").read_text()
+    assert "<h2>Quality</h2>" in page
+    assert page.index("<h2>Quality</h2>") < page.index("<h2>Samples of the same seeds</h2>")
+    assert [file.stat().st_mtime_ns for file in pictures] == times
+    done("evaluate", "runs/evaluated", "--num", "40", "--measures", "frechet,diversity")
+    assert page.count("<h2>Quality</h2>") == 1  # 20 images and 40 stand in one table, and say so
+    assert "<th>images</th>" in (folder / "report.html").read_text()
+    done("train", "runs/evaluated", "--restart")
+    assert not (folder / "results.json").exists()
