@@ -1,5 +1,6 @@
 """A recipe or a run file, with the overrides of the command line, as a validated run."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import recipes
+from fewstep.data.folder import Folder
+from fewstep.data.sight import Sight, sight_of
 from fewstep.data.source import Source
 from fewstep.plugins import told
 from fewstep.run import Run
@@ -33,19 +36,47 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
         if folder == Path.cwd() and (folder / "status.json").exists():
             runs = Path("..")  # this run goes on here, not in runs/ inside itself
     else:
-        plain, name = recipes.recipe(recipe).dump(), recipe
-    for override in overrides:
+        sight = _sight(overrides) if recipes.fits(recipe) else None
+        plain, name = recipes.recipe(recipe, sight).dump(), recipe
+    named = {_split(override)[0] for override in overrides}
+    for override in _path_first(overrides):
         key, value = _split(override)
         if key == "name":
             name = unquoted(value)
         elif key in ("data", "data.kind"):
             plain["data"] = _of_kind(plain.get("data"), value)
+        elif key == "data.path" and not {"data", "data.kind"} & named:
+            plain["data"] = _found(plain.get("data"), value)
         else:
             _set(plain, key, value)
     if not name or Path(name).name != name or name == "..":
         raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {runs}/")
     with told(settled(plain.pop("plugins", None))):
         return Run.parse(plain), runs / name
+
+
+def _sight(overrides: Sequence[str]) -> Sight | None:
+    """What a recipe that fits itself to data is to see: the data that options name; None where
+    they name none.
+    """
+    words = {}
+    for override in overrides:
+        key, value = _split(override)
+        if key == "data" or key.startswith("data."):
+            words[key] = value
+    if not words:
+        return None
+    plain: dict[str, Any] = {}
+    for key, value in words.items():
+        _set(plain, key, value)
+    data = opened(plain["data"], "{")
+    options = dict(data) if isinstance(data, dict) else {"kind": data}
+    if "kind" not in options:
+        path = place(unquoted(options.get("path", "")))
+        if not path.exists():
+            raise FileNotFoundError(f"no data at {path}: give data.path=FOLDER, your pictures")
+        options["kind"] = Source.kind_at(path)
+    return sight_of(Source.parse(options))
 
 
 def _run_file(path: Path) -> dict[str, Any]:
@@ -90,11 +121,34 @@ def _of_kind(data: Any, value: Word) -> Any:
         return value
     if kind == old.get("kind"):
         return old
-    names = [field.name for field in dataclasses.fields(Source)] + ["path"]
+    names = [field.name for field in dataclasses.fields(Source)]
+    names += ["path", "size", "channels", "on_bad"]
     if kind in Source.kinds():
         own = [field.name for field in dataclasses.fields(Source.kinds()[kind])]
         names = [name for name in names if name in own]
     return {"kind": value, **{name: old[name] for name in names if name in old}}
+
+
+def _path_first(overrides: Sequence[str]) -> list[str]:
+    """Where the data are before what else is said of them, as they may be of another kind."""
+    return sorted(overrides, key=lambda override: not override.startswith("data.path="))
+
+
+def _found(data: Any, path: Word) -> Any:
+    """The data at another path: of the kind that is there, where the one that was named reads
+    nothing of it, or is of pictures that a table or captions speak for; and no option says which.
+    """
+    old = opened(data, "{")
+    if not isinstance(old, dict):
+        old = {"kind": old}
+    there = place(unquoted(path))
+    kind = Source.kinds().get(str(old.get("kind")))
+    if kind is not None and there.exists() and (kind is Folder or not kind.files_at(there)):
+        with contextlib.suppress(ValueError):  # of what nobody reads the named kind says more
+            found = Source.kind_at(there)
+            if found not in kind.reads_also:
+                old = _of_kind(old, Word(found))
+    return {**old, "path": path}
 
 
 def source_of(text: str, overrides: Sequence[str] = ()) -> Source:

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Cifar(Source):
     """A file, or a folder with files in it or one level below; those of the training set where
     there are others too, of several versions the largest.
     """
+
+    reads_also: ClassVar[tuple[str, ...]] = ("table",)
 
     path: str = ""
     """The folder or file."""

@@ -35,6 +35,7 @@ class Source(Choice, ABC):
 
     folder: ClassVar[str | None] = "fewstep.data"
     held_out: ClassVar[float] = 0.2
+    reads_also: ClassVar[tuple[str, ...]] = ()  # other kinds, of whose files it makes its own
     may_change: ClassVar[tuple[str, ...]] = ("workers",)  # what a resumed run may change
     judge: ClassVar[str | None] = None  # the shipped classifier of such images, where there is one
     measures: ClassVar[tuple[str, ...]] = ()  # of such images alone, beside the usual ones

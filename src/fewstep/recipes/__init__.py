@@ -1,14 +1,16 @@
 """Recipes: named runs, one file for each family of data, one function for each recipe.
 
 A recipe is a public function without parameters; the first sentence of its docstring is what
-`fewstep inspect recipes` shows, the rest says what came out of it, measured. Nothing is imported to
-list them.
+`fewstep inspect recipes` shows, the rest says what came out of it, measured. One that fits itself
+to data has the parameter `pictures`, a `Sight` of them, with an example as its default. Nothing is
+imported to list them.
 """
 
 import ast
 import difflib
 import importlib
 from pathlib import Path
+from typing import Any
 
 from fewstep.choice import Choice
 from fewstep.options import first_sentence
@@ -26,11 +28,23 @@ def said_of(name: str) -> str:
     return _docstrings()[name]
 
 
-def recipe(name: str) -> Choice:
-    """The run of that name. ValueError with the nearest names where there is none."""
+def fits(name: str) -> bool:
+    """Whether it is a recipe that fits itself to data."""
+    for file in sorted(HERE.glob("[!_]*.py")):
+        for function in _functions(file):
+            if function.name == name:
+                return bool(function.args.args)
+    return False
+
+
+def recipe(name: str, pictures: Any = None) -> Choice:
+    """The run of that name. pictures: a `Sight`, for one that fits itself to them. ValueError with
+    the nearest names where there is none.
+    """
     for file in sorted(HERE.glob("[!_]*.py")):
         if name in [function.name for function in _functions(file)]:
-            run: Choice = getattr(importlib.import_module(f"{__name__}.{file.stem}"), name)()
+            function = getattr(importlib.import_module(f"{__name__}.{file.stem}"), name)
+            run: Choice = function() if pictures is None else function(pictures)
             return run
     near = difflib.get_close_matches(name, listed(), n=2)
     lists = "`fewstep inspect recipes` lists what there is"
@@ -48,12 +62,14 @@ def _docstrings() -> dict[str, str]:
 
 
 def _functions(file: Path) -> list[ast.FunctionDef]:
-    """The recipes of a file: its public functions that take nothing."""
+    """The recipes of a file: its public functions that take nothing, or `pictures`."""
     found = []
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
             continue
         takes = node.args
-        if not [*takes.posonlyargs, *takes.args, *takes.kwonlyargs]:
+        names = [taken.arg for taken in (*takes.posonlyargs, *takes.args, *takes.kwonlyargs)]
+        fits_itself = names == ["pictures"] and takes.defaults
+        if fits_itself or not names:
             found.append(node)
     return found
