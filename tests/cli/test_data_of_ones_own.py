@@ -9,6 +9,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from fewstep.cli.configure import configured
+from fewstep.cli.plan import outside
 from fewstep.data.cifar import Cifar
 from fewstep.data.digits import Digits
 from fewstep.data.folder import Folder
@@ -78,6 +79,11 @@ class TestDataOfOnesOwn:
         assert run.data == Digits()
         assert run.teacher.network.multipliers == (1, 2)
         assert run.trainer.steps == 2800  # 100 looks at each of 1,797
+
+    def test_what_is_there_is_planned_for(self, pictures):
+        run = configured("images_teacher", [f"data.path={pictures}"])[0]
+        space = outside(run, None, None)
+        assert (space.shape, space.classes) == ((3, 40, 40), 2)
 
     def test_from_pictures_to_a_page(self, pictures, done):
         few = ("trainer.steps=2", "trainer.batch=4", "trainer.health_every=0", "data.size=16")

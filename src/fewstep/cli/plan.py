@@ -60,6 +60,9 @@ def outside(run: Run, shape: str | None, classes: int | None) -> Space:
     ValueError where nobody says them.
     """
     known = run.data.foreseen()
+    path = getattr(run.data, "path", "")
+    if known is None and shape is None and path and Path(path).exists():
+        known = run.data.dataset().space
     if shape is None and known is None:
         raise ValueError(
             f"the shape of {kind_of(type(run.data))} data is not known before it is read: give "

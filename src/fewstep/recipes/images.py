@@ -25,8 +25,8 @@ from fewstep.run import Run
 from fewstep.training.config import TrainerConfig
 from fewstep.training.optimizers import AdamW
 
-EXAMPLE = Sight(Folder(), count=5000, side=32, square=True)
-"""What the recipes are listed for."""
+EXAMPLE = Sight(Folder(size=32, channels="rgb", label="none"), count=5000, side=32, square=True)
+"""What the recipes show where no pictures are named."""
 LARGEST = 64  # pixels of a side, where nobody wants more
 TEACHER = "runs/images_teacher"
 
