@@ -9,6 +9,7 @@ FEWSTEP_KILLS_SEED: repeats the moments, as far as the machine repeats its timin
 import math
 import os
 import random
+import re
 import select
 import signal
 import statistics
@@ -40,9 +41,15 @@ BEGIN, END = b"\x01", b"\x02"
 LIMIT = 120.0
 
 
+SUMMARY = re.compile(
+    r"data: [\d,]+ rows of .*|\w+: .* parameters|[\d,]+ steps? of \d+ rows in \w+ on .*"
+)
+
+
 def usual(message):
-    """What runs say that are short, and that go on."""
-    return message.startswith(("warning: ", "goes on behind step "))
+    """What runs say first, that are short, and that go on."""
+    going = message.startswith(("warning: ", "goes on behind step "))
+    return going or SUMMARY.fullmatch(message) is not None
 
 
 def refuse(message):

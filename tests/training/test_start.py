@@ -37,6 +37,7 @@ from fewstep.run import Run, distil
 from fewstep.training.config import TrainerConfig
 from fewstep.training.start import (
     goes_by_class,
+    summary,
     told_of,
     told_of_few_steps,
     told_of_teacher,
@@ -168,6 +169,22 @@ def test_a_teacher_of_few_steps_is_warned_of():
             if warned:
                 start = f"warning: the teacher is a few-step model already ({reason}), whose"
                 assert lines[0].startswith(start)
+
+
+def test_the_summary():
+    """What learns, what does not, on what and where."""
+    config = TrainerConfig(steps=1, batch=2, device="cpu")
+    run = Run(Digits(limit=32), ConsistencyDistillation(target_decay=0.9), trainer=config)
+    ready = run.prepared(model=made(classes=10))
+    count = sum(p.numel() for p in ready.nets.student.parameters())
+    size = f"{count / 1000:.0f} k"
+    threads = torch.get_num_threads()
+    assert summary(ready) == [
+        "data: 32 rows of image (1×8×8), label (10 classes)",
+        f"consistency_distillation: student learns {size}, target has {size}, teacher has {size} "
+        "parameters",
+        f"1 step of 2 rows in fp32 on cpu, {threads} thread{'s' * (threads != 1)}",
+    ]
 
 
 def test_a_run_says_it_first(tmp_path):

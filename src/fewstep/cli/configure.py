@@ -39,7 +39,7 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
         sight = _sight(overrides) if recipes.fits(recipe) else None
         plain, name = recipes.recipe(recipe, sight).dump(), recipe
     named = {_split(override)[0] for override in overrides}
-    for override in _path_first(overrides):
+    for override in overrides if {"data", "data.kind"} & named else _path_first(overrides):
         key, value = _split(override)
         if key == "name":
             name = unquoted(value)
