@@ -26,6 +26,7 @@ from tests.cli.conftest import LOOP, TEACHER
 from tests.processes.checks import fewstep
 from tests.processes.launch import memory, torchrun
 from tests.processes.measuring import furthest, of_logs
+from tests.said import beside_summary
 from tests.training.tiny import StopError, stop_at
 
 from fewstep.cli import train
@@ -191,7 +192,7 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(folder):
     assert newest(folder / "run") == step
     said = []
     assert not distil(run, folder / "run", say=said.append).already  # in one process
-    setting, goes_on = said
+    setting, goes_on = beside_summary(said)
     assert setting.startswith("going on in another setting (")
     assert goes_on.startswith(f"goes on behind step {step} of ")
     assert (
@@ -320,12 +321,13 @@ def test_a_signal_to_torchrun_stops_both_with_a_checkpoint(folder, monkeypatch):
     }, said
     assert 3 <= len(lines) < 400
     assert newest(home) == len(lines)
-    heard = []
-    for name, say in (("one", pytest.fail), ("run", heard.append)):
+    heard = {"one": [], "run": []}
+    for name, told in heard.items():
         run, at = configured(words[0], [*words[1:], f"name={name}"])
         with pytest.raises(StopError):
-            distil(run, at, observers=[stop_at(len(lines) + 2)], say=say)
-    setting, goes_on = heard
+            distil(run, at, observers=[stop_at(len(lines) + 2)], say=told.append)
+    assert beside_summary(heard["one"]) == []
+    setting, goes_on = beside_summary(heard["run"])
     assert setting.startswith("going on in another setting (")
     assert goes_on.startswith("goes on behind step ")
     one, two = (read_log(folder / "runs" / name / "log.jsonl") for name in ("one", "run"))
@@ -374,7 +376,7 @@ def test_an_error_of_one_process_is_said_by_it(folder, monkeypatch, where):
         until(lambda: all(one.over() for one in children), "one did not end")
         assert [one.code for one in children] == [-signal.SIGTERM, 5]
     said = [Path(f"{rank}.txt").read_text().splitlines() for rank in range(2)]
-    assert [line for line in said[0] if "step" not in line] == []
+    assert [line for line in beside_summary(said[0]) if "step" not in line] == []
     assert said[1] == [
         "error: process 1: out of memory; a smaller trainer.micro_batch (or --batch) needs less"
     ]

@@ -9,7 +9,6 @@ FEWSTEP_KILLS_SEED: repeats the moments, as far as the machine repeats its timin
 import math
 import os
 import random
-import re
 import select
 import signal
 import statistics
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import pytest
 import sklearn.datasets
 import torch
+from tests.said import SUMMARY
 from tests.training.tiny import Phased, Rhythm, Single, config, real, trainer
 
 from fewstep.data.digits import Digits
@@ -39,11 +39,6 @@ KILLS = int(os.environ.get("FEWSTEP_KILLS", "20"))
 SEED = int(os.environ.get("FEWSTEP_KILLS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
 BEGIN, END = b"\x01", b"\x02"
 LIMIT = 120.0
-
-
-SUMMARY = re.compile(
-    r"data: [\d,]+ rows of .*|\w+: .* parameters|[\d,]+ steps? of \d+ rows in \w+ on .*"
-)
 
 
 def usual(message):
