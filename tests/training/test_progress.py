@@ -7,9 +7,18 @@ import types
 
 import pytest
 from rich.console import Console, Group
+from tests.models.made import made
 
 from fewstep.learning.method import Clock
-from fewstep.training.progress import _bar, _clock, _numbers, _rate, bar_on, training_progress
+from fewstep.training.progress import (
+    _bar,
+    _clock,
+    _numbers,
+    _rate,
+    bar_on,
+    sampling_shown,
+    training_progress,
+)
 from fewstep.training.seen import Seen
 
 
@@ -43,6 +52,22 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch, progress):
     assert out == ""
     assert "2/2" in err
     assert "loss 0.25" in err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_while_images_are_made(capsys, monkeypatch, terminal):
+    """It counts steps of batches; on a terminal alone, and only where it is asked for."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    model = made()
+    model.generate(num=5, steps=3, batch=2)
+    assert capsys.readouterr().err == ""
+    with sampling_shown():
+        shown = model.generate(num=5, steps=3, batch=2)
+    err = capsys.readouterr().err
+    assert ("5 images" in err) == terminal
+    assert ("9/9" in err) == terminal
+    assert shown.equal(model.generate(num=5, steps=3, batch=2))
+    assert capsys.readouterr().err == ""
 
 
 LINE = {

@@ -18,6 +18,7 @@ from fewstep.images.sheet import sheet
 from fewstep.models.request import Answer, Request
 from fewstep.text import place
 from fewstep.training.config import pick_device
+from fewstep.training.progress import sampling_shown
 
 OPTIONS = ("steps", "guidance", "sampler", "ema", "checkpoint", "name")
 COLUMNS = 8  # where nobody says how many
@@ -51,7 +52,8 @@ def compare(
     if len(shapes) > 1:
         told = ", ".join(f"{name} makes {shape}" for shape, name in shapes.items())
         raise ValueError(f"images of different shapes: {told}")
-    pictures = [row.answer.images() for row in rows]
+    with sampling_shown():
+        pictures = [row.answer.images() for row in rows]
     beside = [f"{row.name}\n{_how(row.answer)}" for row in rows]
     write_bytes(out, png(sheet(pictures, beside, _titles(rows[0].answer.asked))))
     table = []

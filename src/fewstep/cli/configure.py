@@ -24,20 +24,35 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
     """The run and its folder. recipe: its name, a run file, or the folder of a run. ValueError
     (pydantic's has every error) or FileNotFoundError.
     """
+    plain, name, runs = _begun(recipe, overrides)
+    asked = _overridden(plain, overrides)
+    name = name if asked is None else asked
+    if not name or Path(name).name != name or name == "..":
+        raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {runs}/")
+    with told(settled(plain.pop("plugins", None))):
+        return Run.parse(plain), runs / name
+
+
+def _begun(recipe: str, overrides: Sequence[str]) -> tuple[dict[str, Any], str, Path]:
+    """What a recipe or a run file says, the name of its run, and the folder in which runs are."""
     path, runs = place(recipe), RUNS
     if path.is_dir() and recipe not in recipes.listed():
         path /= "run.yaml"
         if not path.is_file():
             raise FileNotFoundError(f"{recipe} is no run: it holds no run.yaml")
-    if path.suffix in (".yaml", ".yml"):
-        plain = _run_file(path)
-        folder = Path(os.path.abspath(path)).parent
-        name = folder.name if path.name == "run.yaml" else path.stem
-        if folder == Path.cwd() and (folder / "status.json").exists():
-            runs = Path("..")  # this run goes on here, not in runs/ inside itself
-    else:
+    if path.suffix not in (".yaml", ".yml"):
         sight = _sight(overrides) if recipes.fits(recipe) else None
-        plain, name = recipes.recipe(recipe, sight).dump(), recipe
+        return recipes.recipe(recipe, sight).dump(), recipe, runs
+    folder = Path(os.path.abspath(path)).parent
+    name = folder.name if path.name == "run.yaml" else path.stem
+    if folder == Path.cwd() and (folder / "status.json").exists():
+        runs = Path("..")  # this run goes on here, not in runs/ inside itself
+    return _run_file(path), name, runs
+
+
+def _overridden(plain: dict[str, Any], overrides: Sequence[str]) -> str | None:
+    """Sets the options; the name, where one is given."""
+    name = None
     named = {_split(override)[0] for override in overrides}
     for override in overrides if {"data", "data.kind"} & named else _path_first(overrides):
         key, value = _split(override)
@@ -49,10 +64,7 @@ def configured(recipe: str, overrides: Sequence[str]) -> tuple[Run, Path]:
             plain["data"] = _found(plain.get("data"), value)
         else:
             _set(plain, key, value)
-    if not name or Path(name).name != name or name == "..":
-        raise ValueError(f"name={name!r} must be a plain folder name; runs are kept in {runs}/")
-    with told(settled(plain.pop("plugins", None))):
-        return Run.parse(plain), runs / name
+    return name
 
 
 def _sight(overrides: Sequence[str]) -> Sight | None:

@@ -23,6 +23,7 @@ from fewstep.report.of_run import RESULTS, SAMPLES, write_run_page
 from fewstep.report.run_report import memory_section
 from fewstep.report.tables import table
 from fewstep.run import distil
+from fewstep.training.progress import sampling_shown
 
 DEMOS = ("digits", "shapes")
 NUM = 2000
@@ -56,7 +57,8 @@ def _of_digits(
     student = distil(run, folder, restart=True, progress=True).student
     teacher = load(run.teacher.path)  # type: ignore[attr-defined]
     print("sampling and measuring", flush=True)
-    results = _results(evaluation, teacher, student, held_out)
+    with sampling_shown():
+        results = _results(evaluation, teacher, student, held_out)
     write_json(folder / RESULTS, [result.plain() for result in results])
     models = {"teacher": teacher, "student": student}
     columns = {name: (model, samplers_of_role(results, name)) for name, model in models.items()}

@@ -32,6 +32,7 @@ from fewstep.report.run_report import write_quality
 from fewstep.report.tables import table
 from fewstep.text import place
 from fewstep.training.config import pick_device
+from fewstep.training.progress import sampling_shown
 from fewstep.yaml import words_of
 
 AS_PICTURES = ("size", "channels", "on_bad")  # options of a source that say how pictures are read
@@ -59,9 +60,7 @@ def evaluate(
     """Measures quality, and says under which protocol."""
     if steps and evaluations:
         raise ValueError("--steps and --evaluations are two ways to say the same: give one of them")
-    for path, suffix in ((out, ".json"), (report, ".html")):
-        if path is not None:
-            check_place(path, (suffix,))
+    _check_places(out, report)
     earlier = None if against is None else read_result(against)
     where = pick_device(device)
     source = source_of(reference, options or [])
@@ -94,14 +93,22 @@ def evaluate(
         result, notes = Result(path.name, values, protocol), {"images": "reconstructions"}
     else:
         model = load(what, None, checkpoint).to(where)
-        result = _of_model(what, model, evaluation, steps, evaluations, guidance, teacher)
-        if (path / "run.yaml").is_file() and (path / "student").is_dir():
-            _add(path, model, result)
+        with sampling_shown():
+            result = _of_model(what, model, evaluation, steps, evaluations, guidance, teacher)
+        _add(path, model, result)
     _shown([result] if earlier is None else [result, earlier], notes, out, report)
 
 
+def _check_places(out: Path | None, report: Path | None) -> None:
+    for path, suffix in ((out, ".json"), (report, ".html")):
+        if path is not None:
+            check_place(path, (suffix,))
+
+
 def _add(folder: Path, model: DiffusionModel, result: Result) -> None:
-    """Adds a result to those of a finished run, and to its page."""
+    """Adds a result to those of a run that is finished, and to its page."""
+    if not ((folder / "run.yaml").is_file() and (folder / "student").is_dir()):
+        return
     run, _ = configured(str(folder), [])
     add_result(folder, result)
     write_run_page(run, folder, model, Comparison.load(folder / SAMPLES))

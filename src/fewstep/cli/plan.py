@@ -92,9 +92,9 @@ def _sides(shape: str) -> tuple[int, ...]:
 def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:
     """The plan of a run on such data."""
     ready = rehearsal(run, space)
-    sizes = [sum(p.numel() for p in net.parameters()) for net in networks(ready.nets).values()]
-    if max(sizes) > LARGE and ready.trainer.device.type == "cpu":
-        millions = round(max(sizes) / 1e6)
+    most = max(map(_parameters, networks(ready.nets).values()))
+    if most > LARGE and ready.trainer.device.type == "cpu":
+        millions = round(most / 1e6)
         tell(f"trying steps of a network of {millions:,} M parameters: minutes, on a CPU")
     rows = 0
     if run.data.split == "train":
@@ -102,6 +102,10 @@ def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:
     elif isinstance(run.teacher, Saved):
         rows = health.IMAGES
     return planned(ready.trainer, processes, rows, beside(ready))
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def rehearsal(run: Run, space: Space) -> Prepared:

@@ -11,6 +11,7 @@ from fewstep.cli.asked import asked_of, dtype_of
 from fewstep.images.files import check_place, write_images
 from fewstep.models.request import Request
 from fewstep.training.config import pick_device
+from fewstep.training.progress import sampling_shown
 
 
 def sample(
@@ -43,7 +44,8 @@ def sample(
         asked, away, num, steps, _times(times), sampler, guidance, seed, batch, _fading(fading)
     )
     answer = loaded.answer(request)
-    images = answer.images()
+    with sampling_shown():
+        images = answer.images()
     write_images(out, images, _shown(answer.asked.get("label")))
     print(
         f"{out}: {answer.num} images, {answer.sampler.steps} steps, {answer.evaluations} "

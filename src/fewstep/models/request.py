@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +68,20 @@ class Seen(NamedTuple):
     x: Tensor
 
 
+Look = Callable[[Seen], None]
+
+
+@contextmanager
+def _nobody(answer: Answer) -> Iterator[Look]:
+    yield lambda seen: None
+
+
+LOOKING_ON: ContextVar[Callable[[Answer], AbstractContextManager[Look]]] = ContextVar(
+    "LOOKING_ON", default=_nobody
+)
+"""Who is shown how far images are that are being made."""
+
+
 class Answer:
     """A request that the model can serve: what will be done, and the doing of it.
 
@@ -111,9 +127,11 @@ class Answer:
         """
         started = time.perf_counter()
         parts = []
-        for seen in self.walk():
-            if seen.step == seen.steps:
-                parts.append(self._checked(seen))
+        with LOOKING_ON.get()(self) as look:
+            for seen in self.walk():
+                look(seen)
+                if seen.step == seen.steps:
+                    parts.append(self._checked(seen))
         self.seconds = time.perf_counter() - started
         return torch.cat(parts)
 

@@ -34,6 +34,7 @@ from fewstep.report.run_report import (
     write_report,
 )
 from fewstep.training.config import pick_device
+from fewstep.training.progress import sampling_shown
 
 RESULTS, SAMPLES = "results.json", "report"  # in the folder of a run
 
@@ -59,7 +60,8 @@ def drawn(
             costs = [model.evaluations(sampler) for sampler in samplers]
             before = "before" if run.method.fine_tunes else "teacher"
             models = {before: (teacher, samplers_of(teacher, costs)), **models}
-    return compared(models, shown_of(model, _pictures(dataset)), 0, seconds, say)
+    with sampling_shown():
+        return compared(models, shown_of(model, _pictures(dataset)), 0, seconds, say)
 
 
 def _had(get: Callable[[], Any], what: str, say: Callable[[str], None]) -> Any:

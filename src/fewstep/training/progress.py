@@ -2,6 +2,7 @@
 elsewhere.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fewstep.errors import rank
+from fewstep.models.request import LOOKING_ON, Answer
 from fewstep.text import Unbroken, in_one_line, tell
 from fewstep.training.seen import Observer, Seen
 
@@ -50,6 +52,29 @@ class _Lines:
 
 
 @contextmanager
+def sampling_shown() -> Iterator[None]:
+    """Within the block making images shows a bar that goes when they are made, on a terminal."""
+    seen = sys.stderr is not None and sys.stderr.isatty() and not rank()
+    token = LOOKING_ON.set(_sampling_bar) if seen else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            LOOKING_ON.reset(token)
+
+
+@contextmanager
+def _sampling_bar(answer: Answer) -> Iterator[Callable[[Any], None]]:
+    from rich.console import Console
+
+    total = math.ceil(answer.num / answer.batch) * answer.sampler.steps
+    terminal: Any = Unbroken(sys.stderr)
+    title = f"{answer.num:,} images"
+    with bar_on(Console(file=terminal), title, total, transient=True) as progress:
+        yield lambda seen: progress.advance(progress.task_ids[0])
+
+
+@contextmanager
 def _bar(steps: int, title: str) -> Iterator[Observer]:
     from rich.console import Console
 
@@ -70,9 +95,9 @@ def _bar(steps: int, title: str) -> Iterator[Observer]:
         yield move
 
 
-def bar_on(console: Any, title: str, total: int) -> Any:
+def bar_on(console: Any, title: str, total: int, transient: bool = False) -> Any:
     """Title, bar, count, rate, elapsed and remaining time on one line, which a narrow terminal cuts
-    at the title and the bar; the numbers stand below it.
+    at the title and the bar; the numbers stand below it. transient: it goes when it is done.
     """
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
     from rich.table import Column
@@ -108,6 +133,7 @@ def bar_on(console: Any, title: str, total: int) -> Any:
         Told(lambda task: f"{_clock(task.elapsed)} < {_clock(task.time_remaining)}"),
         console=console,
         expand=True,
+        transient=transient,
         speed_estimate_period=3600,  # a step may take minutes
     )
     progress.add_task(title, total=total, numbers="")
