@@ -13,6 +13,7 @@ from tests.oracles import Gaussian, batch_of
 from tests.stand_ins import GainTable, net
 from torch import nn
 
+from fewstep.data.digits import Digits
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import Guidance, fading, guided
@@ -29,6 +30,8 @@ from fewstep.methods.latent_consistency import LatentConsistency
 from fewstep.methods.multi_boundary import MultiBoundary
 from fewstep.methods.phased_consistency import PhasedConsistency
 from fewstep.methods.trajectory_consistency import TrajectoryConsistency
+from fewstep.models.source import Saved
+from fewstep.run import Run
 
 CLOCK = Clock(0, 100, 64)
 VE = VarianceExploding()
@@ -377,8 +380,9 @@ def test_dynamic_guidance_of_a_student():
     scales = GuidanceRange(1.0, 9.0, embed=True)
     method = MultiBoundary(guidance=scales, fading=(700.0, 800.0))
     assert method.student_guidance() == Guidance("input", 1, 9, 5, (700.0, 800.0))
+    unread = Run(Digits(limit=8), MultiBoundary(fading=(1.0, 2.0)), Saved("digits_teacher"))
     with pytest.raises(ValueError, match="fading needs a student that reads its scale"):
-        MultiBoundary(fading=(700.0, 800.0))
+        unread.prepared()
     with pytest.raises(ValueError, match="got 800, 700"):
         MultiBoundary(guidance=scales, fading=(800.0, 700.0))
 

@@ -77,11 +77,11 @@ class MultiBoundary(OptionalTeacher, Simulation):
             raise ValueError("without a solver there are only the data: simulated must be 0")
         if self.fading is not None:
             check_fading(self.fading)
-            if not self.scales.embed:
-                raise ValueError("fading needs a student that reads its scale: guidance.embed=true")
 
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         self.ends(model.denoiser.process)  # boundaries that cannot be fail here
+        if self.fading is not None and not self.scales.embed:
+            raise ValueError("fading needs a student that reads its scale: guidance.embed=true")
         inputs, own = self.scales.inputs(model), model.denoiser.parameterization
         return self.Nets(clone("student", inputs=inputs, parameterization=own), model.denoiser)
 
