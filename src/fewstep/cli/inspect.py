@@ -1,14 +1,19 @@
 """`fewstep inspect`."""
 
+import contextlib
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fewstep.begun import load
 from fewstep.choice import Choice, kind_of, origins
 from fewstep.cli.tables import print_facts, print_list, print_options
+from fewstep.data.source import Source
 from fewstep.files import read_json
+from fewstep.learning.method import Method
+from fewstep.models.adapters import Adaptation
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.hub import is_name
 from fewstep.models.named import shipped
@@ -19,10 +24,20 @@ from fewstep.options import (
     families_called,
     kinds_called,
     options_of,
+    shown,
 )
 from fewstep.recipes import listed, recipe, said_of
 from fewstep.text import place
+from fewstep.training.config import TrainerConfig
 from fewstep.yaml import to_yaml
+
+PARTS: dict[str, type[Choice]] = {
+    "method": Method,
+    "adaptation": Adaptation,
+    "trainer": TrainerConfig,
+    "data": Source,
+}
+"""What a model's card tells as plain data."""
 
 
 def inspect(what: str) -> None:
@@ -92,21 +107,38 @@ def print_kind(family: type[Choice], cls: type[Choice]) -> None:
     print()
 
 
+def told_of_card(card: Mapping[str, Any]) -> dict[str, str]:
+    """What a model says of the run that made it: of a choice its kind, and options that are not its
+    defaults.
+    """
+    told: dict[str, str] = {}
+    for name, value in card.items():
+        if name == "data" and isinstance(value, dict):
+            facts = {key: value[key] for key in ("images", "fingerprint") if key in value}
+            told |= {f"data, {key}": shown(fact) for key, fact in facts.items()}
+            value = {key: one for key, one in value.items() if key not in facts}
+        told[name] = shown(value)
+        if name in PARTS and isinstance(value, dict):
+            with contextlib.suppress(ValueError):  # of plug-ins that are not there, or damaged
+                told[name] = shown(PARTS[name].parse(value))
+    return told
+
+
 def print_model(model: DiffusionModel, folder: Path) -> None:
     """What a model is made of, its card, and the state of its run."""
     denoiser = model.denoiser
     spec: Any = denoiser.network.spec
     parameters = sum(p.numel() for p in denoiser.network.parameters())
     guidance = model.guidance
-    facts = {
+    facts: dict[str, Any] = {
         "network": f"{kind_of(type(spec))}, {parameters:,} parameters",
         "shape": "×".join(map(str, model.shape)),
         "images": "×".join(map(str, model.image_shape)),
         "classes": model.classes or "none",
         "asked for by": ", ".join(model.conditioner.spec.reads) or "nothing",
-        "process": denoiser.process.dump(),
-        "parameterization": denoiser.parameterization.dump(),
-        "sampler": model.sampler.dump(),
+        "process": shown(denoiser.process),
+        "parameterization": shown(denoiser.parameterization),
+        "sampler": shown(model.sampler),
         "evaluations": model.evaluations(model.sampler),
         "distilled": model.distilled or "no",
         "guidance": f"{guidance.kind}, {guidance.low:g} to {guidance.high:g}",
@@ -115,7 +147,7 @@ def print_model(model: DiffusionModel, folder: Path) -> None:
     made_with = origins([*parts, model.codec.spec, model.conditioner.spec])
     if made_with:
         facts["plugins"] = made_with
-    print_facts({**facts, **model.card})
+    print_facts({**facts, **told_of_card(model.card)})
     status = folder / "status.json"
     if status.is_file():
         print_facts({"run": json.dumps(read_json(status))})
