@@ -33,7 +33,7 @@ from fewstep.training.gallery import Gallery
 from fewstep.training.health import Health, verdict
 from fewstep.training.log import read_log
 from fewstep.training.processes import World, together
-from fewstep.training.progress import training_progress
+from fewstep.training.progress import looked_at, training_progress
 from fewstep.training.run_folder import RunFolder
 from fewstep.training.seen import Observer
 from fewstep.training.signals import Signals
@@ -252,7 +252,10 @@ def _train(
     trainer = ready.trainer
     assert trainer.folder is not None
     if trainer.world.is_leader:
-        for line in [*first_lines(ready, run.teacher), *unsaid(trainer, ready.model)]:
+        for line in [
+            *first_lines(ready, run.teacher, looked_at(progress)),
+            *unsaid(trainer, ready.model),
+        ]:
             say(line)
     bar = training_progress(run.trainer.steps, trainer.folder.path.name, progress)
     with bar as show:

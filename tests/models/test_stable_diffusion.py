@@ -10,7 +10,7 @@ from fewstep.choice import replaced
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.draws import Draws
-from fewstep.diffusion.guidance import guided
+from fewstep.diffusion.guidance import Guidance, guided
 from fewstep.diffusion.parameterization import Epsilon, LcmBoundary, SamplePrediction, Velocity
 from fewstep.diffusion.samplers import FlowMap, Ode, Renoise, renoised
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
@@ -105,7 +105,7 @@ class TestWhatIsLoaded:
 
     def test_what_it_is_sampled_with(self, model):
         assert model.sampler == Ode(25, Trailing(), Dpmpp2m())
-        assert model.guidance == ("doubled", 1.0, 15.0, 7.5)
+        assert model.guidance == Guidance("doubled", 1.0, 15.0, 7.5)
         assert model.card == {"family": "stable_diffusion", "scheduler": "PNDMScheduler"}
 
     def test_parts_for_another_model(self, folder, model):
@@ -327,7 +327,7 @@ class TestFewStepModels:
         model = load(path)
         assert model.sampler == Renoise(4, Strided(Trailing(), 50))
         assert model.denoiser.parameterization == LcmBoundary(Epsilon())
-        assert model.guidance == ("input", 3.0, 15.0, 8.5)
+        assert model.guidance == Guidance("input", 3.0, 15.0, 8.5)
         z = pipeline(
             PROMPTS,
             num_inference_steps=4,
@@ -359,7 +359,7 @@ class TestFewStepModels:
         type(pipeline)(**components, requires_safety_checker=False).save_pretrained(tmp_path / "m")
         found = load(tmp_path / "m")
         assert found.card["distilled"] == f"its scheduler is {scheduler}"
-        assert found.guidance == ("doubled", 1.0, 2.0, 1.0)
+        assert found.guidance == Guidance("doubled", 1.0, 2.0, 1.0)
         kinds = {"LCMScheduler": Renoise, "TCDScheduler": FlowMap}
         assert isinstance(found.sampler, kinds[scheduler])
 

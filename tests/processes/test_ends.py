@@ -192,7 +192,7 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(folder):
     assert newest(folder / "run") == step
     said = []
     assert not distil(run, folder / "run", say=said.append).already  # in one process
-    setting, goes_on = beside_summary(said)
+    setting, goes_on = said
     assert setting.startswith("going on in another setting (")
     assert goes_on.startswith(f"goes on behind step {step} of ")
     assert (
@@ -321,13 +321,12 @@ def test_a_signal_to_torchrun_stops_both_with_a_checkpoint(folder, monkeypatch):
     }, said
     assert 3 <= len(lines) < 400
     assert newest(home) == len(lines)
-    heard = {"one": [], "run": []}
-    for name, told in heard.items():
+    heard = []
+    for name, say in (("one", pytest.fail), ("run", heard.append)):
         run, at = configured(words[0], [*words[1:], f"name={name}"])
         with pytest.raises(StopError):
-            distil(run, at, observers=[stop_at(len(lines) + 2)], say=told.append)
-    assert beside_summary(heard["one"]) == []
-    setting, goes_on = beside_summary(heard["run"])
+            distil(run, at, observers=[stop_at(len(lines) + 2)], say=say)
+    setting, goes_on = heard
     assert setting.startswith("going on in another setting (")
     assert goes_on.startswith("goes on behind step ")
     one, two = (read_log(folder / "runs" / name / "log.jsonl") for name in ("one", "run"))

@@ -129,7 +129,7 @@ def _check_teacher(asked: GuidanceRange | None, model: Any, name: str) -> None:
             f"the teacher is a consistency model, whose answer is where a trajectory ends: {name} "
             f"needs the model that it was made from (give this one as start)"
         )
-    kind, *_, default = model.guidance
+    kind, default = model.guidance.kind, model.guidance.default
     if kind == "fixed" and asked is not None:
         raise ValueError(
             f"the teacher was distilled at guidance {default:g} and cannot be guided again: leave "

@@ -22,15 +22,23 @@ def training_progress(steps: int, title: str, shown: bool | None = None) -> Iter
     shown: None for a bar where somebody can see one, else nothing; True for lines in that case;
     False for nothing. In a process that does not lead it shows nothing.
     """
-    bar = (sys.stderr is not None and sys.stderr.isatty()) or _in_notebook()
     title = in_one_line(title)
-    if rank() or shown is False or not (bar or shown):
+    if rank() or not looked_at(shown):
         yield _nothing
-    elif bar:
+    elif _sees_bars():
         with _bar(steps, title) as observer:
             yield observer
     else:
         yield _Lines(steps, title)
+
+
+def looked_at(shown: bool | None) -> bool:
+    """Whether anybody looks on, in the words of `training_progress`."""
+    return shown is not False and (bool(shown) or _sees_bars())
+
+
+def _sees_bars() -> bool:
+    return (sys.stderr is not None and sys.stderr.isatty()) or _in_notebook()
 
 
 def _nothing(seen: Seen) -> None:

@@ -60,10 +60,12 @@ def with_examples(model: DiffusionModel, dataset: Dataset) -> DiffusionModel:
     return model if examples == model.examples else dataclasses.replace(model, examples=examples)
 
 
-def first_lines(ready: Any, teacher: ModelSource) -> list[str]:
-    """What a run that can begin says before: of its data, and of a teacher that cannot teach."""
+def first_lines(ready: Any, teacher: ModelSource, told: bool = True) -> list[str]:
+    """What a run that can begin says before: of its data, and of a teacher that cannot teach. told:
+    also what is trained, where somebody looks on.
+    """
     method = ready.trainer.method
-    lines = summary(ready)
+    lines = summary(ready) if told else []
     lines += told_of(ready.stream.dataset, goes_by_class(method, ready.model))
     lines += told_of_teacher(method, ready.nets, teacher)
     return [*lines, *told_of_few_steps(method, ready.nets, ready.model)]
