@@ -95,8 +95,9 @@ def evaluate(
         model = load(what, None, checkpoint).to(where)
         with sampling_shown():
             result = _of_model(what, model, evaluation, steps, evaluations, guidance, teacher)
-        _add(path, model, result)
     _shown([result] if earlier is None else [result, earlier], notes, out, report)
+    if not holds:
+        _add(path, model, result)
 
 
 def _check_places(out: Path | None, report: Path | None) -> None:
