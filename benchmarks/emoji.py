@@ -129,7 +129,7 @@ def grid(options: argparse.Namespace) -> bytes:
         rows.append(answer.images())
         beside.append(f"{name}\n{steps} steps, {answer.evaluations} evaluations")
     whole = sheet(rows, beside, PROMPTS)
-    return png(whole.quantize(256, dither=Image.Dither.NONE))  # a third of the bytes
+    return png(whole.quantize(256, dither=Image.Dither.NONE))  # less than half of the bytes
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def _of_digits(
         results = _results(evaluation, teacher, student, held_out)
     write_json(folder / RESULTS, [result.plain() for result in results])
     models = {"teacher": teacher, "student": student}
-    columns = {name: (model, samplers_of_role(results, name)) for name, model in models.items()}
+    columns = {name: (model, _samplers(results, name)) for name, model in models.items()}
     comparison = compared(columns, shown_of(student, training), seed)
     comparison.save(folder / SAMPLES)
     memory = memory_section(_near(evaluation, results, models, training, held_out))
@@ -88,7 +88,7 @@ def _results(
     return results
 
 
-def samplers_of_role(results: Sequence[Result], role: str) -> list[Sampler]:
+def _samplers(results: Sequence[Result], role: str) -> list[Sampler]:
     """Those with which the rows of a role were sampled."""
     return [Sampler.parse(one.protocol.sampler) for one in results if one.role == role]
 

@@ -3,8 +3,8 @@
 from fewstep.begun import load
 from fewstep.cli.configure import configured
 from fewstep.models.bundle import DiffusionModel
-from fewstep.report.of_run import SAMPLES, drawn, write_run_page
-from fewstep.text import place
+from fewstep.report.of_run import page_of
+from fewstep.text import place, tell
 
 
 def report(run: str, seconds: float) -> None:
@@ -15,8 +15,4 @@ def report(run: str, seconds: float) -> None:
     model = None
     if issubclass(configuration.method.trains, DiffusionModel):
         model = load(folder)
-    print("drawing samples for the report", flush=True)
-    comparison = drawn(configuration, model, seconds)
-    if comparison is not None:
-        comparison.save(folder / SAMPLES)
-    print(f"report: {write_run_page(configuration, folder, model, comparison)}")
+    print(f"report: {page_of(configuration, folder, model, seconds, tell)}")

@@ -6,9 +6,9 @@ from fewstep.errors import rank
 from fewstep.models.source import Saved
 from fewstep.options import values
 from fewstep.recipes import listed
-from fewstep.report.of_run import SAMPLES, drawn, write_run_page
+from fewstep.report.of_run import page_of
 from fewstep.run import Run, distil
-from fewstep.text import place
+from fewstep.text import place, tell
 
 
 def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool) -> None:
@@ -26,11 +26,7 @@ def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool
             f"{folder} is finished already; --restart would begin again, name=… makes another run"
         )
         return
-    print("drawing samples for the report", flush=True)
-    comparison = drawn(run, made.student)
-    if comparison is not None:
-        comparison.save(folder / SAMPLES)
-    page = write_run_page(run, folder, made.student, comparison)
+    page = page_of(run, folder, made.student, say=tell)
     print(f"finished: {folder}/student, report {page}")
 
 

@@ -5,7 +5,6 @@ themselves to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -24,7 +23,6 @@ class Sight:
 
     count: of the whole source. side: the short side, of different ones the middle one. square:
     whether all that were looked at are squares of this side. channels: 1 where all are grey.
-    classes: 0 where there are none.
     """
 
     source: Source
@@ -32,25 +30,23 @@ class Sight:
     side: int
     square: bool
     channels: int = 3
-    classes: int = 0
 
 
 def sight_of(source: Source) -> Sight:
     """What the source holds. ValueError or FileNotFoundError as its `read`."""
     if isinstance(source, Folder):
         return _of_folder(source)
-    read = source
-    if getattr(source, "size", None) == 0:
-        try:
-            source.dataset("all")
-        except ValueError:  # of sizes that differ: then they are made equal
-            read = replaced(source, size=64)
-    dataset = read.dataset("all")
-    _, height, width = dataset.shape
-    square = height == width and read is source
-    return Sight(
-        source, len(dataset), min(height, width), square, dataset.shape[0], dataset.classes
-    )
+    equal = True
+    try:
+        dataset = source.dataset("all")
+    except ValueError:
+        if getattr(source, "size", None) != 0:
+            raise
+        dataset = replaced(source, size=64).dataset("all")  # of sizes that differ
+        equal = False
+    channels, height, width = dataset.shape
+    square = height == width and equal
+    return Sight(source, len(dataset), min(height, width), square, channels)
 
 
 def _of_folder(source: Folder) -> Sight:
@@ -71,6 +67,4 @@ def _of_folder(source: Folder) -> Sight:
     short = sorted(min(size) for size in sizes)
     side = short[len(short) // 2]
     square = all(size == (side, side) for size in sizes)
-    _, words = source._classes(walk(Path(source.path), SUFFIXES), [])
-    classes = len({word for word in words.values() if word})
-    return Sight(source, len(files), side, square, 1 if grey else 3, classes)
+    return Sight(source, len(files), side, square, 1 if grey else 3)

@@ -56,8 +56,7 @@ def images_cd(pictures: Sight = EXAMPLE) -> Run:
 def images_dmd2(pictures: Sight = EXAMPLE) -> Run:
     """A one-step student of the recipe images_teacher, by distribution matching.
 
-    `start=runs/images_cd` begins with the student of images_cd, which is much faster than from the
-    teacher.
+    `start=runs/images_cd` begins with the student of images_cd.
     """
     method = DMD2(
         gan=0.1,

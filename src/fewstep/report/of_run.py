@@ -78,6 +78,17 @@ def _pictures(dataset: Dataset | None) -> Dataset | None:
     return None if encoded else dataset
 
 
+def page_of(
+    run: Any, folder: Path, model: Any, seconds: float = SECONDS, say: Callable[[str], None] = print
+) -> Path:
+    """Draws samples, keeps them in the run's folder, and writes its page."""
+    say("drawing samples for the report")
+    comparison = drawn(run, model, seconds, say)
+    if comparison is not None:
+        comparison.save(folder / SAMPLES)
+    return write_run_page(run, folder, model, comparison)
+
+
 def write_run_page(
     run: Any, folder: Path, model: Any, comparison: Comparison | None, extra: Sequence[Section] = ()
 ) -> Path:
