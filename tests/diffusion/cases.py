@@ -8,7 +8,7 @@ from torch import nn
 
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.densities import Density
-from fewstep.diffusion.parameterization import Epsilon, Parameterization
+from fewstep.diffusion.parameterization import Epsilon, Parameterization, Score
 from fewstep.diffusion.process import Process, VarianceExploding
 from fewstep.diffusion.samplers import Sampler
 from fewstep.diffusion.solvers import Solver
@@ -58,8 +58,10 @@ def narrowed(process):
 
 
 def known(process, prediction):
-    """The process as far as the prediction is defined: epsilon says nothing where alpha is 0."""
-    return narrowed(process) if isinstance(prediction.prediction, Epsilon) else process
+    """The process as far as the prediction is defined: epsilon and the score say nothing where
+    alpha is 0.
+    """
+    return narrowed(process) if isinstance(prediction.prediction, Epsilon | Score) else process
 
 
 def close(a, b, rtol=1e-12, atol=0.0):

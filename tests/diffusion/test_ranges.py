@@ -11,7 +11,7 @@ from tests.diffusion.cases import PARAMETERIZATIONS, PROCESSES, every, f64, narr
 from torch import nn
 
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.parameterization import Edm, Epsilon
+from fewstep.diffusion.parameterization import Edm, Epsilon, Score
 from fewstep.diffusion.process import (
     Process,
     RectifiedFlow,
@@ -84,10 +84,10 @@ def test_a_table_ends_at_its_last_row(size):
 @every("process", PROCESSES)
 @every("parameterization", PARAMETERIZATIONS)
 def test_a_prediction_without_the_data_at_t_max_is_refused(parameterization, process):
-    """Epsilon and all that is made of it, where alpha is 0; the coefficients of all others are
-    below 1e6.
+    """Epsilon, the score and all that is made of them, where alpha is 0; the coefficients of all
+    others are below 1e6.
     """
-    epsilon = isinstance(parameterization.prediction, Epsilon)
+    epsilon = isinstance(parameterization.prediction, Epsilon | Score)
     pure_noise = process.alpha(f64(process.t_max)).item() < 1e-12
     told = r"at t=1\S* of process (rect|trig).*choose another"
     for one in (parameterization, parameterization.boundary()):

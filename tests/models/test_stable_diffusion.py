@@ -16,7 +16,7 @@ from fewstep.diffusion.samplers import FlowMap, Ode, Renoise, renoised
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Strided, Trailing
 from fewstep.models.folder import load, load_codec, load_conditioner
-from fewstep.models.stable_diffusion import predicted, table
+from fewstep.models.schedulers import predicted, table
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -166,7 +166,7 @@ class TestTheSchedule:
     @pytest.mark.parametrize(
         ("schedule", "says"),
         [
-            ({**SD, "beta_schedule": "squaredcos_cap_v2"}, "known as 'squaredcos_cap_v2'"),
+            ({**SD, "beta_schedule": "sigmoid"}, "known as 'sigmoid'"),
             ({**SD, "trained_betas": [0.1, 0.2]}, "no table of betas"),
             ({"shift": 3.0}, "the noise levels of FlowMatch are no table"),
         ],

@@ -10,10 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.choice import replaced
 from fewstep.diffusion.conditioning import Cond
-from fewstep.export.diffusers import unet_config, unet_weights
 from fewstep.models.network import Network, noise_features, sinusoid
 from fewstep.models.space import labelled
 from fewstep.models.unet import UNet
+from fewstep.models.unet_names import unet_config, unet_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script`:DeprecationWarning"

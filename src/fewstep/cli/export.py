@@ -59,7 +59,7 @@ def export(
         from fewstep.export.diffusers import export_diffusers  # an extra: it may not be there
 
         round_model(loaded, stored)
-        difference = export_diffusers(loaded, folder, stored)
+        difference = export_diffusers(loaded, folder, card, stored)
     else:
         from fewstep.export.stable_diffusion import export_pipeline
 

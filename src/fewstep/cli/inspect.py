@@ -143,6 +143,8 @@ def print_model(model: DiffusionModel, folder: Path) -> None:
         "distilled": model.distilled or "no",
         "guidance": f"{guidance.kind}, {guidance.low:g} to {guidance.high:g}",
     }
+    if model.clip is not None:
+        facts["x0"] = f"cut at ±{model.clip:g} in each step of sampling"
     parts = [spec, denoiser.process, denoiser.parameterization, model.sampler]
     made_with = origins([*parts, model.codec.spec, model.conditioner.spec])
     if made_with:

@@ -26,6 +26,15 @@ class Denoise(Protocol):
         ...
 
 
+def clipped(denoise: Denoise, largest: float) -> Denoise:
+    """With x0 cut at ±largest, as pipelines of pixels do it in sampling."""
+
+    def cut(x_t: Sample, t: Time, cond: Cond, s: Time | None = None) -> Sample:
+        return denoise(x_t, t, cond, s).clamp(-largest, largest)
+
+    return cut
+
+
 # A prediction with a coefficient above it says nothing of the data: 1/alpha where alpha is 0.
 LARGEST = 1e6
 
@@ -158,8 +167,11 @@ class Denoiser(nn.Module):
     def _refuse_undefined(self) -> None:
         """ValueError where a coefficient at an end of the process is not finite, or too large."""
         for t in (self.process.t_min, self.process.t_max):
-            skip, out, inp = self.coefficients(torch.tensor([t], dtype=torch.float64, device="cpu"))
-            worst = torch.cat([skip, out, inp]).abs().max().item()
+            time = torch.tensor([t], dtype=torch.float64, device="cpu")
+            skip, out, inp = self.coefficients(time)
+            # Where noise explodes, what is made of it may be as large.
+            noise = max(1.0, self.process.sigma(time).item())
+            worst = torch.cat([skip, out, inp]).abs().max().item() / noise
             if not worst <= LARGEST:
                 prediction, process = (
                     kind_of(type(one)) for one in (self.parameterization, self.process)

@@ -135,6 +135,17 @@ class SamplePrediction(Parameterization):
         return Coefficients(torch.zeros_like(one), one, one)
 
 
+@dataclass(frozen=True)
+class Score(Parameterization):
+    """F is the score, the gradient of log p_t: x0 = (x_t + sigma² F)/alpha (Song et al. 2021,
+    arXiv:2011.13456). Undefined at alpha = 0.
+    """
+
+    def __call__(self, process: Process, t: Time) -> Coefficients:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return Coefficients(1 / alpha, sigma**2 / alpha, torch.ones_like(alpha))
+
+
 PREDICTIONS: dict[str, Parameterization] = {
     "epsilon": Epsilon(),
     "v_prediction": Velocity(),

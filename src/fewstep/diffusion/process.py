@@ -212,8 +212,8 @@ class VariancePreserving(Process):
 class VariancePreservingTable(Process):
     """A DDPM's table of noise levels; the time is its index, and -1 is the data.
 
-    `scaled_linear` with 0.00085 … 0.012 is Stable Diffusion's. Between two indices the angle is
-    linear in t.
+    `scaled_linear` with 0.00085 … 0.012 is Stable Diffusion's, `squaredcos_cap_v2` the cosine of
+    arXiv:2102.09672, whose name is diffusers'. Between two indices the angle is linear in t.
     """
 
     t_data: ClassVar[float] = -1.0
@@ -225,8 +225,9 @@ class VariancePreservingTable(Process):
     """beta of the first row."""
     beta_end: Positive = 0.012
     """beta of the last row."""
-    schedule: Literal["linear", "scaled_linear"] = "scaled_linear"
-    """What is linear in the index: beta, or its square root (scaled_linear)."""
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    """What is linear in the index: beta, or its square root (scaled_linear); or alpha is a cosine
+    of it (squaredcos_cap_v2), which has neither beta_start nor beta_end."""
     zero_snr: bool = False
     """Moves the alphas so that the last row is pure noise (arXiv:2305.08891); the first stays."""
     t_min: float = 0.0
@@ -249,17 +250,24 @@ class VariancePreservingTable(Process):
     @functools.cached_property
     def _angles(self) -> Tensor:
         """Angles at t = -1, 0, …, size - 1, float64 on the CPU."""
-        power = 2 if self.schedule == "scaled_linear" else 1
-        first, last = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
-        cpu = torch.device("cpu")
-        betas = torch.linspace(first, last, self.size, dtype=torch.float64, device=cpu) ** power
-        log_alpha2 = torch.log1p(-betas).cumsum(0)
+        log_alpha2 = torch.log1p(-self._betas()).cumsum(0)
         alpha, sigma = torch.exp(0.5 * log_alpha2), torch.sqrt(-torch.expm1(log_alpha2))
         if self.zero_snr:
             alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
             sigma = torch.sqrt(1 - alpha**2)
         angles = torch.atan2(sigma, alpha)
         return torch.cat([torch.zeros_like(angles[:1]), angles])
+
+    def _betas(self) -> Tensor:
+        """Of all rows, float64 on the CPU."""
+        cpu = torch.device("cpu")
+        if self.schedule == "squaredcos_cap_v2":
+            place = torch.arange(self.size + 1, dtype=torch.float64, device=cpu) / self.size
+            alpha2 = torch.cos((place + 0.008) / 1.008 * math.pi / 2) ** 2
+            return (1 - alpha2[1:] / alpha2[:-1]).clamp(max=0.999)
+        power = 2 if self.schedule == "scaled_linear" else 1
+        first, last = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        return torch.linspace(first, last, self.size, dtype=torch.float64, device=cpu) ** power
 
     def at(self, t: Time) -> NoiseSchedule:
         table = to_device(self._angles, t.device, t.dtype)

@@ -42,22 +42,23 @@ def write_card(
     snippet: str,
     few_step: bool,
     lora: bool = False,
+    tag: str = "text-to-image",
 ) -> None:
     """Writes README.md.
 
     made: the model's own card. told: how it is sampled, by the names of the library. snippet:
     Python that makes an image in this folder. few_step: whether it was distilled. lora: whether
-    the files are an addition to the base.
+    the files are an addition to the base. tag: what hubs call the task.
     """
     method = str(made.get("method", {}).get("kind", ""))
-    tags = ["text-to-image", "diffusers"]
+    tags = [tag, "diffusers"]
     if few_step:
         tags.append("few-step")
     if lora:
         tags.append("lora")
     if method:
         tags.append(method)
-    front = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "license": card.licence}
+    front = {"library_name": "diffusers", "pipeline_tag": tag, "license": card.licence}
     if card.base and is_name(card.base):
         front["base_model"] = card.base
     lines = ["---"]

@@ -30,9 +30,9 @@ from fewstep.export.stable_diffusion import (
 from fewstep.files import new_folder, save_tensors, write_json
 from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
+from fewstep.models.exported import EXPORT
 from fewstep.models.library import quiet
 from fewstep.models.lora_files import delta
-from fewstep.models.stable_diffusion import EXPORT
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 VERSIONS = {768: "sd_v1", 1024: "sd_v2"}

@@ -19,6 +19,7 @@ from fewstep.diffusion.samplers import FlowMap, Ode, Renoise, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
 from fewstep.diffusion.times import Strided
 from fewstep.models.bundle import DiffusionModel
+from fewstep.models.diffusers_network import DiffusersModule
 from fewstep.models.library import library_class
 from fewstep.models.unet2d_condition import UNet2dConditionModule
 from fewstep.training.trainer import Trainer
@@ -68,22 +69,38 @@ def schedule_of(denoiser: Denoiser, sampler: Sampler) -> Schedule:
 
 
 def unsaid(trainer: Trainer, model: Any) -> list[str]:
-    """A line for each student of a text-to-image model that diffusers will not be able to sample:
-    better now than when it is trained.
+    """A line for each student of a model of diffusers that it will not be able to sample: better
+    now than when it is trained.
     """
     if not isinstance(model, DiffusionModel):
         return []
-    if not isinstance(model.denoiser.network, UNet2dConditionModule):
+    network, process = model.denoiser.network, model.denoiser.process
+    pixels = isinstance(network, DiffusersModule) and isinstance(process, VariancePreservingTable)
+    if not pixels and not isinstance(network, UNet2dConditionModule):
         return []
     lines, end = [], trainer.clock(trainer.config.steps - 1)
     for name in trainer.state.roles.exports:
         student: Any = trainer.state.modules[name]
         sampler: Any = trainer.method.sampler(end, name)
         try:
-            schedule_of(student, sampler)
+            schedule = schedule_of(student, sampler)
+            if pixels:
+                check_told_by_steps(schedule)
         except ValueError as error:
             lines.append(f"warning: {name} will not be exported: {error}")
     return lines
+
+
+def check_told_by_steps(schedule: Schedule) -> None:
+    """ValueError where a pipeline would need to be told more than the number of steps, which those
+    of pixels cannot.
+    """
+    if more := [name for name in schedule.call if name != "num_inference_steps"]:
+        raise ValueError(
+            f"pipelines of pixels are told the number of steps alone, and this sampler's "
+            f"{schedule.name} needs {', '.join(more)}: times of kind trailing are those of the "
+            "schedulers"
+        )
 
 
 def guidance_of(model: DiffusionModel) -> float:

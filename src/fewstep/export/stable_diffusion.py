@@ -29,9 +29,9 @@ from fewstep.finite import check_images
 from fewstep.models.autoencoder_kl import AutoencoderKlModule
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.clip_text import ClipTextModule
+from fewstep.models.exported import EXPORT, noted
 from fewstep.models.library import library_class, quiet
 from fewstep.models.request import Request
-from fewstep.models.stable_diffusion import EXPORT, noted
 from fewstep.models.unet2d_condition import UNet2dConditionModule
 
 TOLERANCE = 1e-4

@@ -35,6 +35,7 @@ class DiffusionModel:
     "" for the model's own; saved beside.
     examples: what to ask for where nobody says, by column: a few captions of the data; the classes
     that were trained, where the data had no images of some.
+    clip: in sampling each x0 is cut at ± this, as some pipelines of pixels do; None: it is not.
     """
 
     denoiser: Denoiser
@@ -47,6 +48,7 @@ class DiffusionModel:
     variants: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     additions: dict[str, Addition] = field(default_factory=dict)
     examples: dict[str, list[Any]] = field(default_factory=dict)
+    clip: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +116,7 @@ class DiffusionModel:
             card=card,
             variants=variants,
             additions={},
+            clip=None,
         )
 
     def asked_of(self, first: int, num: int) -> dict[str, Any]:

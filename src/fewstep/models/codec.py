@@ -88,3 +88,27 @@ class PixelsModule(CodecModule):
 
     def decode(self, x0: Sample) -> Tensor:
         return (x0 / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class UnitPixels(Codec):
+    """Model space is the image itself, in [0, 1], as in the published score networks of
+    arXiv:2011.13456 (variance exploding).
+    """
+
+    def build(self) -> CodecModule:
+        return UnitPixelsModule(self)
+
+
+class UnitPixelsModule(CodecModule):
+    """Nothing but the limits."""
+
+    def __init__(self, spec: UnitPixels):
+        super().__init__()
+        self.spec = spec
+
+    def encode(self, images: Tensor, draws: Draws | None = None) -> Sample:
+        return images
+
+    def decode(self, x0: Sample) -> Tensor:
+        return x0.clamp(0, 1)

@@ -45,3 +45,10 @@ def are_columns(examples: Any) -> bool:
     """Whether they are lists with something in them, by name."""
     columns = examples.values() if isinstance(examples, dict) else [None]
     return all(isinstance(column, list) and column for column in columns)
+
+
+def clip_of(value: Any) -> float | None:
+    """ValueError for what is no positive number, and not nothing."""
+    if value is None or (type(value) in (int, float) and math.isfinite(value) and value > 0):
+        return value
+    raise ValueError(f"clip: expected a positive number, got {str(value)[:80]}")

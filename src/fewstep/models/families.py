@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from fewstep.models import stable_diffusion
+from fewstep.models import dit_pipelines, pixel_pipelines, stable_diffusion
 from fewstep.models.bundle import DiffusionModel
 
-FAMILIES = (stable_diffusion,)
+FAMILIES = (stable_diffusion, pixel_pipelines, dit_pipelines)
 """Modules with `recognises(path)`, which reads names alone, and `load(path)`."""
 
 

@@ -27,7 +27,7 @@ from fewstep.finite import check_saved
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.codec import Codec, CodecModule
 from fewstep.models.conditioner import Conditioner, ConditionerModule
-from fewstep.models.described import are_columns, errors_of, guidance_of
+from fewstep.models.described import are_columns, clip_of, errors_of, guidance_of
 from fewstep.models.families import load_recognised
 from fewstep.models.foreign import foreign
 from fewstep.models.named import folder_of, found
@@ -82,6 +82,8 @@ def save_folder(model: DiffusionModel, folder: Path) -> None:
             "weights": {p.name: sha256(p) for p in sorted(beside.glob("*.safetensors"))},
             "card": model.card,
         }
+        if model.clip is not None:
+            described["clip"] = model.clip
         parts = [spec, denoiser.process, denoiser.own, denoiser.parameterization, model.sampler]
         if made_with := origins([*parts, model.codec.spec, model.conditioner.spec]):
             described["plugins"] = made_with
@@ -154,6 +156,7 @@ def _described(folder: Path, described: dict[str, Any], weights: str | None) -> 
         guidance,
         described["card"],
         examples=examples,
+        clip=clip_of(described.get("clip")),
     )
 
 

@@ -54,4 +54,8 @@ def _download(name: str) -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    return recognised(folder) and any(folder.glob("unet/*.safetensors"))
+    """Whether the weights of its network are there, beside the index or in a folder."""
+    if not recognised(folder):
+        return False
+    places = (folder, folder / "unet", folder / "transformer")
+    return any(any(place.glob("*.safetensors")) for place in places)

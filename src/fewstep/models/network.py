@@ -18,7 +18,7 @@ from fewstep.diffusion.process import Process
 from fewstep.diffusion.types import Sample, Time
 from fewstep.models.space import Classes, Space
 
-TimeInput = Literal["log_sigma", "identity", "thousand"]
+TimeInput = Literal["log_sigma", "quarter_log_sigma", "identity", "thousand"]
 M = TypeVar("M", bound=nn.Module)
 N = TypeVar("N", bound="Network")
 
@@ -35,8 +35,8 @@ class Network(Choice, ABC):
     adapted: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
     time_input: TimeInput | None
-    """The number that stands for t inside the network: 250 ln t, t itself, or 1000 t; none: t
-    itself where the process is a table, 250 ln t for all others.
+    """The number that stands for t inside the network: 250 ln t, ¼ ln t (EDM's), t itself, or 1000
+    t; none: t itself where the process is a table, 250 ln t for all others.
     """
     extra: tuple[str, ...]
     """Inputs beside x, t and the label: guidance, s. Methods add what they need."""
@@ -194,13 +194,14 @@ def zeroed(module: M) -> M:
 
 def noise_features(t: Time, kind: TimeInput | None) -> Time:
     """The number that the time embedding takes, of the network's own t: 250 ln t (0 stands for
-    1e-20; also where nothing is said), t, or 1000 t.
+    1e-20; also where nothing is said), ¼ ln t, t, or 1000 t.
 
     250 ln sigma is openai's scaling of EDM's ¼ ln sigma for sinusoids that expect 0 … 1000. The
     times -1 and 0 of a table are one there.
     """
-    if kind in ("log_sigma", None):
-        return 250 * torch.log(t.clamp(min=1e-20))
+    if kind in ("log_sigma", "quarter_log_sigma", None):
+        factor = 0.25 if kind == "quarter_log_sigma" else 250
+        return factor * torch.log(t.clamp(min=1e-20))
     return 1000 * t if kind == "thousand" else t
 
 

@@ -41,7 +41,8 @@ class OutsideNetwork(Network):
     """
 
     time_input: TimeInput = "identity"
-    """The unit of the time that the module takes: t, 1000 t (thousand) or 250 ln t (log_sigma)."""
+    """The unit of the time that the module takes: t, 1000 t (thousand), 250 ln t (log_sigma) or ¼
+    ln t (quarter_log_sigma)."""
     extra: tuple[str, ...] = ()
     """Inputs that an added network reads beside the module: guidance, s. Methods add them."""
     call: str = ""

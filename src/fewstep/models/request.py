@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.choice import did_you_mean, flat
 from fewstep.diffusion.conditioning import Cond
-from fewstep.diffusion.denoiser import Denoise
+from fewstep.diffusion.denoiser import Denoise, clipped
 from fewstep.diffusion.draws import Draws
 from fewstep.diffusion.guidance import check_fading, fading, guided
 from fewstep.diffusion.samplers import Ode, Sampler
@@ -261,7 +261,11 @@ class Answer:
             )
 
     def denoise(self) -> Denoise:
-        """The network under the guidance that is asked for."""
+        """The network under the guidance that is asked for, its x0 cut where the model says so."""
+        found, largest = self._guided(), self.model.clip
+        return found if largest is None else clipped(found, largest)
+
+    def _guided(self) -> Denoise:
         if self.model.guidance.kind != "input" and not self.doubles:
             return self.model.denoiser
         if self.fading is None:

@@ -7,14 +7,13 @@ beside it. Both libraries make new weights of what a file lacks; here that is an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fewstep.files import read_json, tensor_shapes
 from fewstep.models.library import library_class
+from fewstep.models.pipelines import INDEX, check_none, read_part
 
-INDEX = "model_index.json"
 PARTS = {
     "unet": "diffusers.UNet2DConditionModel",
     "vae": "diffusers.AutoencoderKL",
@@ -50,27 +49,10 @@ def read_folder(path: Path) -> Any:
     parts = {}
     for name, class_of_part in PARTS.items():
         if index.get(name) == class_of_part.split("."):
-            parts[name] = _part(path, name, class_of_part)
+            parts[name] = read_part(path, name, class_of_part)
     return library_class("diffusers.DiffusionPipeline").from_pretrained(
         str(path), use_safetensors=True, **parts, **_how()
     )
-
-
-def _part(path: Path, name: str, class_of_part: str) -> Any:
-    files = [file.name for file in (path / name).glob("*.safetensors")]
-    only_small = bool(files) and all(".fp16." in file for file in files)
-    module, told = library_class(class_of_part).from_pretrained(
-        str(path),
-        subfolder=name,
-        variant="fp16" if only_small else None,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    _check_none(told["missing_keys"], f"its {name} lacks the weights")
-    surplus = [key for key in told["unexpected_keys"] if not key.endswith("position_ids")]
-    _check_none(surplus, f"its {name} has no place for the weights")
-    return module
 
 
 def read_file(path: Path) -> Any:
@@ -97,7 +79,7 @@ def read_file(path: Path) -> Any:
     for key in pipeline.text_encoder.state_dict():
         if (_bare(key) if first else _open_clip(_bare(key))) not in there:
             lost.append(key)
-    _check_none(lost, "its text_encoder lacks the weights")
+    check_none(lost, "its text_encoder lacks the weights")
     return pipeline
 
 
@@ -113,12 +95,6 @@ def _open_clip(key: str) -> str:
     for ours, theirs in OPEN_CLIP.items():
         key = key.replace(ours, theirs)
     return key
-
-
-def _check_none(keys: Iterable[str], what: str) -> None:
-    if found := sorted(keys):
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ValueError(f"{what} {found[0]}{more}")
 
 
 def _how() -> dict[str, Any]:
