@@ -35,7 +35,7 @@ else
         }
     fi
 fi
-"${pip[@]}" -c constraints.txt -e '.[data,text,test]'
+"${pip[@]}" -c constraints.txt -e '.[data,features,text,test]'
 if ! has_gpu && ! .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
     echo "set-up stopped: a CUDA build of PyTorch was installed on a machine without an NVIDIA GPU" >&2
     exit 1

@@ -44,7 +44,7 @@ def test_a_model(measured, runs):
         Digits().dataset().fingerprint(),
         "train",
     )
-    assert list(result.values) == ["frechet", "confirmed", "diversity"]
+    assert list(result.values) == ["frechet", "kernel_distance", "confirmed", "diversity"]
     head, _, row, *protocol = out.splitlines()
     for text in ("Fréchet distance ↓", "confirmed ↑", "diversity ↑"):
         assert text in head
@@ -139,7 +139,7 @@ class TestMeasures:
         images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
         np.savez("x.npz", arr_0=images)
         result, out = measured("x.npz")
-        assert list(result.values) == ["frechet"]
+        assert list(result.values) == ["frechet", "kernel_distance"]
         assert "left out: confirmed (the samples have no labels); diversity" in out
         words = ("evaluate", "x.npz", "--measures", "frechet,confirmed")
         refused(2, *words, says=["confirmed", "no labels"])
@@ -148,7 +148,7 @@ class TestMeasures:
         write_pair(tmp_path / "data", 60, size=8)
         (tmp_path / "data" / "train-labels-idx1-ubyte").unlink()
         result, out = measured("runs/cd", "--reference", "data")
-        assert list(result.values) == ["frechet"]
+        assert list(result.values) == ["frechet", "kernel_distance"]
         assert "confirmed (the reference has no labels)" in out
 
 
@@ -183,7 +183,12 @@ class TestAgainst:
         words = ("evaluate", "runs/cd", "--num", "40", "--against", "a.json", "--measures")
         _, _, mine, earlier, *_ = done(*words, "authenticity,frechet").splitlines()
         assert (mine.count("%"), earlier.count("%")) == (1, 2)
-        refused(2, *words, "authenticity", says="measures: frechet, confirmed, diversity against")
+        refused(
+            2,
+            *words,
+            "authenticity",
+            says="measures: frechet, kernel_distance, confirmed, diversity against",
+        )
 
     def test_what_a_newer_fewstep_wrote_is_named(self, done, refused, runs):
         done("evaluate", "runs/cd", "--num", "40", "--out", "a.json")
@@ -220,7 +225,8 @@ class TestPicturesOfOtherSizes:
 
     def test_size(self, done, refused, folders):
         words = ("--reference", "large", "--measures", "frechet", "--out", "x.json")
-        refused(2, "evaluate", "large", *words, says=["(1, 8, 8)", "(1, 16, 16)"])
+        judge = ("--features", "digits_classifier")
+        refused(2, "evaluate", "large", *words, *judge, says=["(1, 8, 8)", "(1, 16, 16)"])
         done("evaluate", "large", "size=8", "split=all", *words)
         result = read_result(Path("x.json"))
         assert result.values["frechet"] == pytest.approx(0, abs=1e-4)
@@ -308,7 +314,8 @@ class TestRefused:
             2, "evaluate", "x.npz", "--features", "nobody", says=["nobody", "digits_classifier"]
         )
         write_pair(Path("data"), 30, size=28)
-        refused(2, "evaluate", "x.npz", "--reference", "data", says=["(1, 28, 28)", "--features"])
+        words = ("x.npz", "--reference", "data", "--features", "digits_classifier")
+        refused(2, "evaluate", *words, says=["(1, 28, 28)", "--features"])
 
     @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"protocol": 3}', '{"protocol": {}}', None])
     def test_results_that_are_none(self, refused, text):
@@ -343,7 +350,8 @@ class TestOutside:
 
     def test_from_evaluate_to_report(self, measured, refused, runs):
         result, out = measured("runs/cd", "--report", "page.html", *PLUGIN)
-        assert list(result.values) == ["frechet", "confirmed", "diversity", "lab_brightness"]
+        kinds = ["frechet", "kernel_distance", "confirmed", "diversity", "lab_brightness"]
+        assert list(result.values) == kinds
         images = (255 * load("runs/cd").generate(num=40)).round() / 255
         expected = 1000 * images.mean() / Digits().dataset().floats().mean()
         assert result.values["lab_brightness"] == pytest.approx(expected.item(), rel=1e-5)

@@ -175,7 +175,7 @@ def test_a_measure_that_is_undefined_is_told(values):
         for copy in range(6):
             Image.fromarray(PIXELS[LABELS.index(label)]).save(f"copies/{label}/{copy}.png")
     found, out = values("images", "--reference", "copies", "--report", "page.html")
-    assert list(found) == ["frechet", "confirmed"]
+    assert list(found) == ["frechet", "kernel_distance", "confirmed"]
     assert out.splitlines()[2].split()[-1] == "–"
     reason = "undefined: diversity (the reference has no two unlike images of one class)"
     assert reason in out
@@ -194,7 +194,7 @@ class TestRefused:
                 raise full
             return images
 
-        monkeypatch.setattr("fewstep.metrics.evaluation.in_channels", short)
+        monkeypatch.setattr("fewstep.metrics.reading.in_channels", short)
         write("images")
         line = refused(5, "evaluate", "images", says=["images, 120 images of (1, 8, 8)", "memory"])
         assert "micro_batch" not in line

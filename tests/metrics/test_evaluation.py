@@ -116,9 +116,9 @@ class TestImages:
         expected = diversity(images, labels) / diversity(dataset.floats(), dataset.labels)
         assert values["diversity"] == pytest.approx(expected, rel=1e-6)
 
-    def test_without_labels_the_distance_alone(self, evaluation, dataset):
+    def test_without_labels_the_distances_alone(self, evaluation, dataset):
         found = evaluation.of_images("x", dataset.floats()[:50], None)
-        assert list(found.values) == list(found.protocol.measures) == ["frechet"]
+        assert list(found.values) == list(found.protocol.measures) == ["frechet", "kernel_distance"]
         assert found.values["frechet"] > 0
         assert found.protocol.left_out == {
             "confirmed": "the samples have no labels",
@@ -170,7 +170,7 @@ class TestReferences:
     def test_without_labels(self, dataset, evaluation):
         plain = Evaluation.against(held_images(dataset.images, None, 10))
         found = plain.of_images("x", dataset.floats()[:50], dataset.labels[:50])
-        assert list(found.values) == ["frechet"]
+        assert list(found.values) == ["frechet", "kernel_distance"]
         assert found.protocol.left_out == {
             "confirmed": "the reference has no labels",
             "diversity": "the reference has no labels",
@@ -182,13 +182,16 @@ class TestReferences:
         """The classifier's features are as good; what it sees means nothing."""
         other = Evaluation.against(held_images(dataset.images, dataset.labels, 11))
         found = other.of_images("x", dataset.floats()[:50], dataset.labels[:50])
-        assert list(found.values) == ["frechet", "diversity"]
+        assert list(found.values) == ["frechet", "kernel_distance", "diversity"]
         reason = f"classifier {classifier.stamp} tells 10 classes, not 11"
         assert found.protocol.left_out == {"confirmed": reason}
 
-    def test_of_another_shape(self):
+    def test_of_another_shape(self, monkeypatch):
+        """What they are compared in has to be there, or is said."""
         images = held_images(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), None, 10)
-        with pytest.raises(ValueError, match="--features"):
+        monkeypatch.setattr("fewstep.metrics.default_features.installed", lambda: False)
+        told = r"images of shape 1×28×28 in: features efflite0 need: pip install .* --features"
+        with pytest.raises(FileNotFoundError, match=told):
             Evaluation.against(images)
 
     def test_no_features_are_loaded_where_none_are_needed(self):

@@ -120,7 +120,11 @@ class TestLaws:
 
     def test_the_reference_against_itself(self, kind, reference):
         found = MEASURES[kind]()(image_set(reference), image_set(reference))
-        assert found == pytest.approx(MEASURES[kind].of_itself, abs=1e-6)
+        if MEASURES[kind].of_itself is None:  # each image would be its own neighbour
+            assert kind == "kernel_distance"
+            assert found < 0
+        else:
+            assert found == pytest.approx(MEASURES[kind].of_itself, abs=1e-6)
 
     def test_the_order_of_rows_is_nothing(self, kind, samples, reference):
         measure = MEASURES[kind]()

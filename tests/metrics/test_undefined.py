@@ -76,7 +76,7 @@ def test_diversity_where_the_reference_has_none(dataset):
     same = dataset.images[:10].repeat(6, 1, 1, 1)
     reference = held_images(same, torch.arange(60) % 10, 10)
     found = Evaluation.against(reference).of_images("x", dataset.floats(), dataset.labels)
-    assert list(found.values) == ["frechet", "confirmed"]
+    assert list(found.values) == ["frechet", "kernel_distance", "confirmed"]
     assert found.protocol.undefined == {
         "diversity": "the reference has no two unlike images of one class"
     }
@@ -87,5 +87,5 @@ def test_diversity_of_one_image_in_each_class(dataset, of_reference):
     few = held_images(dataset.images[:10], torch.arange(10), 10)
     pair = (few, dataset) if of_reference else (dataset, few)
     found = Evaluation.against(pair[0]).of_data("x", pair[1], pair[1].labels)
-    assert list(found.values) == ["frechet", "confirmed"]
+    assert list(found.values) == ["frechet", "kernel_distance", "confirmed"]
     assert "two images of one class" in found.protocol.undefined["diversity"]

@@ -33,8 +33,10 @@ from fewstep.report.tables import table
 from fewstep.text import place
 from fewstep.training.config import pick_device
 from fewstep.training.progress import sampling_shown
+from fewstep.training.start import held_out
 from fewstep.yaml import words_of
 
+WEAK = 0.9  # of held-out images, in which a judge sees the right class
 AS_PICTURES = ("size", "channels", "on_bad")  # options of a source that say how pictures are read
 
 
@@ -64,7 +66,8 @@ def evaluate(
     earlier = None if against is None else read_result(against)
     where = pick_device(device)
     source = source_of(reference, options or [])
-    data = source.dataset()
+    everything = source.read()
+    data = source.choose(everything)
     evaluation = Evaluation.against(
         data,
         _features(source.judge if features is None else features),
@@ -79,10 +82,8 @@ def evaluate(
     notes: dict[str, str] = {}
     path = place(what)
     holds = _held(path)
-    if holds and any(option is not None for option in (steps, evaluations, guidance, teacher)):
-        raise ValueError(
-            f"{what} holds {holds}: --steps, --evaluations, --guidance and --teacher are for models"
-        )
+    if any(option is not None for option in (steps, evaluations, guidance, teacher)):
+        _check_sampled(what, holds)
     if holds == "images":
         images, labels = _images_at(path, data, source)
         result, notes = evaluation.of_data(path.name, images, labels), images.notes
@@ -95,9 +96,35 @@ def evaluate(
         model = load(what, None, checkpoint).to(where)
         with sampling_shown():
             result = _of_model(what, model, evaluation, steps, evaluations, guidance, teacher)
-    _shown([result] if earlier is None else [result, earlier], notes, out, report)
+    unseen, judge = _unseen(evaluation, held_out(source, everything))
+    beside = [] if earlier is None else [earlier]
+    _shown([result, *beside, *unseen], {**notes, **judge}, out, report)
     if not holds:
         _add(path, model, result)
+
+
+def _check_sampled(what: str, holds: str) -> None:
+    """ValueError for what is not sampled."""
+    if holds:
+        raise ValueError(
+            f"{what} holds {holds}: --steps, --evaluations, --guidance and --teacher are for models"
+        )
+
+
+def _unseen(evaluation: Evaluation, rest: Dataset | None) -> tuple[list[Result], dict[str, str]]:
+    """The row of images that training never saw, where there are some, and how good the judge of
+    classes is by them.
+    """
+    found = None if rest is None else evaluation.of_rows("data", rest)
+    if found is None:
+        return [], {}
+    right = found.values.get("confirmed")
+    if right is None:
+        return [found], {}
+    told = f"sees the right class in {right:.1%} of images that are held out"
+    if right < WEAK:
+        told += ": too few, distances in its features say little"
+    return [found], {"judge": told}
 
 
 def _check_places(out: Path | None, report: Path | None) -> None:

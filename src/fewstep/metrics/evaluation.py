@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from fewstep.choice import kind_of
-from fewstep.data.bounds import memory_for
-from fewstep.data.captions import all_of, one_of_each
+from fewstep.data.captions import one_of_each
 from fewstep.data.dataset import Dataset
 from fewstep.data.labels import check_labels
-from fewstep.data.pictures import in_channels
 from fewstep.diffusion.samplers import Ode, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun, Solver
 from fewstep.errors import NotFiniteError
 from fewstep.finite import check_images
-from fewstep.metrics.features import ClassifierFeatures, Features
+from fewstep.metrics.default_features import features_for
+from fewstep.metrics.features import Features
+from fewstep.metrics.kernel_distance import LEAST, KernelDistance
 from fewstep.metrics.measure import ImageSet, Measure, measures_by_default
-from fewstep.metrics.protocol import Protocol, rounded
+from fewstep.metrics.protocol import Protocol, is_few, rounded
+from fewstep.metrics.reading import columns_of, read_as
 from fewstep.metrics.results import Result, Role, best_of
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.request import Request
@@ -76,12 +77,13 @@ class Evaluation:
                 raise ValueError(f"the measure {kind} is given twice")
         extractor, shape = None, dataset.shape
         if any({"features", "classes"} & set(measure.needs) for measure in taken):
-            judge = features or ClassifierFeatures()
+            judge = features or features_for(dataset.shape)
             shape = (judge.channels() or shape[0], *shape[1:])
             extractor = judge.load(shape)
-        reference = ImageSet(_needed(taken, dataset, shape[0]), extractor, dataset.classes)
+        reference = ImageSet(columns_of(taken, dataset, shape[0]), extractor, dataset.classes)
         protocol = Protocol(
             features=None if extractor is None else extractor.name,
+            dimensions=None if extractor is None else extractor.dimensions,
             reference=dataset.fingerprint(),
             reference_images=len(dataset),
             resolution=shape,
@@ -109,7 +111,7 @@ class Evaluation:
                 f"{name} holds images of shape {dataset.shape}, the reference has "
                 f"{self.protocol.resolution}: measure images of its size"
             )
-        return self.of_images(name, _read_as(dataset, channels, name), labels)
+        return self.of_images(name, read_as(dataset, channels, name), labels)
 
     def of_images(
         self, name: str, images: Tensor, labels: Tensor | None, role: Role = ""
@@ -220,13 +222,34 @@ class Evaluation:
             raise ValueError(f"no solver takes a guided step with {evaluations} network evaluation")
         return samplers
 
-    def served(self, columns: Collection[str]) -> tuple[list[Measure], dict[str, str]]:
-        """The measures that samples with these columns can serve, and why others are left out.
+    def of_rows(self, name: str, dataset: Dataset) -> Result | None:
+        """Of images that training never saw, as many as of samples at most, with all that stands
+        beside them: what a perfect model would have. None where they cannot serve what was chosen,
+        or are one.
+        """
+        if len(dataset) < 2:
+            return None
+        channels, *_ = self.protocol.resolution
+        index = torch.linspace(0, len(dataset) - 1, min(len(dataset), self.num)).round().long()
+        chosen = dataset.select(index)
+        columns: dict[str, Any] = {"image": read_as(chosen, channels, name)}
+        beside = [one for one in ("label", "caption") if one in chosen.columns]
+        columns |= chosen.rows(torch.arange(len(chosen)), beside) if beside else {}
+        if any(one.missing(columns, self.reference) for one in self.measures if self.chosen):
+            return None
+        values, protocol = dataclasses.replace(self, beside=None).measured(columns)
+        return Result(name, values, protocol, role="data")
+
+    def served(
+        self, columns: Collection[str], num: int | None = None
+    ) -> tuple[list[Measure], dict[str, str]]:
+        """The measures that so many samples with these columns can serve, and why others are left
+        out.
 
         Raises ValueError where a chosen one is among these, or none can be taken.
         """
         taken, left_out = [], {}
-        for measure in self.measures:
+        for measure in self._wanted(self.num if num is None else num):
             reason = measure.missing(columns, self.reference)
             if reason is None:
                 taken.append(measure)
@@ -237,6 +260,16 @@ class Evaluation:
             raise ValueError("; ".join(reasons))
         return taken, left_out
 
+    def _wanted(self, num: int) -> list[Measure]:
+        """The measures; where nobody chose, of few images a distance without bias, too."""
+        found = list(self.measures)
+        kinds = [kind_of(type(measure)) for measure in found]
+        fewest = min(num, self.protocol.reference_images)
+        few = is_few(fewest, self.protocol.dimensions) and fewest >= LEAST
+        if few and not self.chosen and "frechet" in kinds and "kernel_distance" not in kinds:
+            found.insert(kinds.index("frechet") + 1, KernelDistance())
+        return found
+
     def protocol_of(
         self, columns: Collection[str], num: int, teacher: str | None = None
     ) -> Protocol:
@@ -244,8 +277,10 @@ class Evaluation:
 
         Raises ValueError as `served`, or where they cannot be compared with `beside`.
         """
-        taken, left_out = self.served(columns)
-        scales = {kind_of(type(measure)): measure.scale() for measure in taken}
+        taken, left_out = self.served(columns, num)
+        extractor = self.reference.extractor
+        label = "" if extractor is None else extractor.label
+        scales = {kind_of(type(measure)): measure.scale(label) for measure in taken}
         found = dataclasses.replace(
             self.protocol, num=num, measures=scales, left_out=left_out, teacher=teacher
         )
@@ -268,18 +303,20 @@ class Evaluation:
         as_filed = {**columns, "image": rounded(columns["image"])}
         samples = ImageSet(as_filed, self.reference.extractor, self.reference.classes)
         values: dict[str, float] = {}
-        undefined = {}
-        for measure in self.served(columns)[0]:
+        undefined, intervals = {}, {}
+        for measure in self.served(columns, len(samples))[0]:
             kind = kind_of(type(measure))
             try:
-                values[kind] = measure.value(samples, self.reference)
+                values[kind], half = measure.value(samples, self.reference)
+                if half is not None:
+                    intervals[kind] = half
             except NotFiniteError:
                 raise
             except ValueError as error:
                 if not values:
                     raise ValueError(f"{kind}: {error}{self._too_few()}") from None
                 undefined[kind] = str(error)
-        return values, dataclasses.replace(protocol, undefined=undefined)
+        return values, dataclasses.replace(protocol, undefined=undefined, intervals=intervals)
 
     def _too_few(self) -> str:
         """What is said of a reference of one image, or none."""
@@ -310,28 +347,3 @@ def _stamp(model: DiffusionModel) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return f"{digest.hexdigest()[:16]}, {shown(model.sampler)}"
-
-
-def _read_as(dataset: Dataset, channels: int, name: str) -> Tensor:
-    """Its images in [0, 1], in so many channels."""
-    with memory_for(f"{name}, {len(dataset):,} images of {dataset.shape}"):
-        return in_channels(dataset.images, channels).float() / 255
-
-
-def _needed(measures: Sequence[Measure], dataset: Dataset, channels: int) -> dict[str, Any]:
-    """The columns of the reference that measures need, as far as the data have them."""
-    columns: dict[str, Any] = {}
-    for measure in measures:
-        for need in measure.needs:
-            owner, _, name = need.rpartition(".")
-            if not owner or name in columns:
-                continue
-            if name == "captions" and "caption" in dataset.columns:
-                columns[name] = all_of(dataset, torch.arange(len(dataset)))
-            elif name not in dataset.columns:
-                continue
-            elif name == "image":
-                columns[name] = _read_as(dataset, channels, "the reference")
-            else:
-                columns[name] = dataset.rows(torch.arange(len(dataset)), [name])[name]
-    return columns

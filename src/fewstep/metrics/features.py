@@ -25,11 +25,14 @@ class Extracted(NamedTuple):
 
 class Extractor(ABC):
     """A loaded network. name: with the hash of its weights, by which numbers are told apart.
-    classes: how many it tells; 0 where it is no classifier.
+    classes: how many it tells; 0 where it is no classifier. dimensions: of its features, where that
+    is known. label: what distances in them are called by, "" for networks of one's own.
     """
 
     name: str
     classes: int
+    dimensions: int | None = None
+    label: str = ""
 
     @abstractmethod
     def __call__(self, images: Tensor, batch: int = 512) -> Extracted:
@@ -92,6 +95,8 @@ class ClassifierExtractor(Extractor):
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
         self.name, self.classes = f"classifier {classifier.stamp}", classifier.classes
+        spec: Any = classifier.network.spec
+        self.dimensions = spec.features
 
     def __call__(self, images: Tensor, batch: int = 512) -> Extracted:
         return Extracted(*self.classifier.measure(images, batch))

@@ -17,6 +17,7 @@ class Frechet(Measure):
 
     needs: ClassVar[tuple[str, ...]] = ("features", "reference.image")
     name: ClassVar[str] = "Fréchet distance"
+    short: ClassVar[str] = "fd"
     about: ClassVar[str] = "distance to the reference images, as sets, in features"
     place: ClassVar[int] = 0
 

@@ -20,7 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -82,6 +82,13 @@ class ImageSet:
         return found
 
 
+class Estimate(NamedTuple):
+    """A value, and half the width of its 95 % interval, where one is known."""
+
+    value: float
+    half: float | None = None
+
+
 @dataclass(frozen=True)
 class Scale:
     """How the values of a measure are read; stands in every result, which so explains itself.
@@ -106,11 +113,19 @@ class Scale:
         unit = f" in {self.unit}" if self.unit not in ("", "%") else ""
         return f"{self.name}{unit} {'↓' if self.better == 'lower' else '↑'}"
 
-    def shown(self, value: float | None) -> str:
-        """A value in a table; nothing where it was not measured."""
+    def shown(self, value: float | None, half: float | None = None) -> str:
+        """A value in a table, with its interval; nothing where it was not measured."""
         if value is None:
             return ""
-        return f"{value:.{self.digits}%}" if self.unit == "%" else f"{value:.{self.digits}f}"
+        if half is not None and half > 0:
+            places = max(0, 1 - math.floor(math.log10(half)))  # two digits of the interval
+            return f"{value:.{places}f} ± {half:.{places}f}"
+        if self.unit == "%":
+            return f"{value:.{self.digits}%}"
+        fixed = f"{value:.{self.digits}f}"
+        # Where nearly all digits would be zeros, as many that are not.
+        few = self.digits > 0 and value != 0 and abs(value) < 10.0 ** (1 - self.digits)
+        return f"{value:.3g}" if few else fixed
 
     def rank(self, value: float) -> float:
         """A number that is the smaller the better the value is."""
@@ -126,8 +141,10 @@ class Measure(Choice, ABC):
     out. unit: "%" where values are fractions. about: half a sentence, for reports. place: its place
     in tables; what is measured in the first place decides which of several results is best.
     by_default: whether it is measured where nobody chose. of_itself: its value for the reference
-    itself, to an extractor that is never wrong. fault: what makes it worse, the more images have it
-    (noise; copies of one sample; labels of another class; copies of reference images).
+    itself, to an extractor that is never wrong; None where that means nothing. short: what it is
+    called beside the label of the features, where these have one. fault: what makes it worse, the
+    more images have it (noise; copies of one sample; labels of another class; copies of reference
+    images).
     """
 
     folder: ClassVar[str | None] = "fewstep.metrics"
@@ -140,7 +157,8 @@ class Measure(Choice, ABC):
     about: ClassVar[str] = ""
     place: ClassVar[int] = 100
     by_default: ClassVar[bool] = True
-    of_itself: ClassVar[float] = 0.0
+    of_itself: ClassVar[float | None] = 0.0
+    short: ClassVar[str] = ""
     fault: ClassVar[Fault] = "noise"
 
     @abstractmethod
@@ -149,15 +167,20 @@ class Measure(Choice, ABC):
         there are too few: then it is left out, and told.
         """
 
-    def value(self, samples: ImageSet, reference: ImageSet) -> float:
-        """The value, a finite number. ValueError where there is none."""
+    def estimate(self, samples: ImageSet, reference: ImageSet) -> Estimate:
+        """The value, with its interval where the measure knows one. ValueError as of the call."""
+        return Estimate(self(samples, reference))
+
+    def value(self, samples: ImageSet, reference: ImageSet) -> Estimate:
+        """The estimate, in finite numbers. ValueError where there is none."""
         try:
-            found = float(self(samples, reference))
+            estimate = self.estimate(samples, reference)
+            found = float(estimate.value)
         except (ArithmeticError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise ValueError(f"it cannot be computed ({error})") from error
         if not math.isfinite(found):
             raise ValueError(f"it is {found}, no number")
-        return found
+        return Estimate(found, estimate.half)
 
     def missing(self, columns: Collection[str], reference: ImageSet) -> str | None:
         """Why it cannot be measured on samples with these columns; None where it can."""
@@ -178,11 +201,13 @@ class Measure(Choice, ABC):
                 return f"the {owner or 'samples'} {verb} no {column.removesuffix('s')}s"
         return None
 
-    def scale(self) -> Scale:
-        """How its values are read."""
+    def scale(self, label: str = "") -> Scale:
+        """How its values are read. label: of the features."""
         kind = kind_of(type(self))
         options = {key: value for key, value in self.dump().items() if key != "kind"}
         name = self.name or kind.replace("_", " ")
+        if label and self.short:
+            name = f"{self.short}_{label}"
         source = plugins.origin(type(self)) or ""
         return Scale(name, self.unit, self.better, self.digits, self.about, options, source)
 

@@ -37,7 +37,8 @@ class Protocol:
     taken, with the reason. undefined: measures that have no value for these images, with the
     reason. teacher: the hash of its weights and how it samples, where samples were
     compared with its. guidance, sampler, ema, seed: of sampled models; tried: the solvers of which
-    this one was the best. unknown: what a newer fewstep wrote beside these.
+    this one was the best. dimensions: of the features. intervals: half the width of a value's 95 %
+    interval, by kind, of measures that know one. unknown: what a newer fewstep wrote beside these.
     """
 
     features: str | None
@@ -56,6 +57,8 @@ class Protocol:
     tried: tuple[str, ...] = ()
     ema: float | None = None
     teacher: str | None = None
+    dimensions: int | None = None
+    intervals: Mapping[str, float] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def differs(self, other: Protocol) -> list[str]:
@@ -83,6 +86,17 @@ class Protocol:
                 found.append(f"{name}: {self.unknown[name]} against {other.unknown[name]}")
         return found
 
+    @property
+    def warning(self) -> str:
+        """What a Fréchet distance does not say of so few images; '' where there are enough."""
+        fewest = min(self.num, self.reference_images)
+        if "frechet" not in self.measures or not is_few(fewest, self.dimensions):
+            return ""
+        return (
+            f"{fewest:,} images in {self.dimensions:,} dimensions: their number makes most of a "
+            "Fréchet distance; compare it with none of another number, read the kernel distance"
+        )
+
     def told(self) -> dict[str, str]:
         """What a reader of a table should know, in words."""
         split = f", split {self.split}" if self.split else ""
@@ -101,6 +115,7 @@ class Protocol:
             "best of": ", ".join(self.tried),
             "left out": "; ".join(left_out),
             "undefined": "; ".join(undefined),
+            "warning": self.warning,
             **{f"{name} (unknown to this fewstep)": value for name, value in self.unknown.items()},
         }
         return {name: str(fact) for name, fact in facts.items() if fact not in (None, "")}
@@ -120,6 +135,11 @@ class Protocol:
         known = {name: value for name, value in plain.items() if name in names}
         unknown = {name: value for name, value in plain.items() if name not in names}
         return TypeAdapter(Protocol).validate_python(known | {"unknown": unknown})
+
+
+def is_few(images: int, dimensions: int | None) -> bool:
+    """Whether so few images are no more than the dimensions of their features."""
+    return dimensions is not None and images <= dimensions
 
 
 def rounded(images: Tensor) -> Tensor:

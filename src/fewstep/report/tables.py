@@ -35,7 +35,8 @@ def table(results: Sequence[Result]) -> Table:
             row.append(f"{result.protocol.num:,}")
         for kind, scale in scales.items():
             undefined = kind in result.protocol.undefined
-            row.append("–" if undefined else scale.shown(result.values.get(kind)))
+            half = result.protocol.intervals.get(kind)
+            row.append("–" if undefined else scale.shown(result.values.get(kind), half))
         rate = result.images_per_second
         row.append("" if rate is None else f"{rate:,.0f}")
         rows.append(row)
