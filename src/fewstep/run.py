@@ -213,17 +213,17 @@ def distil(
     with together(run.trainer.timeout) as world, Signals(more, waits=False):
         place = RunFolder(home, world, lambda old: renewed(run, old))
         with place.locked():
-            finished, moved = False, ""
+            finished, moved, longer = False, "", 0
             if not restart:
                 finished = world.on_leader(lambda: _finished(run, place))
-                moved = world.on_leader(lambda: place.moved(run.dump(), PLACES))
+                moved, longer = world.on_leader(lambda: place.changed(run.dump(), PLACES))
             if finished and not moved:
                 return _read(run, home)
             ready = run.prepared(folder=home, world=world)
             if isinstance(ready.begin, DiffusionModel):
                 check_nameable(ready.begin.denoiser)
-            if moved:
-                _check_moved(ready.trainer, place, moved)
+            if moved or longer:
+                _check_alike(ready.trainer, place, moved)
             exports = ready.trainer.state.roles.exports
             world.on_leader(lambda: place.begin(run.noted(), exports, restart))
             if finished:
@@ -268,15 +268,15 @@ def _train(
         )
 
 
-def _check_moved(trainer: Trainer, place: RunFolder, moved: str) -> None:
-    """RefusedError where what lies at other places than before is not the same, or nothing can
-    tell: a finished run without checkpoints.
+def _check_alike(trainer: Trainer, place: RunFolder, moved: str) -> None:
+    """RefusedError where what lies at other places than before is not the same, the run cannot be
+    made longer, or nothing can tell: a finished run without checkpoints.
     """
     checkpoints = Checkpoints(place.checkpoints, writes=False)
     step = trainer.world.on_leader(checkpoints.newest)
     if step is not None:
         trainer.check(checkpoints.facts(step))
-    elif trainer.world.on_leader(place.at_its_end):
+    elif moved and trainer.world.on_leader(lambda: place.at_its_end(trainer.config.steps)):
         raise RefusedError(
             f"{place.path} holds a run with another configuration: {moved}; no checkpoint is left "
             f"to tell whether the same lies there; choose another name=, or --restart"

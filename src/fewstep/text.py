@@ -2,6 +2,7 @@
 it is there.
 """
 
+import math
 import os
 import re
 import sys
@@ -31,6 +32,20 @@ def in_one_line(text: object, most: int = 0) -> str:
     """
     line = printable(" ".join(str(text).split()))
     return f"{line[:most]}…" if most and len(line) > most else line
+
+
+def duration(seconds: float) -> str:
+    """A time ahead in words, in minutes that are begun: "2 days 3 h", "1 h 5 min", "1 min"."""
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} day{'s' * (days != 1)} {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def lasted(seconds: float) -> str:
+    """A time that is over in words: "45 s", and from a minute on as `duration`."""
+    return duration(seconds) if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _written_out(found: re.Match[str]) -> str:

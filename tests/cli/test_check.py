@@ -144,8 +144,15 @@ BROKEN = {
             "draws_from_the_batch",
             "micro_batches_equal_the_batch",
             "a_stopped_run_goes_on_equal",
+            "a_longer_run_begins_the_same",
             "recomputing_changes_nothing",
         ],
+    ),
+    "spread_and_not_said": (
+        [(ERROR, f"{ERROR} * (1 + clock.progress)")],
+        "a_longer_run_begins_the_same",
+        ["half way through a run of twice as many steps student/", "reads_length"],
+        [],
     ),
     "refuses_too_late": (
         [
@@ -252,7 +259,7 @@ def test_what_a_method_raises_is_told_with_its_line(fewstep, write):
     reason = said(ended)["trains_at_all"][1]
     assert reason.startswith("RuntimeError: The size of tensor")
     assert reason.endswith(f"({path.name}, line 41)")
-    assert "14 laws of training were not tried" in ended.out
+    assert "15 laws of training were not tried" in ended.out
     assert len(ended.err.splitlines()) == 1
 
 

@@ -97,7 +97,7 @@ def by_command(world: World, folder: Path) -> dict[str, Any]:
     with mock.patch.object(
         cli, "patience", lambda error, ask=cli.patience: waits.append(ask(error)) or 0.0
     ):
-        ended["refused"] = fewstep(*STUDENT, teacher, "name=two", "trainer.steps=7")
+        ended["refused"] = fewstep(*STUDENT, teacher, "name=two", "trainer.steps=5")
     found: dict[str, Any] = {
         name: {"code": code, "said": said.splitlines()} for name, (code, said) in ended.items()
     }

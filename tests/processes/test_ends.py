@@ -188,6 +188,8 @@ def test_a_signal_to_one_process_stops_both_behind_the_same_step(folder):
         assert children[0].steps == children[1].steps < 40
     step = children[0].steps
     status = json.loads((folder / "run" / "status.json").read_text())
+    assert status.pop("seconds") > 0
+    assert status.pop("threads") == 1
     assert status == {"state": "stopped", "step": step, "steps": 40, "reason": "signal 15"}
     assert newest(folder / "run") == step
     said = []

@@ -319,6 +319,8 @@ def test_the_command_line_does_in_two_processes_what_it_does_in_one(measured, na
     assert found["lines"] == 6
     assert found["log"] <= 1e-5
     assert found["student"] <= 1e-5
+    assert found["status"].pop("seconds") > 0
+    assert found["status"].pop("threads") == 1
     assert found["status"] == {"state": "finished", "step": 6, "steps": 6, "reason": ""}
     assert found["report"]
     notices = [line for line in found["said"] if NOTICE in line]
@@ -333,7 +335,7 @@ def test_what_the_leading_process_refuses_is_said_once(measured):
     leading, other = (found["refused"] for found in measured.of("by_command"))
     assert leading["code"] == 3
     assert len(leading["said"]) == 1
-    assert "another configuration: trainer.steps: 6 -> 7" in leading["said"][0]
+    assert "another configuration: trainer.steps: 6 -> 5" in leading["said"][0]
     assert (leading["waits"], other["waits"]) == (
         [0.0],
         [5.0],

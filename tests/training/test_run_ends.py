@@ -8,6 +8,7 @@ import signal
 import threading
 
 import pytest
+import torch
 from tests.training.test_resume import Ringing, tiny_run
 from tests.training.tiny import Single, StopError, assert_same, config, state, stop_at, trainer
 
@@ -34,7 +35,11 @@ def handlers():
 
 
 def status(folder):
-    return json.loads((folder / "status.json").read_text())
+    """Without what no two runs have alike."""
+    found = json.loads((folder / "status.json").read_text())
+    assert found.pop("seconds") >= 0
+    assert found.pop("threads") == torch.get_num_threads()
+    return found
 
 
 @pytest.mark.parametrize(

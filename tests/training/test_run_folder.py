@@ -32,8 +32,16 @@ def test_a_run_is_finished_when_its_status_says_so(tmp_path, state):
 def test_some_options_may_differ_and_others_not(tmp_path):
     folder = begun(tmp_path, "finished")
     assert folder.finished({**RUN, "trainer": {"steps": 3, "keep": 9}}, MAY_CHANGE)
-    with pytest.raises(RefusedError, match=r"trainer\.steps: 3 -> 4"):
-        folder.finished({**RUN, "trainer": {"steps": 4, "keep": 2}}, MAY_CHANGE)
+    with pytest.raises(RefusedError, match=r"trainer\.steps: 3 -> 2"):
+        folder.finished({**RUN, "trainer": {"steps": 2, "keep": 2}}, MAY_CHANGE)
+
+
+def test_more_steps_make_the_same_run_longer(tmp_path):
+    """Which has not come to its end."""
+    folder = begun(tmp_path, "finished")
+    longer = {**RUN, "trainer": {"steps": 4, "keep": 2}}
+    assert not folder.finished(longer, MAY_CHANGE)
+    assert (folder.longer(longer), folder.longer(RUN)) == (4, 0)
 
 
 def test_who_made_the_plugins_is_no_difference(tmp_path):

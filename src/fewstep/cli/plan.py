@@ -36,12 +36,13 @@ from fewstep.parts.autoencoder import Autoencoder
 from fewstep.parts.clip import Clip
 from fewstep.recipes import listed
 from fewstep.run import Prepared, Run
-from fewstep.text import tell
+from fewstep.text import duration, tell
 from fewstep.training import health
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.doubts import doubts, shortest
 from fewstep.training.plan import Plan, planned, planned_precision
 from fewstep.training.start import check_base
+from fewstep.training.threads import settle, threads_kept
 
 ROWS = 64  # that stand for the data
 LARGE = 50_000_000  # parameters of a network of which a step takes a CPU many seconds
@@ -101,7 +102,10 @@ def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:
         rows = health.HELD_OUT
     elif isinstance(run.teacher, Saved):
         rows = health.IMAGES
-    return planned(ready.trainer, processes, rows, beside(ready))
+    with threads_kept():
+        if told := settle(ready.trainer):
+            tell(told)
+        return planned(ready.trainer, processes, rows, beside(ready))
 
 
 def _parameters(network: nn.Module) -> int:
@@ -193,14 +197,14 @@ def show(run: Run, plan: Plan) -> None:
     learn = [f"{count:,} parameters of {name}" for name, count in plan.trained.items()]
     print(f"trained: {', '.join(learn)}")
     trainer, passes = run.trainer, math.ceil(plan.share / plan.rows)
-    threads = torch.get_num_threads()
+    threads = plan.threads
     gpu = pick_device(trainer.device).type == "cuda"
     where = (
         torch.cuda.get_device_name() if gpu else f"a CPU with {threads} thread{'s' * (threads > 1)}"
     )
     print(f"batch: {plan.share} rows, in {passes} pass{'es' * (passes > 1)} of {plan.rows}")
     print(
-        f"time: {plan.step:.3g} s a step, {_duration(plan.step * trainer.steps)} for "
+        f"time: {plan.step:.3g} s a step, {duration(plan.step * trainer.steps)} for "
         f"{trainer.steps:,} steps; "
         f"measured on {plan.tried} rows in {plan.precision} on {where}"
     )
@@ -230,11 +234,3 @@ def _shares(config: TrainerConfig, updates: int) -> list[str]:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.1f}"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} days {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -23,7 +23,8 @@ def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool
         return
     if made.already and (folder / "report.html").is_file():
         print(
-            f"{folder} is finished already; --restart would begin again, name=… makes another run"
+            f"{folder} is finished already; --restart would begin again, name=… makes another run, "
+            "more trainer.steps a longer one"
         )
         return
     page = page_of(run, folder, made.student, say=tell)

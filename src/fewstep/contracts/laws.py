@@ -28,6 +28,7 @@ TRAINED: tuple[Law, ...] = (
     trained.micro_batches_equal_the_batch,
     trained.a_repeated_run_is_equal,
     trained.a_stopped_run_goes_on_equal,
+    trained.a_longer_run_begins_the_same,
     trained.bf16_follows_fp32,
     trained.recomputing_changes_nothing,
     sampled.the_sampler_costs_what_it_says,

@@ -179,6 +179,27 @@ def a_stopped_run_goes_on_equal(trial: Trial) -> str | None:
     )
 
 
+def a_longer_run_begins_the_same(trial: Trial) -> str | None:
+    """A run of twice as many steps has the same bits half way, unless the method says that it
+    `reads_length`, or its phases lie elsewhere.
+    """
+    trainer = trial.prepared(steps=2 * STEPS).trainer
+    short = trial.finished.trainer.phases[:-1]
+    if trainer.method.reads_length or short != trainer.phases[: len(short)]:
+        return None
+    with contextlib.closing(trainer.steps(0, _silent)) as steps:
+        for seen in steps:
+            if seen.done == STEPS:
+                break
+    reason = unequal(weights(trial.finished.trainer), weights(trainer))
+    if reason is None:
+        return None
+    return (
+        f"half way through a run of twice as many steps {reason}; a method whose steps depend on "
+        "how many there are says so: reads_length"
+    )
+
+
 def bf16_follows_fp32(trial: Trial, precision: Precision = "bf16") -> str | None:
     """The first loss in lower precision is within 5 % of that in fp32 (within 1e-5 of one that is 0
     there), and weights that change stay in fp32; what they share with others is of no matter.

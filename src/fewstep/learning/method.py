@@ -181,6 +181,13 @@ class Method(Choice, ABC):
         """
         return 1
 
+    @property
+    def reads_length(self) -> bool:
+        """Whether a step depends on how many the run has (`clock.steps`, `clock.progress`), as a
+        curriculum that is spread over it does: such a run cannot be made longer later.
+        """
+        return getattr(self, self.holds).reads_length if self.holds else False
+
     def completed(self, made: Any, data: Data) -> Any:
         """The finished model with what is measured of it once, on the data, before it is saved."""
         return made

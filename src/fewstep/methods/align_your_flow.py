@@ -81,6 +81,10 @@ class AlignYourFlow(Method):
         student: Denoiser = trained(exported=True)
         teacher: Denoiser = frozen()
 
+    @property
+    def reads_length(self) -> bool:
+        return self.warmup > 0
+
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         inputs = {"s"} | self.scales.inputs(model)
         return self.Nets(clone("student", inputs=inputs), model.denoiser)

@@ -88,6 +88,10 @@ class ConsistencyTraining(SlowTarget):
             return self.Nets(student, None)
         return self.Nets(student, clone("target", parameterization=boundary))
 
+    @property
+    def reads_length(self) -> bool:
+        return self.curriculum != "fixed"
+
     def bins(self, clock: Clock) -> int:
         """Intervals of the grid at this step: N(k) - 1 of the papers."""
         if self.curriculum == "fixed":

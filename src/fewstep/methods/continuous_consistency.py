@@ -91,6 +91,10 @@ class ContinuousConsistency(Method):
         uncertainty: nn.Module = trained()
         teacher: Denoiser = frozen()
 
+    @property
+    def reads_length(self) -> bool:
+        return self.warmup > 0
+
     def build_nets(self, model: Any, clone: Clone) -> Nets:
         student = clone("student", inputs=self.scales.inputs(model))
         process, of = student.own, student.parameterization

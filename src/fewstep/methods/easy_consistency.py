@@ -80,6 +80,10 @@ class EasyConsistency(OptionalTeacher):
         """What the student reads beside the teacher's inputs."""
         return frozenset() if self.solver is None else self.scales.inputs(model)
 
+    @property
+    def reads_length(self) -> bool:
+        return self.stages > 1
+
     def share(self, clock: Clock) -> float:
         """q^-(a+1) of this stage: how far r is below t, relative to t, where t is large."""
         stage = min(self.stages - 1, clock.step * self.stages // clock.steps)

@@ -33,8 +33,10 @@ from fewstep.report.run_report import (
     quality_section,
     write_report,
 )
+from fewstep.text import lasted
 from fewstep.training.config import pick_device
 from fewstep.training.progress import sampling_shown
+from fewstep.training.run_folder import RunFolder
 
 RESULTS, SAMPLES = "results.json", "report"  # in the folder of a run
 
@@ -164,7 +166,12 @@ def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
     facts["training"] = f"{trainer.steps:,} steps of {trainer.batch} rows, seed {trainer.seed}"
     device = pick_device(trainer.device)
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    status = RunFolder(folder).status()
+    if device.type == "cpu" and (threads := status.get("threads")):
+        named += f", {threads} thread{'s' * (threads != 1)}"
     facts["device"] = named
+    if seconds := status.get("seconds"):
+        facts["time"] = lasted(seconds)
     facts["written"] = datetime.date.today().isoformat()
     facts["again"] = f"fewstep train {folder}/run.yaml name={folder.name}-again"
     if isinstance(model, DiffusionModel):

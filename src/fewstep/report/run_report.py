@@ -126,7 +126,7 @@ def write_report(
     end = [
         Section(
             "Protocol",
-            facts=facts | {"torch": torch.__version__, "threads": torch.get_num_threads()},
+            facts=facts | {"torch": torch.__version__},
         )
     ]
     if run_file.is_file():

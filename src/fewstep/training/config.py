@@ -50,6 +50,9 @@ class TrainerConfig(Choice):
     """Seed of the new weights, the batches, the noise and the dropout."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps …; auto is cuda where there is one."""
+    threads: Natural = 0
+    """Threads of a CPU; 0: as OMP_NUM_THREADS says, else those with which a first pass is fastest.
+    Another number is another rounding."""
     save_every: Natural = 500
     """Steps between checkpoints; 0: none before the end."""
     keep: Count = 2
@@ -88,6 +91,7 @@ class TrainerConfig(Choice):
         "compile",
         "timeout",
         "device",
+        "threads",
         "save_every",
         "keep",
         "keep_every",

@@ -45,7 +45,7 @@ class Plan:
 
     trained: parameters that learn, by network. rows: in one pass, of a batch of `share`. tried: the
     rows that `step`, the seconds of a step without health and saving, was measured on, in this
-    precision. checkpoint, student: bytes on the disk.
+    precision and with so many threads. checkpoint, student: bytes on the disk.
     """
 
     held: Mapping[str, int]
@@ -59,6 +59,7 @@ class Plan:
     step: float
     checkpoint: int
     student: int
+    threads: int
 
 
 def planned_precision(config: TrainerConfig) -> Precision:
@@ -112,7 +113,8 @@ def planned(
     for name in state.roles.trains:
         trained[name] = sum(p.numel() for p in state.leaves[name].values())
     step = config.precision, seconds
-    return Plan(held, passing, peak, trained, rows, share, tried, *step, saved, student)
+    threads = torch.get_num_threads()
+    return Plan(held, passing, peak, trained, rows, share, tried, *step, saved, student, threads)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

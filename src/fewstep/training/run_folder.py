@@ -1,6 +1,7 @@
 """The folder of a run: its run file, status, lock, and what a killed run left in it."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ class RunFolder:
     """Where a run keeps what it is and how far it is. The leading process of `world` writes; in
     the others writing does nothing.
 
-    renewed: gives the run that an older fewstep wrote as this one writes it.
+    renewed: gives the run that an older fewstep wrote as this one writes it. threads: with which it
+    trains, noted in the status where they are known.
     """
 
     def __init__(
@@ -32,6 +34,9 @@ class RunFolder:
         renewed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ):
         self.path, self.world, self.renewed = path, world or World(), renewed
+        self.threads: int | None = None
+        self._since: float | None = None  # the first status of this process
+        self._before = 0.0
 
     @property
     def log(self) -> Path:
@@ -73,7 +78,7 @@ class RunFolder:
     def finished(self, run: dict[str, Any], may_change: Mapping[str, Sequence[str]]) -> bool:
         """Whether the folder holds this run, at its end. may_change: options, by part of the run,
         that a continued run may have changed; with another `kind` of a part, where that is among
-        them, what both kinds know is compared.
+        them, what both kinds know is compared. More steps make the same run longer.
 
         RefusedError where it holds another run.
         """
@@ -81,21 +86,32 @@ class RunFolder:
         if old is None:
             return False
         kept, asked = _without(old, run, may_change), _without(run, old, may_change)
+        if longer := self.longer(run):
+            kept["trainer"] = {**kept["trainer"], "steps": longer}
         if kept != asked:
             raise RefusedError(
                 f"{self.path} holds a run with another configuration: {difference(kept, asked)}; "
                 f"`fewstep train {self.path}` goes on with its own; another name= makes another "
                 f"run, --restart begins again"
             )
-        return self.at_its_end()
+        return self.at_its_end(run["trainer"]["steps"])
 
-    def at_its_end(self) -> bool:
-        """Whether the status says so."""
-        try:
-            status = read_json(self.path / "status.json")
-        except (FileNotFoundError, ValueError):
-            return False
-        return isinstance(status, dict) and status.get("state") == "finished"
+    def at_its_end(self, steps: int) -> bool:
+        """Whether the status says so, of so many steps."""
+        status = self.status()
+        return status.get("state") == "finished" and status.get("steps") == steps
+
+    def changed(self, run: dict[str, Any], places: Mapping[str, Sequence[str]]) -> tuple[str, int]:
+        """`moved` and `longer`."""
+        return self.moved(run, places), self.longer(run)
+
+    def longer(self, run: dict[str, Any]) -> int:
+        """The steps of a run that has more of them than the one that the folder holds; 0 for
+        others.
+        """
+        old = self._run() or run
+        before, now = (one["trainer"]["steps"] for one in (old, run))
+        return int(now) if now > before else 0
 
     def moved(self, run: dict[str, Any], places: Mapping[str, Sequence[str]]) -> str:
         """Which places, options by part of the run, the folder's run has otherwise; '' for none."""
@@ -170,10 +186,28 @@ class RunFolder:
                 remove_leftovers(folder, own=True)
 
     def write_status(self, state: str, step: int, steps: int, reason: str = "") -> None:
-        """How far the run is: running, stopped, diverged, failed, trained or finished."""
-        if self.world.is_leader:
-            status = {"state": state, "step": step, "steps": steps, "reason": reason}
-            write_json(self.path / "status.json", status)
+        """How far the run is: running, stopped, diverged, failed, trained or finished; how many
+        seconds it took so far, in all processes that went on with it, and with how many threads.
+        """
+        if not self.world.is_leader:
+            return
+        status: dict[str, Any]
+        status = {"state": state, "step": step, "steps": steps, "reason": reason}
+        old = self.status()
+        if self._since is None:
+            self._since = time.monotonic()
+            self._before = float(old.get("seconds", 0.0))
+        status["seconds"] = round(self._before + time.monotonic() - self._since, 1)
+        status["threads"] = old.get("threads") if self.threads is None else self.threads
+        write_json(self.path / "status.json", status)
+
+    def status(self) -> dict[str, Any]:
+        """What was noted last; nothing where that was nothing, or is damaged."""
+        try:
+            found = read_json(self.path / "status.json")
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def write_diverged(self, found: dict[str, Any]) -> None:
         """What is needed to look into the steps that ended the run."""

@@ -28,6 +28,7 @@ from fewstep.models.source import Fresh, ModelSource
 from fewstep.models.space import described
 from fewstep.text import in_one_line
 from fewstep.training.config import difference
+from fewstep.training.threads import free
 
 USUAL = {"source", "files", "images file", "class names"}  # notes on data that all of a kind have
 
@@ -83,8 +84,8 @@ def summary(ready: Any) -> list[str]:
         sizes.append(f"{name} learns {size}" if learns else f"{name} has {size}")
     kind = kind_of(type(trainer.method))
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
+    if device.type == "cpu" and (config.threads or not free(trainer)):
+        threads = config.threads or torch.get_num_threads()
         where += f", {threads} thread{'s' * (threads != 1)}"
     processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
     return [

@@ -17,6 +17,7 @@ from fewstep.training.checkpoint import CheckpointContent, Checkpoints
 from fewstep.training.config import TrainerConfig, difference, pick_device
 from fewstep.training.doubts import doubts
 from fewstep.training.log import Log
+from fewstep.training.longer import check_longer, clock_at
 from fewstep.training.observers import Guard, Reading, RunLog, SaveEvery, Status
 from fewstep.training.processes import World
 from fewstep.training.run_folder import RunFolder
@@ -27,6 +28,7 @@ from fewstep.training.spikes import ROLL_BACKS, SpikeError, Spikes
 from fewstep.training.start import renewed
 from fewstep.training.state import State
 from fewstep.training.step import Step
+from fewstep.training.threads import settle, threads_kept
 
 
 class Trainer:
@@ -71,9 +73,7 @@ class Trainer:
 
     def clock(self, step: int) -> Clock:
         """Where step `step` (counted from 0) stands."""
-        phase = max(i for i, first in enumerate(self.phases[:-1]) if first <= step)
-        first, after = self.phases[phase], self.phases[phase + 1]
-        return Clock(step, self.config.steps, self.config.batch, phase, step - first, after - first)
+        return clock_at(step, self.config, self.phases)
 
     def fit(
         self,
@@ -97,7 +97,20 @@ class Trainer:
             checkpoints = Checkpoints(
                 self.folder.checkpoints, self.config.keep, say, writes, self.config.keep_every
             )
+        with threads_kept():
+            self._fit(checkpoints, observers, measures, drawing, say)
+
+    def _fit(
+        self,
+        checkpoints: Checkpoints | None,
+        observers: Sequence[Observer],
+        measures: Sequence[Observer],
+        drawing: Sequence[Observer],
+        say: Callable[[str], None],
+    ) -> None:
         start = 0 if checkpoints is None else self.resume(checkpoints, say)
+        if not start and (told := settle(self)):
+            say(told)
         for doubt in doubts(self.config, self.phases):
             say(f"warning: {doubt}")
         if start:
@@ -106,6 +119,7 @@ class Trainer:
             for look in drawing:
                 look(again)
         if self.folder is not None:
+            self.folder.threads = torch.get_num_threads()
             self.folder.write_status("running", start, self.config.steps)
         while True:
             records = self._records(start, checkpoints, say)
@@ -261,6 +275,10 @@ class Trainer:
         mine = self._identity()
         old = _lasting(renewed(mine, facts))
         now = _lasting(renewed(mine, plain(mine)))  # as a file says it, which is what `old` is
+        before = old["trainer"]["steps"]
+        if before < self.config.steps:
+            check_longer(self, before, facts["step"])
+            old["trainer"] |= {"steps": self.config.steps}
         for key, value in now.items():
             if old[key] != value:
                 raise RefusedError(
@@ -279,6 +297,7 @@ class Trainer:
         tensors, facts = checkpoints.load(step)
         self.check(facts)
         setting = facts.get("setting", {})
+        settle(self, setting.get("threads"))
         allowed = setting.get("micro_batch")  # by the memory that there was
         if self.config.micro_batch == 0 and allowed:
             self.step.micro = min(self.step.micro, allowed)
