@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewstep.begun import load
+    from fewstep.data.given import from_arrays, from_dataset
     from fewstep.models.bundle import DiffusionModel
     from fewstep.models.outside import OutsideNetwork
     from fewstep.models.wrapped import from_network
@@ -22,6 +23,8 @@ __all__ = [
     "Run",
     "__version__",
     "distil",
+    "from_arrays",
+    "from_dataset",
     "from_network",
     "load",
     "plugins",
@@ -30,6 +33,8 @@ __all__ = [
 _HOMES = {
     "DiffusionModel": "fewstep.models.bundle",
     "OutsideNetwork": "fewstep.models.outside",
+    "from_arrays": "fewstep.data.given",
+    "from_dataset": "fewstep.data.given",
     "from_network": "fewstep.models.wrapped",
     "load": "fewstep.begun",
     "Run": "fewstep.run",
