@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tests.cli.conftest import LOOP, NETWORK, STUDENT
 from tests.data.idx_files import idx_bytes, write_idx, write_pair
 from tests.data.picture_files import cifar_bytes, encoded, made, write_parquet, write_pictures
@@ -63,6 +64,40 @@ class TestData:
         told = "captions that digits_teacher cannot read to their end: 2 of 3"
         assert told in done("data", "check", "x.txt", "--model", "digits_teacher")
         assert told not in done("data", "check", "x.txt")
+
+    def test_the_command_that_comes_next(self, done, tmp_path):
+        """For pictures, for captions, and none for prompts."""
+        write_pair(tmp_path / "plain", 40)
+        out = done("data", "check", "plain", "limit=30")
+        assert out.endswith("next: fewstep train images_teacher data.path=plain data.limit=30\n")
+        assert "next: fewstep train images_teacher data=digits\n" in done("data", "check", "digits")
+        write_pictures(tmp_path / "two words", **{name: made(1)[0][0] for name in "ab"})
+        (tmp_path / "two words" / "a.txt").write_text("a red bird")
+        out = done("data", "check", "two words")
+        assert out.endswith("next: fewstep plan sd15_lcm_lora 'data.path=two words'\n")
+        Path("x.txt").write_text("a b\nc d e")
+        assert "next:" not in done("data", "check", "x.txt")
+
+    def test_a_contact_sheet(self, done, refused):
+        """Of each class as many, small ones enlarged; larger ones become small."""
+        out = done("data", "check", "digits", "--sheet", "digits.png")
+        assert "contact sheet: digits.png, 100 pictures\n" in out
+        with Image.open("digits.png") as image:
+            assert (image.mode, image.size) == ("L", (623, 623))
+            corner = np.asarray(image.crop((0, 0, 56, 56)).resize((8, 8), Image.Resampling.NEAREST))
+        first = Digits().dataset()
+        zero = first.images[first.labels.argsort(stable=True)[0], 0].numpy()
+        assert (corner == zero).all()
+        large = np.zeros((2, 300, 200, 3), np.uint8)
+        large[1] = 200
+        np.savez("x.npz", arr_0=large)
+        done("data", "check", "x.npz", "split=all", "--sheet", "x.png")
+        with Image.open("x.png") as image:
+            assert image.size[0] < 700
+            assert sorted(set(np.asarray(image)[..., 0].flatten())) == [0, 128, 200]
+        refused(2, "data", "check", "digits", "--sheet", "x.jpg", says=[".png"])
+        Path("x.txt").write_text("a b\nc d e")
+        refused(2, "data", "check", "x.txt", "--sheet", "y.png", says="no images, only caption")
 
 
 class TestRefused:

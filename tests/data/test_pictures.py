@@ -268,6 +268,25 @@ class TestDamage:
         assert images.shape == (297, 3, 20, 30)
         assert (images == torch.from_numpy(COLOUR)).all()
 
+    def test_any_number_may_be_left_out_but_not_all(self):
+        contents = [b"", b"x"] + [encoded(COLOUR)] * 2
+        for on_bad in ("error", "skip"):
+            told = r"2 of 4 .*on_bad=skip_all any number\), the first is picture 0: it is empty"
+            with pytest.raises(ValueError, match=rf"{told}; others: picture 1$"):
+                everything(contents, on_bad=on_bad)
+        images, places, notes = everything(contents, on_bad="skip_all")
+        assert (len(images), places.tolist()) == (2, [2, 3])
+        assert notes["bad"].startswith("2 of 4: picture 0: it is empty, picture 1: ")
+        with pytest.raises(ValueError, match="2 of 2 pictures cannot be read"):
+            everything(contents[:2], on_bad="skip_all")
+
+    def test_twenty_of_them_are_named(self):
+        with pytest.raises(
+            ValueError, match=r"picture 0: it is empty; others: picture 1, "
+        ) as told:
+            everything([b""] * 30 + [encoded(COLOUR)])
+        assert str(told.value).endswith("picture 18, picture 19, …")
+
     @pytest.mark.parametrize(("bad", "fails"), [(1, False), (2, False), (3, True), (200, True)])
     def test_more_than_one_in_a_hundred_fails(self, bad, fails):
         contents = [b""] * bad + [encoded(GREY)] * (200 - bad)

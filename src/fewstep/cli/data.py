@@ -1,18 +1,36 @@
 """`fewstep data`."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from fewstep.choice import kind_of
 from fewstep.cli.configure import source_of
 from fewstep.cli.tables import print_facts
 from fewstep.data.captions import every, told
+from fewstep.data.dataset import Dataset
 from fewstep.data.labels import counts, empty_classes, listed
+from fewstep.data.source import Source
+from fewstep.images.files import check_place
+from fewstep.images.grid import write_grid
 from fewstep.models.folder import load_conditioner
 from fewstep.models.space import described
 
+SHOWN = 100
+"""Pictures of a contact sheet, at most."""
+SIDE = 96
+"""Pixels of a side, to which larger pictures of it are made smaller."""
 
-def check(source: str, overrides: Sequence[str] | None, model: str | None) -> None:
-    """Reads all of a data source and says what was found."""
+
+def check(
+    source: str, overrides: Sequence[str] | None, model: str | None, sheet: Path | None
+) -> None:
+    """Reads all of a data source and says what was found, and what comes next."""
+    if sheet is not None:
+        check_place(sheet, (".png",))
     chosen = source_of(source, overrides or [])
     reader = None if model is None else load_conditioner(model)
     everything = chosen.read()
@@ -42,3 +60,38 @@ def check(source: str, overrides: Sequence[str] | None, model: str | None) -> No
     gone = empty_classes(kept.labels, kept.classes)
     if gone and gone != empty_classes(everything.labels, everything.classes):
         print(f"classes without images in what is kept: {listed(gone)}")
+    if sheet is not None:
+        print(f"contact sheet: {sheet}, {_written(sheet, kept)} pictures")
+    if command := following(chosen, kept, overrides or []):
+        print(f"next: {command}")
+
+
+def following(source: Source, kept: Dataset, overrides: Sequence[str]) -> str:
+    """The command that trains on such data; '' where no recipe is for them."""
+    path = getattr(source, "path", "")
+    options = [f"data.{word}" for word in overrides if "=" in word and not word.startswith("kind=")]
+    words = [f"data.path={path}", *options] if path else [f"data={kind_of(type(source))}", *options]
+    if "caption" in kept.columns and "image" in kept.columns:
+        return f"fewstep plan sd15_lcm_lora {shlex.join(words)}"
+    if "image" in kept.columns:
+        return f"fewstep train images_teacher {shlex.join(words)}"
+    return ""
+
+
+def _written(file: Path, dataset: Dataset) -> int:
+    """Writes pictures that lie evenly in the data, of each class in turn; returns how many."""
+    if "image" not in dataset.columns:
+        raise ValueError(f"--sheet: the data have no images, only {', '.join(dataset.columns)}")
+    index = _spread(dataset.labels, len(dataset))
+    images = dataset.floats(index)
+    if (longest := max(images.shape[2:])) > SIDE:
+        size = [max(1, round(side * SIDE / longest)) for side in images.shape[2:]]
+        images = torch.nn.functional.interpolate(images, size, mode="area")
+    write_grid(file, images)
+    return len(index)
+
+
+def _spread(labels: Tensor | None, number: int) -> Tensor:
+    """The places of pictures that lie evenly; with labels so that the classes come in turn."""
+    order = torch.arange(number) if labels is None else labels.argsort(stable=True)
+    return order[torch.linspace(0, number - 1, min(number, SHOWN)).round().long()]

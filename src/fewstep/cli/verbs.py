@@ -295,10 +295,11 @@ def data_check(
     model: str | None = typer.Option(
         None, help="A model of captions, to count those that it cannot read to their end."
     ),
+    sheet: Path | None = typer.Option(None, help="Writes a contact sheet: a .png of 100 pictures."),
 ) -> None:
-    """Reads all of a data source and says what was found.
+    """Reads all of a data source and says what was found, and which command comes next.
 
-    Example: fewstep data check mnist/
+    Example: fewstep data check mnist/ --sheet mnist.png
     """
     carry_out("data", locals(), "check")
 

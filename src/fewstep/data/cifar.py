@@ -47,8 +47,8 @@ class Cifar(Source):
     labels: Literal["fine", "coarse"] = "fine"
     """Of CIFAR-100: the 100 fine classes or the 20 coarse ones."""
     on_bad: OnBad = "error"
-    """skip leaves out what cannot be read in Parquet, up to 1 % of all, each named; else it is an
-    error."""
+    """skip leaves out what cannot be read in Parquet, up to 1 % of all, each named; skip_all any
+    number; else it is an error."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

@@ -41,7 +41,8 @@ class Coco(Source):
     channels: Channels = "auto"
     """1 channel for grey, 3 for rgb; auto takes 1 if all pictures are grey."""
     on_bad: OnBad = "error"
-    """skip leaves out what cannot be read, up to 1 % of all, each named; else it is an error."""
+    """skip leaves out what cannot be read, up to 1 % of all, each named; skip_all any number; else
+    it is an error."""
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

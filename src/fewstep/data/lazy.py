@@ -163,7 +163,7 @@ def of_files(
     beside: the folder that keeps an index of them. ValueError as `pictures`.
     """
     names = [str(file.relative_to(root)) if file != root else file.name for file in files]
-    checks = how.on_bad == "skip"
+    checks = how.on_bad != "error"
     kept = None if beside is None else beside / f"{'checked' if checks else 'files'}.safetensors"
     index = indexed(files, names, looked_through if checks else looked_at, kept)
     stamp = hashlib.sha256(index.stamp().encode())

@@ -17,6 +17,7 @@ from fewstep.data.metadata import SWAPS_SIDES, TURNS, orientation, unwarned, wit
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 64_000_000  # a larger picture is rather an attack on the memory
+NAMED = 20  # bad pictures of a message, at most
 MOST_BAD = 0.01  # the share of bad pictures above which leaving them out would change the data
 MOST_RESIZED = 1 << 24  # pixels of a resized picture above which its middle is cut out before
 LUMA = 19595, 38470, 7471  # of red, green and blue in grey, in 65,536ths, as Pillow has them
@@ -27,7 +28,7 @@ GREY, ODD = 1, 2  # of a header: whether the picture is grey, and its metadata c
 TELLING = b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"  # where PNG says how it is turned
 
 Channels = Literal["auto", "grey", "rgb"]
-OnBad = Literal["error", "skip"]
+OnBad = Literal["error", "skip", "skip_all"]
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
@@ -36,7 +37,7 @@ class How(NamedTuple):
 
     size: the short side becomes `size` and the middle square is cut out; 0 keeps what is there.
     channels: auto gives 1 if all are grey, else 3. on_bad: skip leaves out what cannot be read, up
-    to 1 % of all.
+    to 1 % of all, skip_all any number.
     """
 
     size: int = 0
@@ -103,9 +104,16 @@ def left_out(bad: Sequence[tuple[str, str]], total: int, on_bad: OnBad) -> dict[
     if not bad:
         return {}
     count = f"{len(bad)} of {total}"
-    if on_bad == "error" or len(bad) > MOST_BAD * total:
+    few = len(bad) <= MOST_BAD * total
+    if on_bad == "error" or (on_bad == "skip" and not few) or len(bad) == total:
         remedy = f"on_bad=skip leaves out up to {MOST_BAD:.0%}"
-        raise ValueError(f"{count} pictures cannot be read ({remedy}), the first is {bad[0][1]}")
+        if not few:
+            remedy += ", on_bad=skip_all any number"
+        more = ", ".join(name for name, _ in bad[1:NAMED])
+        more = f"; others: {more}{', …' * (len(bad) > NAMED)}" if more else ""
+        raise ValueError(
+            f"{count} pictures cannot be read ({remedy}), the first is {bad[0][1]}{more}"
+        )
     return {"bad": f"{count}: {some([reason for _, reason in bad])}"}
 
 

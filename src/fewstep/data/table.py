@@ -63,7 +63,8 @@ class Table(Source):
     channels: Channels = "auto"
     """grey, rgb; auto: grey if all pictures are."""
     on_bad: OnBad = "error"
-    """What a picture does that cannot be read: end the run, or be left out, up to 1 % of all."""
+    """What a picture does that cannot be read: end the run (error), or be left out, up to 1 % of
+    all (skip) or any number of them (skip_all)."""
 
     def foreseen(self) -> Space | None:
         """Where size, channels and that there are no classes is said."""
@@ -122,7 +123,7 @@ class Table(Source):
             return Stored(stored, held, columns, how, stamp, torch.arange(len(stored)), notes)
         looked = None
         if self._looks(len(stored)):
-            checks = self.on_bad == "skip"
+            checks = self.on_bad != "error"
             name = f"{'checked' if checks else 'rows'}-{stamp[:16]}.safetensors"
             kept = None if beside is None else beside / name
             looked = stored.headers(kept, checked_header if checks else header)
