@@ -10,7 +10,7 @@ import torch
 from fewstep.begun import load
 from fewstep.choice import did_you_mean
 from fewstep.cli.asked import asked_of
-from fewstep.cli.tables import print_table
+from fewstep.cli.tables import print_facts, print_table
 from fewstep.files import write_bytes
 from fewstep.images.files import check_place
 from fewstep.images.grid import png
@@ -62,7 +62,7 @@ def compare(
         seconds = f"{answer.seconds / answer.num:.3f}"
         table.append([row.name, str(answer.sampler.steps), str(answer.evaluations), seconds])
     print_table(["model", "steps", "evaluations", "seconds/image"], table, texts=1)
-    print(f"{out}: {len(rows)} rows of {len(pictures[0])} images, seed {seed}")
+    print_facts({str(out): f"{len(rows)} rows of {len(pictures[0])} images, seed {seed}"})
 
 
 def _row(

@@ -36,34 +36,33 @@ def check(
     everything = chosen.read()
     everything.verify()
     kept = chosen.choose(everything)
-    print(f"kind: {kind_of(type(chosen))}")
-    print_facts(everything.notes)
+    facts: dict[str, object] = {"kind": kind_of(type(chosen)), **everything.notes}
     if "image" in everything.columns:
         channels, height, width = everything.shape
         many = "s" if channels > 1 else ""
-        print(f"images: {len(everything)} of {height}×{width}, {channels} channel{many}")
+        facts["images"] = f"{len(everything)} of {height}×{width}, {channels} channel{many}"
     else:
-        print(f"rows: {len(everything)} of {described(everything.columns)}")
+        facts["rows"] = f"{len(everything)} of {described(everything.columns)}"
     if everything.labels is not None:
-        print_facts(counts(everything.labels, everything.classes))
-    print_facts(told(everything))
+        facts |= counts(everything.labels, everything.classes)
+    facts |= told(everything)
     if reader is not None and "caption" in everything.columns:
         captions = every(everything)
         cut = reader.truncated(captions)
-        print(f"captions that {model} cannot read to their end: {cut:,} of {len(captions):,}")
+        facts[f"captions that {model} cannot read to their end"] = f"{cut:,} of {len(captions):,}"
     for split in ("train", "test"):
-        print(f"split {split}: {len(chosen.choose(everything, split, empty=True))}")
-    print(
-        f"kept with these options: {len(kept)} (split {chosen.split}), "
-        f"fingerprint {kept.fingerprint()}"
+        facts[f"split {split}"] = len(chosen.choose(everything, split, empty=True))
+    facts["kept with these options"] = (
+        f"{len(kept)} (split {chosen.split}), fingerprint {kept.fingerprint()}"
     )
     gone = empty_classes(kept.labels, kept.classes)
     if gone and gone != empty_classes(everything.labels, everything.classes):
-        print(f"classes without images in what is kept: {listed(gone)}")
+        facts["classes without images in what is kept"] = listed(gone)
     if sheet is not None:
-        print(f"contact sheet: {sheet}, {_written(sheet, kept)} pictures")
+        facts["contact sheet"] = f"{sheet}, {_written(sheet, kept)} pictures"
     if command := following(chosen, kept, overrides or []):
-        print(f"next: {command}")
+        facts["next"] = command
+    print_facts(facts)
 
 
 def following(source: Source, kept: Dataset, overrides: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.begun import load
 from fewstep.cli.configure import configured, source_of
-from fewstep.cli.tables import print_facts, print_table
+from fewstep.cli.tables import gathered, print_facts, print_table
 from fewstep.data.dataset import Dataset
 from fewstep.data.folder import Folder
 from fewstep.data.source import Source
@@ -146,9 +146,10 @@ def _shown(
     results: Sequence[Result], notes: Mapping[str, str], out: Path | None, report: Path | None
 ) -> None:
     """Prints results, and writes the first (JSON) and all of them (HTML) where that is wanted."""
-    found = table(results)
-    print_table(found.columns, found.rows, found.texts)
-    print_facts({**notes, **results[0].protocol.told()})
+    if not gathered({"results": [result.plain() for result in results], **notes}):
+        found = table(results)
+        print_table(found.columns, found.rows, found.texts)
+        print_facts({**notes, **results[0].protocol.told()})
     if out is not None:
         write_json(out, results[0].plain())
     if report is not None:

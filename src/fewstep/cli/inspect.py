@@ -9,7 +9,7 @@ from typing import Any
 
 from fewstep.begun import load
 from fewstep.choice import Choice, kind_of, origins
-from fewstep.cli.tables import print_facts, print_list, print_options
+from fewstep.cli.tables import gathered, options_told, print_facts, print_list, print_options
 from fewstep.data.source import Source
 from fewstep.files import read_json
 from fewstep.learning.method import Method
@@ -44,12 +44,20 @@ def inspect(what: str) -> None:
     """Says what a user wants to know about a model, a list or a name. ValueError where there is
     none.
     """
+    if what == "recipes":
+        print_list(listed())
+        return
     if place(what).exists() or what in shipped() or is_name(what):
         print_model(load(what), place(what))
         return
     if what in listed():
         print_recipe(what)
         return
+    print_named(what)
+
+
+def print_named(what: str) -> None:
+    """Kinds of this name, and lists. ValueError where there is none."""
     kinds = kinds_called(what)
     lists = []
     for family in families_called(what):
@@ -59,7 +67,7 @@ def inspect(what: str) -> None:
             kinds.append((family, family))
     if not kinds and not lists:
         raise unknown(what)
-    if len(kinds) > 1:
+    if len(kinds) > 1 and not gathered({}):
         names = ", ".join(kind_of(family) for family, _ in kinds)
         print(f"{what} is a name in several places: {names}\n")
     for family, cls in kinds:
@@ -85,6 +93,8 @@ def all_names() -> list[str]:
 
 def print_recipe(name: str) -> None:
     """What a recipe is for, what came out of it, and its run file."""
+    if gathered({"recipe": name, "about": said_of(name), "run": recipe(name).dump()}):
+        return
     print(f"{name} (recipe)\n{said_of(name)}\n")
     print(to_yaml(recipe(name).dump()).rstrip())
 
@@ -92,14 +102,17 @@ def print_recipe(name: str) -> None:
 def print_kind(family: type[Choice], cls: type[Choice]) -> None:
     """What a kind is, and its options."""
     name = kind_of(cls)
+    rows = []
+    for option in options_of(cls):
+        rows.append((option.name, "needed" if option.default is None else option.default, option))
+    told = {"name": name, "family": kind_of(family), "about": docstring(cls)}
+    if gathered({"kinds": [{**told, "options": options_told(rows)}]}):
+        return
     print(name if family is cls else f"{name} ({kind_of(family)})")
     text = docstring(cls)
     sentence = about(cls)
     print(text if " ".join(text.split()).startswith(sentence) else f"{sentence}\n\n{text}")
     print()
-    rows = []
-    for option in options_of(cls):
-        rows.append((option.name, "needed" if option.default is None else option.default, option))
     if rows:
         print_options(rows)
     else:

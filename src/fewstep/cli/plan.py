@@ -1,5 +1,6 @@
 """`fewstep plan`."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import configured
-from fewstep.cli.tables import print_table
+from fewstep.cli.tables import gathered, print_facts, print_table
 from fewstep.data.caching import part_facts
 from fewstep.data.dataset import Held, MadeBy
 from fewstep.learning.averaging import share_of_start
@@ -195,27 +196,31 @@ def show(run: Run, plan: Plan) -> None:
         [(r, w, f"{_mib(size)}") for r, w, size in [*roles, ("peak", "", plan.peak)]],
     )
     learn = [f"{count:,} parameters of {name}" for name, count in plan.trained.items()]
-    print(f"trained: {', '.join(learn)}")
     trainer, passes = run.trainer, math.ceil(plan.share / plan.rows)
     threads = plan.threads
     gpu = pick_device(trainer.device).type == "cuda"
     where = (
         torch.cuda.get_device_name() if gpu else f"a CPU with {threads} thread{'s' * (threads > 1)}"
     )
-    print(f"batch: {plan.share} rows, in {passes} pass{'es' * (passes > 1)} of {plan.rows}")
-    print(
-        f"time: {plan.step:.3g} s a step, {duration(plan.step * trainer.steps)} for "
-        f"{trainer.steps:,} steps; "
-        f"measured on {plan.tried} rows in {plan.precision} on {where}"
-    )
-    print(
-        f"disk: {_checkpoints(trainer)} checkpoints of {_mib(plan.checkpoint)} MiB "
-        f"(one of them being written), student {_mib(plan.student)} MiB"
-    )
     phases = (*run.method.phases(trainer.steps), trainer.steps)
-    print(f"averages: {', '.join(_shares(trainer, shortest(phases)))} first weights at the end")
-    for doubt in doubts(trainer, phases):
-        print(f"warning: {doubt}")
+    facts = {
+        "trained": ", ".join(learn),
+        "batch": f"{plan.share} rows, in {passes} pass{'es' * (passes > 1)} of {plan.rows}",
+        "time": (
+            f"{plan.step:.3g} s a step, {duration(plan.step * trainer.steps)} for "
+            f"{trainer.steps:,} steps; measured on {plan.tried} rows in {plan.precision} on {where}"
+        ),
+        "disk": (
+            f"{_checkpoints(trainer)} checkpoints of {_mib(plan.checkpoint)} MiB "
+            f"(one of them being written), student {_mib(plan.student)} MiB"
+        ),
+        "averages": f"{', '.join(_shares(trainer, shortest(phases)))} first weights at the end",
+    }
+    print_facts(facts)
+    found = doubts(trainer, phases)
+    if not gathered({"plan": dataclasses.asdict(plan), "warnings": list(found)}):
+        for doubt in found:
+            print(f"warning: {doubt}")
 
 
 def _checkpoints(config: TrainerConfig) -> int:

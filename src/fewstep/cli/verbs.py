@@ -20,8 +20,13 @@ def carry_out(verb: str, options: dict[str, Any], name: str | None = None) -> No
     for option, value in options.items():
         if isinstance(value, Path):
             options[option] = place(value)
-    module = importlib.import_module(f"fewstep.cli.{verb}")
-    getattr(module, name or verb)(**options)
+    as_json = options.pop("as_json", False)
+    carried = getattr(importlib.import_module(f"fewstep.cli.{verb}"), name or verb)
+    if not as_json:
+        carried(**options)
+        return
+    with importlib.import_module("fewstep.cli.tables").as_json():
+        carried(**options)
 
 
 def recipes_like(begun: str) -> list[str]:
@@ -90,6 +95,7 @@ def plan(
     processes: int = typer.Option(
         1, min=1, help="How many share the batch; memory and time are those of each."
     ),
+    as_json: bool = typer.Option(False, "--json", help="Prints JSON."),
 ) -> None:
     """Says what memory, time and disk a run will need; neither its data nor its teacher has to be
     there.
@@ -164,6 +170,7 @@ def compare(
     num: int | None = typer.Option(None, min=1, max=100, help="How many columns; 8, or all."),
     seed: int = typer.Option(0, help="The images of column i are of the same noise."),
     device: str = typer.Option("auto", help="cpu, cuda, mps …"),
+    as_json: bool = typer.Option(False, "--json", help="Prints JSON."),
 ) -> None:
     """Shows several models side by side: the same prompts and noise in every row.
 
@@ -189,7 +196,9 @@ def evaluate(
         "can serve if not given. The first decides which solver is best.",
     ),
     features: str | None = typer.Option(
-        None, help="A classifier: its run's folder; the shipped one of digits if not given."
+        None,
+        help="A classifier's folder, or efflite0, for images without labels; if not given the "
+        "shipped classifier of digits or shapes, else efflite0.",
     ),
     num: int = typer.Option(2000, min=2, max=MOST_IMAGES, help="How many images to sample."),
     steps: int | None = typer.Option(None, min=1, help="Solver steps; else the model's own."),
@@ -211,6 +220,7 @@ def evaluate(
     ),
     out: Path | None = typer.Option(None, help="Writes the result as JSON."),
     report: Path | None = typer.Option(None, help="Writes the table and the protocol as HTML."),
+    as_json: bool = typer.Option(False, "--json", help="Prints JSON."),
 ) -> None:
     """Measures quality, and says under which protocol.
 
@@ -263,15 +273,16 @@ def inspect(
         help="A run's or model's folder or name; recipes; methods, networks, solvers, data …; the "
         "name of any of these: digits_cd, dmd2, unet, heun, digits; trainer; run."
     ),
+    as_json: bool = typer.Option(False, "--json", help="Prints JSON."),
 ) -> None:
     """Says what a model is, lists what there is, or explains the options of anything by its name.
 
     Example: fewstep inspect methods
     """
-    if what == "recipes":
-        print_list(listed())
+    if what == "recipes" and not as_json:
+        print_list(listed())  # without an import of PyTorch
     else:
-        carry_out("inspect", {"what": what})
+        carry_out("inspect", {"what": what, "as_json": as_json})
 
 
 def check(
@@ -296,6 +307,7 @@ def data_check(
         None, help="A model of captions, to count those that it cannot read to their end."
     ),
     sheet: Path | None = typer.Option(None, help="Writes a contact sheet: a .png of 100 pictures."),
+    as_json: bool = typer.Option(False, "--json", help="Prints JSON."),
 ) -> None:
     """Reads all of a data source and says what was found, and which command comes next.
 
