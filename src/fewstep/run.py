@@ -51,7 +51,7 @@ from fewstep.training.start import (
     with_examples,
 )
 from fewstep.training.students import save_students
-from fewstep.training.tensorboard import TensorBoard, check_tensorboard
+from fewstep.training.trackers import check_trackers, trackers
 from fewstep.training.trainer import Trainer
 
 PLACES = {"data": ("path", "kind"), "teacher": ("path",), "start": ("path",)}
@@ -292,8 +292,7 @@ def checked(run: Run) -> Run:
     except ValueError as error:
         raise ValueError("\n".join(option_errors(error)) or str(error)) from None
     check_base(run.adaptation, run.start or run.teacher)
-    if run.trainer.tensorboard:
-        check_tensorboard()
+    check_trackers(run.trainer)
     return run
 
 
@@ -314,8 +313,8 @@ def _drawing(run: Run, ready: Prepared, say: Callable[[str], None]) -> list[Obse
         samples, steps = place.path / "samples", config.sample_steps
         every, method = config.sample_every, ready.trainer.method
         found.append(Gallery(method, ready.model, samples, every, steps, world, say))
-    if config.tensorboard and world.is_leader:
-        found.append(TensorBoard(place.path / "tensorboard"))
+    if world.is_leader:
+        found += trackers(config, place.path, run.dump())
     return found
 
 

@@ -81,7 +81,26 @@ def test_another_process_writes_nothing(tmp_path):
 def test_the_status_is_written_whole(tmp_path):
     RunFolder(tmp_path).write_status("stopped", 2, 3, "signal 15")
     found = json.loads((tmp_path / "status.json").read_text())
-    assert found == {"state": "stopped", "step": 2, "steps": 3, "reason": "signal 15"}
+    status = {"state": "stopped", "step": 2, "steps": 3, "reason": "signal 15"}
+    assert found == {**status, "seconds": 0.0, "threads": None}
+
+
+def test_the_seconds_of_all_lives_are_added(tmp_path, monkeypatch):
+    """The threads are those that are known last."""
+    clock = [100.0]
+    monkeypatch.setattr("fewstep.training.run_folder.time.monotonic", lambda: clock[0])
+
+    def lived(seconds, threads=None):
+        folder = RunFolder(tmp_path)
+        folder.threads = threads
+        folder.write_status("running", 1, 3)
+        clock[0] += seconds
+        folder.write_status("stopped", 2, 3)
+        clock[0] += 1000.0  # nobody works
+        return folder.status()
+
+    assert (lived(7.5, 4)["seconds"], lived(2.0)["seconds"]) == (7.5, 9.5)
+    assert RunFolder(tmp_path).status()["threads"] == 4
 
 
 def test_a_folder_in_which_no_run_began_goes_away(tmp_path):

@@ -81,6 +81,9 @@ class TrainerConfig(Choice):
     what a scheduler sends before its limit: SIGUSR1, SIGUSR2."""
     tensorboard: bool = False
     """Also writes the numbers of the log for TensorBoard, which must be installed."""
+    wandb: bool = False
+    """Also logs them to Weights & Biases, which must be installed; WANDB_MODE=offline keeps them
+    in the run's folder."""
 
     # What a resumed run may change: the result stays the same up to rounding (or does not depend on
     # it at all).
@@ -104,6 +107,7 @@ class TrainerConfig(Choice):
         "spikes",
         "stop_signals",
         "tensorboard",
+        "wandb",
     )
 
     def __post_init__(self) -> None:

@@ -16,7 +16,8 @@ from fewstep.training.log import read_log
 from fewstep.training.processes import World
 from fewstep.yaml import read_yaml, to_yaml
 
-FOLDERS = ("checkpoints", "samples", "tensorboard", "index")  # in which a run writes file by file
+FOLDERS = ("checkpoints", "samples", "tensorboard", "wandb", "index")
+"""In which a run writes file by file."""
 
 
 class RunFolder:
@@ -171,7 +172,7 @@ class RunFolder:
         if not self.world.is_leader:
             return
         if restart:
-            for name in ("samples", "report", "results.json", *exports):
+            for name in ("samples", "report", "results.json", "wandb_id.txt", *exports):
                 remove(self.path / name)
             # The status first: a restart that is cut must not pass for the old run.
             (self.path / "status.json").unlink(missing_ok=True)
