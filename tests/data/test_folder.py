@@ -30,6 +30,23 @@ def test_class_folders_count_in_the_order_of_their_names(tmp_path):
     assert dataset.ids.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("IMG_0001", "DSC_0002", "IMG_0003"),
+        ("IMG0_1", "IMG1_2", "IMG0_3"),
+        ("20231224_180000", "20231225_090000", "20231224_183000"),
+        ("PXL_2023", "Screenshot_1", "PXL_2024"),
+    ],
+)
+def test_what_cameras_write_is_no_class(tmp_path, names):
+    write_pictures(tmp_path / "own", **{name: made(1)[0][0] for name in names})
+    dataset = Folder(path=str(tmp_path / "own")).dataset("all")
+    assert (dataset.labels, dataset.classes) == (None, 0)
+    write_pictures(tmp_path / "own", cat_1=made(1)[0][0], cat_2=made(1)[0][0])
+    assert Folder(path=str(tmp_path / "own")).dataset("all").classes > 1  # one word says what it is
+
+
 def test_prefixes_count_in_the_order_of_their_names(tmp_path):
     write_pictures(tmp_path, cat_001=A, ant_7_x=B, cat_002=C)
     dataset = read(tmp_path)

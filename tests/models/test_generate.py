@@ -1,8 +1,10 @@
 """Generating: image i depends on (seed, i) alone; what a model cannot serve is refused."""
 
 import json
+import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from tests.models.made import DOUBLED, made
@@ -111,11 +113,27 @@ class TestGenerate:
             ({"guidance": float("inf")}, "guidance"),
             ({"sampler": Ode(2, Explicit(((90.0,),)))}, "between 0.002 and 80"),
             ({"batch": -4}, "batch"),
+            ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),
+            ({"seed": "a"}, "seed: expected a whole number, got 'a'"),
+            ({"labels": [1.5]}, "labels are whole numbers, got 1.5"),
+            ({"labels": torch.tensor([1.5])}, "labels are whole numbers, got 1.5"),
         ],
     )
     def test_mistakes(self, model, options, message):
         with pytest.raises(ValueError, match=message):
             model.generate(**options)
+
+    def test_one_label_and_numbers_of_numpy(self, model):
+        same = model.generate(labels=[3], seed=2, steps=2)
+        for label in (3, np.array([3]), torch.tensor([3.0])):
+            images = model.generate(labels=label, seed=np.int64(2), steps=np.int32(2))
+            assert torch.equal(images, same)
+
+    def test_what_it_is_in_one_line(self, model):
+        told = repr(model)
+        assert re.match(r"DiffusionModel\(unet of [\d,]+ parameters, images 1×8×8, ", told)
+        assert told.endswith(", 10 classes, sampled by ode of 3 steps)")
+        assert "classes" not in repr(made(classes=0))
 
     def test_labels_for_a_model_without_classes(self):
         with pytest.raises(ValueError, match="label"):

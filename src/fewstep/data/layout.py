@@ -13,6 +13,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 OTHER_PICTURES = {".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2"}
 OTHER_PICTURES |= {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".svg", ".psd", ".raw", ".dng"}
 
+CAMERA = re.compile(
+    r"(?:(?:mv)?img|imag|dsc[nf]?|pxl|mvi|gopr|sam|cimg|pict|wp|screenshot)[- ]?\d*|(?:19|20)\d{6}",
+    re.IGNORECASE,
+)
+"""What cameras and telephones write before the first `_`: their own word, or a date."""
 MOST_ODD = 0.1  # of the names of pictures, where the others are classes
 
 
@@ -173,14 +178,15 @@ def by_folder(tree: Tree) -> dict[Path, str]:
 
 def by_name(files: Sequence[Path], passed: list[Passed], labelled: bool = True) -> dict[Path, str]:
     """Each of the pictures of one folder with what stands before the first `_` of its name, ""
-    where that is no class of several pictures. Where all names have sets in front or behind that
-    (train_cat_1, cat_train_1), only those of the training set are kept; sets are no classes.
+    where that is no class of several pictures, or what cameras and telephones write there. Where
+    all names have sets in front or behind that (train_cat_1, cat_train_1), only those of the
+    training set are kept; sets are no classes.
     ValueError where a few names alone have no class; labelled: whether classes are wanted.
     """
     stems = _of_set({file: file.stem for file in files}, passed)
     words = {file: stem.partition("_")[0] for file, stem in stems.items() if "_" in stem}
     names = sorted(set(words.values()))
-    if not 1 < len(names) < len(words):
+    if not _may_be_classes(names, len(words)):
         return dict.fromkeys(stems, "")
     if len(words) < len(stems):
         if labelled:
@@ -195,6 +201,11 @@ def by_name(files: Sequence[Path], passed: list[Passed], labelled: bool = True) 
         return {file: "" for file, word in words.items() if word == chosen}
     kept = _of_set({file: stems[file].partition("_")[2] for file in words}, passed)
     return {file: words[file] for file in kept}
+
+
+def _may_be_classes(names: Sequence[str], pictures: int) -> bool:
+    """Whether these words of so many names tell kinds of pictures apart."""
+    return 1 < len(names) < pictures and not all(CAMERA.fullmatch(name) for name in names)
 
 
 def _check_odd(files: Sequence[Path], named: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from fewstep.models.space import Space
 FEW = 8  # steps of a few-step model, at most
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class DiffusionModel:
     """A pixel EDM network and Stable Diffusion behind one type.
 
@@ -49,6 +50,18 @@ class DiffusionModel:
     additions: dict[str, Addition] = field(default_factory=dict)
     examples: dict[str, list[Any]] = field(default_factory=dict)
     clip: float | None = None
+
+    def __repr__(self) -> str:
+        """One line: what it is and how it samples."""
+        spec: Any = self.denoiser.network.spec
+        count = sum(parameter.numel() for parameter in self.denoiser.network.parameters())
+        images = "×".join(map(str, self.image_shape))
+        classes = f", {self.classes} classes" if self.classes else ""
+        how = f"{kind_of(type(self.sampler))} of {self.sampler.steps} steps"
+        return (
+            f"DiffusionModel({kind_of(type(spec))} of {count:,} parameters, images {images}"
+            f"{classes}, sampled by {how})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +157,7 @@ class DiffusionModel:
 
     def generate(
         self,
-        labels: Sequence[int | None] | Tensor | None = None,
+        labels: Sequence[int | None] | Tensor | int | None = None,
         prompts: Sequence[str] | str | None = None,
         *,
         negative: str | None = None,
@@ -169,11 +182,22 @@ class DiffusionModel:
         """
         asked: dict[str, Any] = {}
         if labels is not None:
-            asked["label"] = labels
+            asked["label"] = [labels] if isinstance(labels, int) else labels
         if prompts is not None:
             asked["caption"] = [prompts] if isinstance(prompts, str) else list(prompts)
         away = {} if negative is None else {"caption": [negative]}
-        request = Request(asked, away, num, steps, times, sampler, guidance, seed, batch, fading)
+        request = Request(
+            asked,
+            away,
+            _whole("num", num),
+            _whole("steps", steps),
+            times,
+            sampler,
+            guidance,
+            _whole("seed", seed) or 0,
+            _whole("batch", batch),
+            fading,
+        )
         return self.answer(request).images()
 
     def save(self, folder: Path) -> None:
@@ -188,3 +212,13 @@ class DiffusionModel:
         from fewstep.models.folder import load_folder
 
         return load_folder(folder)
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """ValueError for what is no whole number of Python's or numpy's."""
+    if value is None:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: expected a whole number, got {value!r}") from None

@@ -140,12 +140,21 @@ class LabelsModule(ConditionerModule):
 
     def numbers(self, column: Any) -> Tensor:
         """Labels as whole numbers; None, no label, is the class behind the last."""
-        if not isinstance(column, Tensor):
-            column = [self.classes if label is None else int(label) for label in column]
-        return torch.as_tensor(column, dtype=torch.long)
+        if isinstance(column, Tensor):
+            column = column.tolist()
+        found = [self.classes if label is None else _whole(label) for label in column]
+        return torch.tensor(found, dtype=torch.long)
 
     def examples(self, first: int, num: int) -> dict[str, Any]:
         return {"label": torch.arange(first, first + num) % self.classes}
+
+
+def _whole(label: Any) -> int:
+    """ValueError for a label that is no whole number."""
+    number = label.item() if isinstance(label, Tensor) else label
+    if int(number) != number:
+        raise ValueError(f"labels are whole numbers, got {number!r}")
+    return int(number)
 
 
 def rows_of(asked: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
