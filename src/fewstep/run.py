@@ -276,10 +276,11 @@ def _check_alike(trainer: Trainer, place: RunFolder, moved: str) -> None:
     step = trainer.world.on_leader(checkpoints.newest)
     if step is not None:
         trainer.check(checkpoints.facts(step))
-    elif moved and trainer.world.on_leader(lambda: place.at_its_end(trainer.config.steps)):
+    elif trainer.world.on_leader(lambda: place.status().get("state") == "finished"):
+        what = f"with another configuration: {moved}" if moved else "of fewer steps"
         raise RefusedError(
-            f"{place.path} holds a run with another configuration: {moved}; no checkpoint is left "
-            f"to tell whether the same lies there; choose another name=, or --restart"
+            f"{place.path} holds a run {what}; no checkpoint is left to tell whether the same lies "
+            "there, or to go on from; choose another name=, or --restart"
         )
 
 

@@ -81,9 +81,8 @@ def same(model, again):
 def test_a_consistency_student_of_ours_comes_back_to_the_bit(tmp_path, classes, steps):
     model = pixels(CmBoundary(), Renoise(steps, KARRAS), VarianceExploding(), classes)
     if steps == 3:  # of which the pipeline's own grid has no like
-        with pytest.raises(ValueError, match="images differ from the model's by"):
+        with pytest.raises(ValueError, match=r"another grid of 3 steps .* --steps 1, 2, 4"):
             export_diffusers(model, tmp_path / "out", CARD)
-        assert not (tmp_path / "out").exists()
         return
     again, difference = back(model, tmp_path / "out")
     assert difference < 1e-5

@@ -1,6 +1,7 @@
 """A run is made longer: it ends as one that was as long from the beginning; or it says why not."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -99,3 +100,12 @@ def test_a_shorter_one_and_another_are_other_runs(tmp_path):
     for other in (run_of(3), replaced(run_of(6), method=ConsistencyDistillation(bins=5))):
         with pytest.raises(RefusedError, match="holds a run with another configuration"):
             distil(other, tmp_path / "x")
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
+    distil(run_of(3), tmp_path / "x")
+    before = ended(tmp_path / "x")
+    shutil.rmtree(tmp_path / "x" / "checkpoints")
+    with pytest.raises(RefusedError, match="a run of fewer steps; no checkpoint is left"):
+        distil(run_of(6), tmp_path / "x")
+    assert all(torch.equal(one, before[name]) for name, one in ended(tmp_path / "x").items())

@@ -146,6 +146,11 @@ def _consistency(model: DiffusionModel) -> Target:
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(f"diffusers' {name} cannot hold this model: {reason}")
+    if (GRID - 1) % model.sampler.steps:
+        raise ValueError(
+            f"diffusers' {name} walks another grid of {model.sampler.steps} steps than this "
+            "student's: --steps 1, 2, 4, 5, 8 … whose multiple is 4000"
+        )
     scheduler = library_class("diffusers.CMStochasticIterativeScheduler")(
         num_train_timesteps=GRID,
         sigma_min=d.process.t_min,
