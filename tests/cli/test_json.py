@@ -44,6 +44,13 @@ def test_plan(told):
     assert warning.startswith("the learning rate ends at 6% of itself")
 
 
+def test_what_is_said_meanwhile_goes_elsewhere(fewstep, monkeypatch):
+    monkeypatch.setattr("fewstep.cli.plan.LARGE", 0)
+    ended = fewstep("plan", "digits_cd", *LOOP, "--json")
+    assert json.loads(ended.out)["plan"]
+    assert "trying steps of a network of" in ended.err
+
+
 def test_data_check(told):
     found = told("data", "check", "digits")
     assert found["kind"] == "digits"

@@ -94,6 +94,14 @@ def test_distances_of_pictures_without_labels():
     assert warning.startswith("24 images in 1,280 dimensions")
 
 
+def test_what_takes_long_is_told_before(capsys):
+    efflite0._tell_long(10_000, 6.4, 64)
+    told = "looking at 10,000 images with EfficientNet-Lite0: about 17 min\n"
+    assert capsys.readouterr().out == told
+    efflite0._tell_long(200, 6.4, 64)
+    assert capsys.readouterr().out == ""
+
+
 @needs_weights
 def test_grey_pictures_are_read_as_colours():
     grey = held_images(torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8), None, 0)

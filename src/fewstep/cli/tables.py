@@ -2,9 +2,10 @@
 
 import json
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,12 +19,14 @@ _COLLECTED: ContextVar[dict[str, Any] | None] = ContextVar("_COLLECTED", default
 @contextmanager
 def as_json() -> Iterator[None]:
     """Within the block tables, facts and lists are gathered; behind it they are printed as one JSON
-    object: rows of tables under "rows", all else by its name.
+    object: rows of tables under "rows", all else by its name. What else is said meanwhile goes to
+    standard error.
     """
     found: dict[str, Any] = {}
     token = _COLLECTED.set(found)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         _COLLECTED.reset(token)
     print(json.dumps(found, indent=1, ensure_ascii=False))

