@@ -30,7 +30,7 @@ from fewstep.diffusion.samplers import FlowMap, Ode, Renoise
 from fewstep.diffusion.solvers import Dpmpp2m, Euler, Heun
 from fewstep.diffusion.times import Explicit, Segments, Strided, Trailing, Uniform
 from fewstep.export.card import Card
-from fewstep.export.lora import export_lora, round_addition
+from fewstep.export.lora import export_lora, labels_of, round_addition
 from fewstep.export.rounding import round_model
 from fewstep.export.schedules import schedule_of
 from fewstep.export.stable_diffusion import call_of, ends_of, export_pipeline, pipeline_of
@@ -275,6 +275,23 @@ def test_a_lora_of_half_the_size(tmp_path):
     mine = model.denoiser.network.state_dict()
     for name, tensor in base.denoiser.network.state_dict().items():
         assert torch.allclose(tensor, mine[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("version", "prediction", "named", "architecture"),
+    [
+        ("sd_v1", Epsilon(), "sd_v1", "stable-diffusion-v1/lora"),
+        ("sd_v2", Epsilon(), "sd_v2", "stable-diffusion-v2-512/lora"),
+        ("sd_v2", Velocity(), "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+    ],
+)
+def test_the_names_of_versions_in_other_tools(version, prediction, named, architecture):
+    model, addition, _ = student()
+    model.denoiser.parameterization = prediction
+    schedule = schedule_of(model.denoiser, model.sampler)
+    found = labels_of(model, addition, schedule, "x", version)
+    assert found["ss_base_model_version"] == named
+    assert found["modelspec.architecture"] == architecture
 
 
 def test_the_metadata(tmp_path):

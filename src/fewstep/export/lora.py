@@ -37,6 +37,13 @@ from fewstep.models.lora_files import delta
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
 """Stable Diffusion's versions by the width of their text encoders."""
+ARCHITECTURES = {
+    "sd_v1": "v1",
+    "sd_v1_v": "v1",
+    "sd_v2": "v2-512",
+    "sd_v2_v": "v2-768-v",
+}
+"""What model specifications call what kohya's tools call so."""
 NEAR = 15
 """Indices by which a time may differ from that of sgm_uniform without a word."""
 
@@ -66,7 +73,7 @@ def export_lora(
     scale = addition.facts["alpha"] / addition.facts["rank"]
     pairs = _pairs(addition.tensors)
     width = network.module.config["cross_attention_dim"]
-    labels = _labels(model, addition, schedule, name, VERSIONS.get(width, "sd_v1"))
+    labels = labels_of(model, addition, schedule, name, VERSIONS.get(width, "sd_v1"))
     files = {
         f"{name}.safetensors": kohya(pairs, addition.facts["alpha"]),
         DIFFUSERS: diffusers_names(pairs, scale),
@@ -168,7 +175,7 @@ def labelled(path: Path, labels: Mapping[str, str]) -> None:
     path.write_bytes(len(head).to_bytes(8, "little") + head + content[8 + size :])
 
 
-def _labels(
+def labels_of(
     model: DiffusionModel, addition: Addition, schedule: Schedule, name: str, version: str
 ) -> dict[str, str]:
     """What tools show of the file, and how it is used."""
@@ -178,9 +185,11 @@ def _labels(
     if merged := _merged(model):
         usage += f", beside {merged}"
     [(what, predicted)] = predicting(bare(model.denoiser.parameterization)).items()
+    if predicted.startswith("v"):
+        version += "_v"
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"stable-diffusion-{version.removeprefix('sd_')}/lora",
+        "modelspec.architecture": f"stable-diffusion-{ARCHITECTURES[version]}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": name,
         "modelspec.resolution": "x".join(map(str, reversed(model.image_shape[1:]))),
