@@ -207,6 +207,8 @@ class TestWhatLeadsOn:
         says = "train it first: fewstep train digits_cd"
         refused(2, "train", "digits_cd", "start=runs/digits_cd", "name=new", says=says)
         refused(2, "train", "digits_cd", "teacher=runs/nobody", says="no model or run")
+        says = "no run runs/shapes_vae yet; train it first: fewstep train shapes_vae"
+        refused(2, "train", "shapes_teacher", says=says)
 
     def test_a_model_of_another_kind(self, refused):
         says = "does not describe a diffusion model: it is that of a classifier"

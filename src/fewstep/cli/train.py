@@ -3,7 +3,7 @@
 from fewstep.cli.configure import RUNS, configured
 from fewstep.cli.tables import print_options
 from fewstep.errors import rank
-from fewstep.models.source import Saved
+from fewstep.models.source import Fresh, Saved
 from fewstep.options import values
 from fewstep.recipes import listed
 from fewstep.report.of_run import page_of
@@ -32,12 +32,22 @@ def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool
 
 
 def check_there(run: Run) -> None:
-    """FileNotFoundError for a model that a recipe would make, with the command that does."""
-    for source in (run.teacher, run.start):
-        if not isinstance(source, Saved) or place(source.path).exists():
+    """FileNotFoundError for a model or part that a recipe would make, with the command of it."""
+    for path in named_by(run):
+        name = place(path).name
+        if place(path).exists() or place(path) != RUNS / name or name not in listed():
             continue
-        name = place(source.path).name
-        if place(source.path) == RUNS / name and name in listed():
-            data = getattr(run.data, "path", "")
-            words = f"fewstep train {name}" + (f" data.path={data}" if data else "")
-            raise FileNotFoundError(f"no run {source.path} yet; train it first: {words}")
+        data = getattr(run.data, "path", "")
+        words = f"fewstep train {name}" + (f" data.path={data}" if data else "")
+        raise FileNotFoundError(f"no run {path} yet; train it first: {words}")
+
+
+def named_by(run: Run) -> list[str]:
+    """The models and parts that a run takes from elsewhere, in the order in which they are made."""
+    found = []
+    for source in (run.teacher, run.start):
+        if isinstance(source, Saved):
+            found.append(source.path)
+        if isinstance(source, Fresh):
+            found += [path for path in (source.codec_from, source.conditioner_from) if path]
+    return found
