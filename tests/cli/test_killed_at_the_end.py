@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.cli.conftest import TEACHER
+from tests.untimed import untimed
 
 from fewstep.cli.main import main
 
@@ -17,7 +18,7 @@ WORDS = (*TEACHER, "trainer.sample_every=3", "trainer.sample_steps=[1]", "traine
 def content(folder):
     """All files but the lock, which names the process."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): untimed(path)
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock"
     }

@@ -95,7 +95,7 @@ def test_a_verb_s_file_takes_what_the_words_give(verb):
     """The options are declared in one place and used in another."""
     told = inspect.signature(getattr(verbs, verb)).parameters
     used = inspect.signature(getattr(importlib.import_module(f"fewstep.cli.{verb}"), verb))
-    assert list(told) == list(used.parameters)
+    assert [name for name in told if name != "as_json"] == list(used.parameters)
     for name, parameter in used.parameters.items():
         assert parameter.annotation == told[name].annotation, name
 

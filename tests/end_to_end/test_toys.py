@@ -225,7 +225,7 @@ class TestCommandLine:
         )
         assert (code, err) == (0, "")
         result = json.loads(Path("result.json").read_text())
-        assert set(result["values"]) == {"frechet"}
+        assert set(result["values"]) == {"frechet", "kernel_distance"}
         assert result["values"]["frechet"] > 0
         assert set(result["protocol"]["left_out"]) == {"confirmed", "diversity"}
         assert "the samples have no labels" in out

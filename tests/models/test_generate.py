@@ -116,7 +116,9 @@ class TestGenerate:
             ({"steps": 2.5}, "steps: expected a whole number, got 2.5"),
             ({"seed": "a"}, "seed: expected a whole number, got 'a'"),
             ({"labels": [1.5]}, "labels are whole numbers, got 1.5"),
-            ({"labels": torch.tensor([1.5])}, "labels are whole numbers, got 1.5"),
+            ({"labels": np.array([1.5])}, "labels are whole numbers, got "),
+            ({"labels": [torch.tensor(1.5)]}, "labels are whole numbers, got 1.5"),
+            ({"labels": torch.tensor([1.0])}, "labels are whole numbers, got a tensor of torch.f"),
         ],
     )
     def test_mistakes(self, model, options, message):
@@ -125,7 +127,7 @@ class TestGenerate:
 
     def test_one_label_and_numbers_of_numpy(self, model):
         same = model.generate(labels=[3], seed=2, steps=2)
-        for label in (3, np.array([3]), torch.tensor([3.0])):
+        for label in (3, np.array([3]), torch.tensor([3])):
             images = model.generate(labels=label, seed=np.int64(2), steps=np.int32(2))
             assert torch.equal(images, same)
 

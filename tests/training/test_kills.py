@@ -20,6 +20,7 @@ import pytest
 import sklearn.datasets
 import torch
 from tests.training.tiny import Phased, Rhythm, Single, config, real, trainer
+from tests.untimed import untimed
 
 from fewstep.data.digits import Digits
 from fewstep.learning.schedules import Constant
@@ -178,7 +179,7 @@ def content(folder):
     """
     older = tuple(f"checkpoints/{p.name}" for p in sorted(folder.glob("checkpoints/step-*"))[:-2])
     return {
-        name: path.read_bytes() if path.is_file() else b""
+        name: untimed(path) if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
         if not (name := str(path.relative_to(folder))).startswith(
             (".lock", "checkpoints/.bad-", *older)

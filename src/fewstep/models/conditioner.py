@@ -129,7 +129,10 @@ class LabelsModule(ConditionerModule):
     def check(self, asked: Mapping[str, Any]) -> None:
         if "label" not in asked:
             raise ValueError("this model needs class labels")
-        labels = self.numbers([label for label in asked["label"] if label is not None])
+        column = asked["label"]
+        if not isinstance(column, Tensor):
+            column = [label for label in column if label is not None]
+        labels = self.numbers(column)
         if len(labels) < len(asked["label"]) and not self.null:
             raise ValueError("this model knows no image without a label")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
@@ -140,8 +143,10 @@ class LabelsModule(ConditionerModule):
 
     def numbers(self, column: Any) -> Tensor:
         """Labels as whole numbers; None, no label, is the class behind the last."""
-        if isinstance(column, Tensor):
-            column = column.tolist()
+        if isinstance(column, Tensor):  # of a device, too, which nothing may wait for
+            if column.is_floating_point():
+                raise ValueError(f"labels are whole numbers, got a tensor of {column.dtype}")
+            return column.long()
         found = [self.classes if label is None else _whole(label) for label in column]
         return torch.tensor(found, dtype=torch.long)
 
