@@ -315,6 +315,8 @@ def test_a_signal_to_torchrun_stops_both_with_a_checkpoint(folder, monkeypatch):
     home = folder / "runs" / "run"
     lines = read_log(home / "log.jsonl")
     status = json.loads((home / "status.json").read_text())
+    assert status.pop("seconds") > 0
+    assert status.pop("threads") == 1
     assert status == {
         "state": "stopped",
         "step": len(lines),
