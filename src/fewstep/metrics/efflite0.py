@@ -45,7 +45,7 @@ STAGES = (
 class Efflite0(Features):
     """The 1,280 pooled features of EfficientNet-Lite0 (ImageNet), for images of any size and
     without labels. Its distances are fd_efflite0 and kd_efflite0; they are not those of other
-    networks. An image takes a core 20 to 80 ms.
+    networks.
     """
 
     def channels(self) -> int:

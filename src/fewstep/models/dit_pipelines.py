@@ -13,8 +13,15 @@ from fewstep.models.conditioner import Labels
 from fewstep.models.dit_transformer2d import DitTransformer2d
 from fewstep.models.exported import EXPORT, as_exported
 from fewstep.models.library import own_options
-from fewstep.models.pipelines import around, pipeline_class, read_part, read_scheduler, reading
-from fewstep.models.schedulers import FEW_STEP, plain, scheduled
+from fewstep.models.pipelines import (
+    around,
+    card_of,
+    pipeline_class,
+    read_part,
+    read_scheduler,
+    reading,
+)
+from fewstep.models.schedulers import clip_of, plain, scheduled
 from fewstep.models.space import Space
 
 
@@ -42,9 +49,6 @@ def load(path: Path) -> DiffusionModel:
         network: Any = spec.around(transformer.float().eval(), space)
         codec = around(AutoencoderKl(own_options(plain(vae.config), CLASS)), vae)
         denoiser = Denoiser(network, told.process, told.prediction).eval()
-    card = {"family": "dit", "scheduler": name}
-    if name in FEW_STEP:
-        card["distilled"] = f"its scheduler is {name}"
     model = DiffusionModel(
         denoiser,
         codec,
@@ -52,6 +56,7 @@ def load(path: Path) -> DiffusionModel:
         shape,
         told.sampler,
         Guidance("doubled", 1.0, 15.0, 4.0),
-        card,
+        card_of(path, "dit", name),
+        clip=clip_of(schedule),
     )
     return as_exported(model, path / EXPORT)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.files import load_tensors, read_json
 from fewstep.models.bundle import DiffusionModel
-from fewstep.models.stable_diffusion import few_step_name
+from fewstep.models.pipelines import few_step_name
 from fewstep.models.unet2d_condition import UNet2dConditionModule
 from fewstep.text import in_one_line, place
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from torch import nn
 from fewstep.choice import Choice
 from fewstep.files import read_json
 from fewstep.models.library import library_class, quiet
-from fewstep.models.schedulers import class_name, read
+from fewstep.models.schedulers import FEW_STEP, class_name, read
 from fewstep.models.size import without_memory
 from fewstep.models.space import Space
 from fewstep.text import in_one_line
 
 INDEX = "model_index.json"
+FAST_NAMES = ("turbo", "lightning", "hyper-sd", "hypersd", "lcm", "tcd", "dmd", "distilled")
+"""Words in names under which few-step models are published."""
 
 
 def pipeline_class(folder: Path) -> str:
@@ -27,6 +29,23 @@ def pipeline_class(folder: Path) -> str:
     except (OSError, ValueError):
         return ""
     return class_name(index) if isinstance(index, dict) else ""
+
+
+def card_of(path: Path, family: str, scheduler: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """What the card of such a model says: where it is from, and by what it is seen to be a few-step
+    one. also: reasons of its family.
+    """
+    reasons = [f"its scheduler is {scheduler}"] if scheduler in FEW_STEP else []
+    reasons += also
+    if told := few_step_name(path.stem):
+        reasons.append(f"its name says {told}")
+    card = {"family": family, "scheduler": scheduler}
+    return card | ({"distilled": ", ".join(reasons)} if reasons else {})
+
+
+def few_step_name(name: str) -> str:
+    """The word of a name by which it is one of a few-step model; '' for others."""
+    return next((word for word in FAST_NAMES if word in name.lower()), "")
 
 
 def read_part(path: Path, name: str, class_of_part: str) -> Any:

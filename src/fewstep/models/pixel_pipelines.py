@@ -17,8 +17,15 @@ from fewstep.models.conditioner import Labels, Unconditional
 from fewstep.models.exported import EXPORT, as_exported
 from fewstep.models.library import own_options
 from fewstep.models.network import Network
-from fewstep.models.pipelines import INDEX, pipeline_class, read_part, read_scheduler, reading
-from fewstep.models.schedulers import FEW_STEP, Scheduled, clip_of, plain, scheduled
+from fewstep.models.pipelines import (
+    INDEX,
+    card_of,
+    pipeline_class,
+    read_part,
+    read_scheduler,
+    reading,
+)
+from fewstep.models.schedulers import Scheduled, clip_of, plain, scheduled
 from fewstep.models.space import Space
 from fewstep.models.unet import UNet
 from fewstep.models.unet2d import UNet2d
@@ -54,9 +61,6 @@ def load(path: Path) -> DiffusionModel:
         space = Space(_shape(unet), conditioner.columns)
         network = _own(path, unet, space) or _theirs(unet, space, told)
         denoiser = Denoiser(network, told.process, told.prediction).eval()
-    card = {"family": "unet_2d", "scheduler": name}
-    if name in FEW_STEP:
-        card["distilled"] = f"its scheduler is {name}"
     codec = UnitPixels().build() if told.unit else Pixels().build()
     model = DiffusionModel(
         denoiser,
@@ -65,7 +69,7 @@ def load(path: Path) -> DiffusionModel:
         tuple(space.shape),
         told.sampler,
         Guidance(),
-        card,
+        card_of(path, "unet_2d", name),
         clip=clip_of(schedule),
     )
     return as_exported(model, path / EXPORT)

@@ -18,8 +18,8 @@ from fewstep.models.bundle import DiffusionModel
 from fewstep.models.clip_text import ClipText, tokenizer_bytes
 from fewstep.models.exported import EXPORT, as_exported
 from fewstep.models.library import own_options
-from fewstep.models.pipelines import INDEX, around, pipeline_class, reading
-from fewstep.models.schedulers import class_name, plain, prediction_of, sampler_of, table
+from fewstep.models.pipelines import INDEX, around, card_of, pipeline_class, reading
+from fewstep.models.schedulers import FEW_STEP, class_name, plain, prediction_of, sampler_of, table
 from fewstep.models.space import Space
 from fewstep.models.stable_diffusion_files import read_file, read_folder
 from fewstep.models.unet2d_condition import UNet2dCondition
@@ -30,8 +30,6 @@ FIRST = (
     "first_stage_model.encoder.conv_in.weight",
 )
 """Weights that a single file of this family has."""
-FAST_NAMES = ("turbo", "lightning", "hyper-sd", "hypersd", "lcm", "tcd", "dmd", "distilled")
-"""Words in names under which few-step models are published."""
 
 
 def recognises(path: Path) -> bool:
@@ -69,9 +67,8 @@ def load(path: Path) -> DiffusionModel:
     reads_guidance = "guidance" in network.inputs
     name = class_name(schedule)
     denoiser = Denoiser(network, table(schedule), prediction_of(name, schedule)).eval()
-    card = {"family": "stable_diffusion", "scheduler": name}
-    if reason := _few_step(path, name, reads_guidance):
-        card["distilled"] = reason
+    reasons = ["its U-Net reads the guidance scale"] if reads_guidance else []
+    card = card_of(path, "stable_diffusion", name, reasons)
     model = DiffusionModel(
         denoiser,
         codec,
@@ -87,26 +84,9 @@ def load(path: Path) -> DiffusionModel:
 def _guidance(scheduler: str, reads_guidance: bool) -> Guidance:
     if reads_guidance:
         return Guidance("input", 3.0, 15.0, 8.5)  # w of 2 … 14 were trained, diffusers asks for 8.5
-    if scheduler in ("LCMScheduler", "TCDScheduler"):
+    if scheduler in FEW_STEP:
         return Guidance("doubled", 1.0, 2.0, 1.0)  # most of it was distilled
     return Guidance("doubled", 1.0, 15.0, 7.5)
-
-
-def _few_step(path: Path, scheduler: str, reads_guidance: bool) -> str:
-    """By what a model is seen to be a few-step one; '' for others."""
-    reasons = []
-    if scheduler in ("LCMScheduler", "TCDScheduler"):
-        reasons.append(f"its scheduler is {scheduler}")
-    if reads_guidance:
-        reasons.append("its U-Net reads the guidance scale")
-    if told := few_step_name(path.stem):
-        reasons.append(f"its name says {told}")
-    return ", ".join(reasons)
-
-
-def few_step_name(name: str) -> str:
-    """The word of a name by which it is one of a few-step model; '' for others."""
-    return next((word for word in FAST_NAMES if word in name.lower()), "")
 
 
 def _conditioner(encoder: Any, tokenizer: Any) -> Any:

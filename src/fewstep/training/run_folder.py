@@ -18,6 +18,8 @@ from fewstep.yaml import read_yaml, to_yaml
 
 FOLDERS = ("checkpoints", "samples", "tensorboard", "wandb", "index")
 """In which a run writes file by file."""
+WANDB_ID = "wandb_id.txt"
+"""The file that says which run it is at Weights & Biases."""
 
 
 class RunFolder:
@@ -172,7 +174,7 @@ class RunFolder:
         if not self.world.is_leader:
             return
         if restart:
-            for name in ("samples", "report", "results.json", "wandb_id.txt", *exports):
+            for name in ("samples", "report", "results.json", WANDB_ID, *exports):
                 remove(self.path / name)
             # The status first: a restart that is cut must not pass for the old run.
             (self.path / "status.json").unlink(missing_ok=True)
