@@ -267,6 +267,15 @@ def test_a_transformer_of_latents(tmp_path, guidance):
     assert (mine - there).abs().max() < 1e-4
 
 
+def test_a_transformer_whose_scheduler_cuts_and_whose_name_says_few_steps(tmp_path):
+    pipeline = transformer_pipeline()
+    pipeline.scheduler = diffusers.DDIMScheduler(clip_sample_range=0.5)
+    pipeline.save_pretrained(tmp_path / "my-lcm")
+    model = load(tmp_path / "my-lcm")
+    assert model.clip == 0.5
+    assert model.distilled == "its name says lcm"
+
+
 def test_labels_of_a_transformer_are_not_dropped_in_training(tmp_path):
     transformer_pipeline().save_pretrained(tmp_path / "m")
     denoiser = load(tmp_path / "m").denoiser.train()

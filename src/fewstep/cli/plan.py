@@ -20,7 +20,7 @@ from fewstep.learning.roles import networks
 from fewstep.models import sd15
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.named import shipped
-from fewstep.models.size import MOST_NUMBERS
+from fewstep.models.size import MOST_NUMBERS, parameters_in
 from fewstep.models.source import Fresh, ModelSource, Saved
 from fewstep.models.space import (
     Classes,
@@ -94,7 +94,7 @@ def _sides(shape: str) -> tuple[int, ...]:
 def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:
     """The plan of a run on such data."""
     ready = rehearsal(run, space)
-    most = max(map(_parameters, networks(ready.nets).values()))
+    most = max(map(parameters_in, networks(ready.nets).values()))
     if most > LARGE and ready.trainer.device.type == "cpu":
         millions = round(most / 1e6)
         tell(f"trying steps of a network of {millions:,} M parameters: minutes, on a CPU")
@@ -107,10 +107,6 @@ def plan_of(run: Run, space: Space, processes: int = 1) -> Plan:
         if told := settle(ready.trainer):
             tell(told)
         return planned(ready.trainer, processes, rows, beside(ready))
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def rehearsal(run: Run, space: Space) -> Prepared:

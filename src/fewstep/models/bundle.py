@@ -21,6 +21,7 @@ from fewstep.models.adapters import Addition
 from fewstep.models.codec import CodecModule
 from fewstep.models.conditioner import ConditionerModule
 from fewstep.models.request import Answer, Request
+from fewstep.models.size import parameters_in
 from fewstep.models.space import Space
 
 FEW = 8  # steps of a few-step model, at most
@@ -54,7 +55,7 @@ class DiffusionModel:
     def __repr__(self) -> str:
         """One line: what it is and how it samples."""
         spec: Any = self.denoiser.network.spec
-        count = sum(parameter.numel() for parameter in self.denoiser.network.parameters())
+        count = parameters_in(self.denoiser.network)
         images = "×".join(map(str, self.image_shape))
         classes = f", {self.classes} classes" if self.classes else ""
         how = f"{kind_of(type(self.sampler))} of {self.sampler.steps} steps"

@@ -93,3 +93,8 @@ def _memory() -> float:
 def numbers_in(shapes: dict[str, list[int]]) -> int:
     """How many numbers weights of these shapes are."""
     return sum(math.prod(shape) for shape in shapes.values())
+
+
+def parameters_in(module: nn.Module) -> int:
+    """How many parameters it has."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from fewstep.choice import replaced
+from fewstep.models.size import parameters_in
 from fewstep.training.step import Step
 
 SET = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -114,7 +114,7 @@ def _seconds(trainer: Any, number: int) -> float:
     torch.set_num_threads(number)
     method, state, clock = trainer.method, trainer.state, trainer.clock(0)
     unit = method.group()
-    size = max(map(_parameters, state.modules.values()))
+    size = max(map(parameters_in, state.modules.values()))
     most = 1 if size > LARGE else min(ROWS, trainer.config.batch)
     rows = max(unit, most // unit * unit)
     config = replaced(trainer.config, batch=rows, micro_batch=0)
@@ -135,7 +135,3 @@ def _seconds(trainer: Any, number: int) -> float:
         for buffer, value in kept.items():
             buffer.copy_(value)
     return min(found)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
