@@ -6,6 +6,10 @@ import sys
 import pytest
 
 from fewstep import recipes
+from fewstep.begun import load
+from fewstep.export.schedules import schedule_of
+from fewstep.learning.method import Clock
+from fewstep.models.source import Saved
 from fewstep.recipes.digits import digits_cd, digits_dit_cd
 from fewstep.run import Run
 
@@ -43,6 +47,28 @@ def test_one_is_derived_from_another():
 def test_an_unknown_one(name, says):
     with pytest.raises(ValueError, match=says):
         recipes.recipe(name)
+
+
+def text_students():
+    """Recipes whose teacher is a small Stable Diffusion."""
+    small = [name for name in recipes.listed() if name.startswith(("shapes_", "emoji_"))]
+    return [name for name in small if isinstance(recipes.recipe(name).teacher, Saved)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", text_students())
+def test_diffusers_can_sample_every_student_of_captions(name):
+    """There is a scheduler of its own for each; that its images are the same: test_pipelines."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    run, model = recipes.recipe(name), load("shapes_teacher")
+    method = run.method.towards(model)
+    nets = method.build_nets(model, run.adaptation.clones(model.denoiser))
+    sampler = method.sampler(Clock(0, 1, 4))
+    schedule = schedule_of(nets.student, sampler)
+    process = model.denoiser.process
+    assert schedule.times == sampler.grid(process)[:-1].tolist()
+    assert schedule.name[:3] in {"DDI", "LCM", "DPM", "TCD"}
 
 
 def test_listing_imports_nothing():

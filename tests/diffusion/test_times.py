@@ -230,6 +230,13 @@ def test_uniform_is_the_linear_grid_of_trigflow():
     close(Uniform()(Trig(sigma_data=1.0), 4), math.pi / 8 * f64(4, 3, 2, 1, 0), atol=1e-15)
 
 
+def test_uniform_whole_times_are_the_nearest_indices():
+    assert whole(Uniform(whole=True)(TABLE, 2)) == [999, 333, -1]
+    below, at, above, top = TABLE.angle(f64(332, 333, 334, 999))
+    assert below < top / 2 < above
+    assert abs(at - top / 2) <= min(top / 2 - below, above - top / 2)
+
+
 @pytest.mark.parametrize("of", [Trailing(), Karras(end="t_min")])
 @pytest.mark.parametrize("n", [1, 3, 7, 12])
 def test_strided_points_are_points_of_the_finer_grid(of, n):

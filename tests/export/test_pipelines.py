@@ -98,6 +98,10 @@ MODELS = {
         *(ConsistencyBoundary(Velocity(), "t_data"), Renoise(4, Strided(Trailing(), 40)), FIXED),
         "LCMScheduler",
     ),
+    "scm": (
+        *(ConsistencyBoundary(Velocity(), "t_data"), Renoise(2, Uniform(whole=True)), FIXED),
+        "LCMScheduler",
+    ),
     "tcd": (
         *(None, FlowMap(4, Strided(Trailing("t_min"), 50), 0.3, "time"), FIXED),
         "TCDScheduler",

@@ -109,15 +109,20 @@ class Trailing(Times):
 class Uniform(Times):
     """Even steps of the angle atan2(sigma, alpha), in any process: TrigFlow's linear grid for data
     of sigma_data = 1 (linspace is it for every sigma_data). On a table the times lie between the
-    indices, and those of more than about 50 steps to the data also below index 0.
+    indices, and those of more than about 50 steps to the data also below index 0; with whole=True
+    they are the nearest indices, which diffusers can be told.
     """
 
     end: End = "t_data"
+    whole: bool = False
+    """Rounds to whole numbers, for a table."""
 
     def __call__(self, process: Process, n: int) -> Grid:
         ends = torch.tensor([process.t_max, process.end(self.end)], dtype=torch.float64)
         high, low = process.angle(ends).tolist()
         times = process.time_of(_spaced(high, low, n + 1))
+        if self.whole:
+            times = times.round()
         times[0], times[-1] = process.t_max, process.end(self.end)
         return times
 

@@ -2,6 +2,7 @@
 
 from fewstep.data.shapes import Shapes
 from fewstep.diffusion.solvers import Euler
+from fewstep.diffusion.times import Uniform
 from fewstep.learning.guidance import GuidanceRange
 from fewstep.learning.losses import Squared
 from fewstep.learning.method import Method
@@ -217,7 +218,8 @@ def shapes_tcd_lora() -> Run:
 
 def shapes_scm() -> Run:
     """Simplified continuous-time consistency distillation: no intervals at all."""
-    return student_of(ContinuousConsistency(), lr=1e-4, batch=16)
+    method = ContinuousConsistency(sample_times=Uniform(whole=True))
+    return student_of(method, lr=1e-4, batch=16)
 
 
 def shapes_dmd2_lora() -> Run:
