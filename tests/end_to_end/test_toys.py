@@ -201,6 +201,12 @@ class TestCommandLine:
         )
         assert (code, err) == (0, "")
         assert np.load("x.npz")["arr_0"].shape[0] == 3
+        assert np.load("x.npz")["captions"].tolist() == ["a three"] * 3
+        words = ("--prompt", "a three", "--prompt", "a five", "--out", "pictures")
+        assert fewstep("sample", "runs/student", *words)[0] == 0
+        code, out, _ = fewstep("data", "check", "pictures")
+        assert code == 0
+        assert "first captions: a three; a five" in out
         code, out, _ = fewstep("inspect", "runs/student")
         assert code == 0
         assert "1×8×8" in out

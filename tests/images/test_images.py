@@ -37,6 +37,30 @@ def test_there_and_back(tmp_path, channels, name, labelled):
     assert (found is None) if labels is None else torch.equal(found, labels)
 
 
+@pytest.mark.parametrize("name", ["x.npz", "x"])
+def test_captions_there_and_back(tmp_path, name):
+    """Also such with commas, quotes and line breaks, other scripts, and none."""
+    images = images_of(5, 3)
+    captions = ["a cat, black", 'the "big" one', "two\nlines", "ein Kätzchen 小猫", ""]
+    write_images(tmp_path / name, images, None, captions)
+    dataset = source_of(str(tmp_path / name), ["split=all"]).dataset()
+    assert torch.equal(dataset.floats(), images)
+    assert dataset.rows(torch.arange(5), ["caption"])["caption"] == captions
+    assert dataset.labels is None
+
+
+def test_captions_of_others_in_an_archive(tmp_path):
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", arr_0=pixels, captions=np.array(["a", "b", "c"]))
+    with pytest.raises(ValueError, match="has 3 captions for 2 images"):
+        source_of(str(tmp_path / "x.npz"), []).dataset()
+    for other in (np.array([1, 2]), np.array(["a", None], object), np.array([["a"], ["b"]])):
+        np.savez(tmp_path / "x.npz", arr_0=pixels, captions=other)
+        dataset = source_of(str(tmp_path / "x.npz"), ["split=all"]).dataset()
+        assert list(dataset.columns) == ["image"]
+        assert dataset.notes["arrays not used"] == "captions"
+
+
 def test_a_grid_has_a_grey_line_between_images():
     images = images_of(5)
     sheet = np.asarray(grid_image(images, 3))

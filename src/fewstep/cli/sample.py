@@ -46,7 +46,9 @@ def sample(
     answer = loaded.answer(request)
     with sampling_shown():
         images = answer.images()
-    write_images(out, images, _shown(answer.asked.get("label")))
+    captions = answer.asked.get("caption")
+    texts = None if captions is None else [text or "" for text in captions]
+    write_images(out, images, _shown(answer.asked.get("label")), texts)
     print(
         f"{out}: {answer.num} images, {answer.sampler.steps} steps, {answer.evaluations} "
         f"evaluations each, {answer.num / answer.seconds:,.0f} images/s"

@@ -108,7 +108,8 @@ def plan(
 def sample(
     model: str = typer.Argument(help="A run's folder, a model's folder, or a shipped model."),
     out: Path = typer.Option(
-        help="x.npz (arr_0 images, arr_1 labels), x.png (a grid), or a folder of PNG files."
+        help="x.npz (arr_0 images, arr_1 labels, captions), x.png (a grid), or a folder of PNG "
+        "files, with captions in its metadata.csv."
     ),
     num: int | None = typer.Option(
         None, min=1, max=MOST_IMAGES, help="How many images; 16, or one per label."

@@ -189,11 +189,16 @@ def held_images(
     ids: Tensor | None = None,
     notes: Mapping[str, str] | None = None,
     flip: bool = False,
+    captions: Sequence[str] | None = None,
 ) -> Held:
-    """Images (n, channels, height, width) uint8 in memory, with labels (n,) in 0 … classes - 1."""
+    """Images (n, channels, height, width) uint8 in memory, with labels (n,) in 0 … classes - 1 and
+    n captions.
+    """
     values: dict[str, Tensor | list[str]] = {"image": images}
     if labels is not None:
         values["label"] = labels
-    found = image_space(tuple(images.shape[1:]), 0 if labels is None else classes)
+    columns = dict(image_space(tuple(images.shape[1:]), 0 if labels is None else classes).columns)
+    if captions is not None:
+        values["caption"], columns["caption"] = list(captions), Text()
     ids = torch.arange(len(images)) if ids is None else ids
-    return Held(values, found.columns, ids, notes, flip)
+    return Held(values, columns, ids, notes, flip)

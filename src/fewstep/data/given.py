@@ -14,7 +14,6 @@ from torch import Tensor
 from fewstep.data.dataset import Dataset, Held, held_images
 from fewstep.data.labels import check_ids, check_labels
 from fewstep.data.source import Source
-from fewstep.models.space import Text
 
 Channels = Literal["auto", "first", "last"]
 COLOURS = (1, 3)
@@ -70,11 +69,8 @@ def from_arrays(
     for name, column in columns.items():
         if len(column) != len(pixels):
             raise ValueError(f"{len(column)} {name} for {len(pixels)} images")
-    held = held_images(pixels, found, classes or 0)
-    if captions is not None:
-        values = {**held.values, "caption": columns["captions"]}
-        held = Held(values, {**held.columns, "caption": Text()}, held.ids)
-    held.notes = {"source": "handed over in Python"}
+    notes = {"source": "handed over in Python"}
+    held = held_images(pixels, found, classes or 0, notes=notes, captions=columns.get("captions"))
     name = held.fingerprint()
     _HELD[name] = held
     return Given(rows=name, **options)

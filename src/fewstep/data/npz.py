@@ -16,15 +16,17 @@ from fewstep.data.dataset import Dataset, held_images
 from fewstep.data.labels import UNLABELLED, check_ids, check_labels, listed, unlabelled
 from fewstep.data.source import Source
 
-IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
+IMAGES, LABELS, CAPTIONS = "arr_0.npy", "arr_1.npy", "captions.npy"
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as numpy writes
 Array = np.ndarray[Any, np.dtype[Any]]
+Header = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and type of an array."""
 
 
 @dataclass(frozen=True)
 class Npz(Source):
     """A .npz file: arr_0 holds images, (n, height, width, channels) of 0 … 255; arr_1 their
-    classes, whole numbers, where there are such.
+    classes, whole numbers, and `captions` a text for each, where there are such.
     """
 
     path: str = ""
@@ -36,31 +38,48 @@ class Npz(Source):
 
     def read(self, beside: Path | None = None) -> Dataset:
         (file,) = self.found(self.path, "images (.npz)")
-        pixels, numbers = _arrays(file)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        arrays = _arrays(file)
+        images = torch.from_numpy(arrays[IMAGES]).permute(0, 3, 1, 2)
         notes = {"files": str(file)}
         with zipfile.ZipFile(file) as archive:
-            others = [name for name in archive.namelist() if name not in (IMAGES, LABELS)]
+            others = [name for name in archive.namelist() if name not in arrays]
         if others:
             notes["arrays not used"] = listed([name.removesuffix(".npy") for name in others])
-        if numbers is None:
-            return held_images(images, None, 0, notes=notes)
+        captions = None
+        if CAPTIONS in arrays:
+            captions = arrays[CAPTIONS].tolist()
+            if len(captions) != len(images):
+                raise ValueError(f"{file} has {len(captions)} captions for {len(images)} images")
+        if LABELS not in arrays:
+            return held_images(images, None, 0, notes=notes, captions=captions)
+        numbers = arrays[LABELS]
         if len(numbers) != len(images):
             raise ValueError(f"{file} has {len(numbers)} labels for {len(images)} images")
         labels = torch.from_numpy(numbers.astype(np.int64))
         if not len(labels) or unlabelled(labels):
-            return held_images(images, None, 0, notes=notes | {"labels": f"arr_1 is {UNLABELLED}"})
+            notes["labels"] = f"arr_1 is {UNLABELLED}"
+            return held_images(images, None, 0, notes=notes, captions=captions)
         largest, distinct = max(int(numbers.max()), 0), len(labels.unique())
         check_ids(largest, distinct, len(labels), f"{file}: arr_1")
         check_labels(labels, largest + 1, f"{file}: arr_1")
-        return held_images(images, labels, largest + 1, notes=notes)
+        return held_images(images, labels, largest + 1, notes=notes, captions=captions)
 
 
-def _arrays(file: Path) -> tuple[Array, Array | None]:
-    """arr_0 and arr_1. What they say of themselves is checked before they are unpacked."""
+def _arrays(file: Path) -> dict[str, Array]:
+    """Those that are used. What they say of themselves is checked before they are unpacked."""
     with _damage_named(file), zipfile.ZipFile(file) as archive:
-        names = [name for name in (IMAGES, LABELS) if name in archive.namelist()]
+        names = [name for name in (IMAGES, LABELS, CAPTIONS) if name in archive.namelist()]
         headers = {name: _header(archive, name) for name in names}
+    _check_headers(file, headers)
+    if CAPTIONS in headers and not _are_texts(*headers[CAPTIONS]):
+        del headers[CAPTIONS]  # another program's, of another meaning
+    check_bytes(file, sum(math.prod(s) * kind.itemsize for s, kind in headers.values()))
+    with _damage_named(file), memory_for(file), zipfile.ZipFile(file) as archive:
+        return {name: _array(archive, name) for name in headers}
+
+
+def _check_headers(file: Path, headers: dict[str, Header]) -> None:
+    """ValueError for images or labels of another shape or type."""
     if IMAGES not in headers:
         raise ValueError(f"{file} has no images: no arr_0 in it")
     shape, kind = headers[IMAGES]
@@ -72,10 +91,10 @@ def _arrays(file: Path) -> tuple[Array, Array | None]:
         shape, kind = headers[LABELS]
         if len(shape) != 1 or not np.issubdtype(kind, np.integer):
             raise ValueError(f"{file}: arr_1 must be (n,) whole numbers, got {shape} {kind}")
-    check_bytes(file, sum(math.prod(s) * kind.itemsize for s, kind in headers.values()))
-    with _damage_named(file), memory_for(file), zipfile.ZipFile(file) as archive:
-        found = {name: _array(archive, name) for name in names}
-    return found[IMAGES], found.get(LABELS)
+
+
+def _are_texts(shape: tuple[int, ...], kind: np.dtype[Any]) -> bool:
+    return len(shape) == 1 and kind.kind == "U"
 
 
 @contextmanager
@@ -94,8 +113,7 @@ def _opened(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(name)
 
 
-def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array."""
+def _header(archive: zipfile.ZipFile, name: str) -> Header:
     with _opened(archive, name) as stream:
         if np.lib.format.read_magic(stream) != (1, 0):  # a later one may have any length
             raise ValueError(f"the header of {name} is of another version than numpy's for images")
@@ -105,7 +123,7 @@ def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dt
             raise ValueError(f"the header of {name} is none that numpy writes") from None
     if min(shape, default=0) < 0:
         raise ValueError(f"{name} is of shape {shape}")
-    if kind.hasobject:
+    if kind.hasobject and name != CAPTIONS:
         raise ValueError(f"{name} holds objects, not numbers")
     return shape, kind
 

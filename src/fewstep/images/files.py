@@ -1,5 +1,6 @@
 """Images into files: .npz, a grid, a folder of PNG files. Sources of data read them."""
 
+import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +30,19 @@ def check_place(path: Path, suffixes: Sequence[str] = (".npz", ".png")) -> None:
         raise ValueError(f"{path} is a folder with files in it; choose a new one")
 
 
-def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
-    """Writes images in [0, 1]: .npz (arr_0 NHWC uint8, arr_1 labels), .png (a grid), else a new
-    folder of PNG files. NotFiniteError, and nothing written, where their numbers are not finite.
+def write_images(
+    path: Path, images: Tensor, labels: Tensor | None, captions: Sequence[str] | None = None
+) -> None:
+    """Writes images in [0, 1]: .npz (arr_0 NHWC uint8, arr_1 labels, captions), .png (a grid), else
+    a new folder of PNG files, with captions in a metadata.csv. NotFiniteError, and nothing written,
+    where their numbers are not finite.
     """
     if path.suffix == ".npz":
         arrays = {"arr_0": as_bytes(images)}
         if labels is not None:
             arrays["arr_1"] = labels.numpy()
+        if captions is not None:
+            arrays["captions"] = np.array(captions, dtype=np.str_)
         out = io.BytesIO()
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
         write_bytes(path, out.getvalue())
@@ -44,7 +50,19 @@ def write_images(path: Path, images: Tensor, labels: Tensor | None) -> None:
         write_grid(path, images)
     else:
         check_images(images)
+        names = []
         with new_folder(path) as beside:
             for i, image in enumerate(images):
                 label = "" if labels is None or labels[i] < 0 else f"{int(labels[i])}_"
-                (beside / f"{label}{i:06d}.png").write_bytes(png(grid_image(image[None], 1)))
+                names.append(f"{label}{i:06d}.png")
+                (beside / names[i]).write_bytes(png(grid_image(image[None], 1)))
+            if captions is not None:
+                _write_captions(beside / "metadata.csv", names, captions)
+
+
+def _write_captions(path: Path, names: Sequence[str], captions: Sequence[str]) -> None:
+    """A table beside the pictures, as Hugging Face's image folders have it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "caption"])
+        writer.writerows(zip(names, captions))
