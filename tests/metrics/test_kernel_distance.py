@@ -86,6 +86,89 @@ def test_it_has_no_bias_and_its_interval_holds(shift):
     assert held / 300 > 0.85
 
 
+def any_classes(seed, n):
+    return torch.randint(4, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def of_classes(seed, labels, d=3, apart=2.0):
+    """Rows around a centre of their class."""
+    centres = apart * normal(99, 4, d)
+    return normal(seed, len(labels), d) + centres[labels]
+
+
+def stratified(x, y, x_labels):
+    """The estimate by its definition: E k(x, x') = Σ p_c p_e E k of classes c and e, each by all
+    pairs that there are.
+    """
+
+    def k(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    mean = 0.0
+    for c, e in itertools.product(x_labels.unique().tolist(), repeat=2):
+        one, other = x[x_labels == c], x[x_labels == e]
+        pairs = k(one, other)
+        if c == e:
+            pairs = pairs[~torch.eye(len(one), dtype=torch.bool)]
+        mean += len(one) * len(other) / len(x) ** 2 * pairs.mean().item()
+    its = k(y, y)[~torch.eye(len(y), dtype=torch.bool)].mean().item()
+    return mean + its - 2 * k(x, y).mean().item()
+
+
+@pytest.mark.parametrize("n", [24, 26, 40])
+def test_classes_in_turn_are_counted_as_if_they_were_drawn(n):
+    labels = torch.arange(n) % 4
+    x, y = of_classes(0, labels), of_classes(1, any_classes(1, 50))
+    found = kernel_distance(x, y, labels)
+    assert found.value == pytest.approx(stratified(x, y, labels), rel=1e-10)
+    assert abs(found.value - kernel_distance(x, y).value) > 0.1
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    shuffled = kernel_distance(x[order], y, labels[order]).value
+    assert shuffled == pytest.approx(found.value, rel=1e-10)
+
+
+def test_the_interval_of_classes_in_turn():
+    labels = torch.arange(60) % 4
+    x, y = of_classes(0, labels), of_classes(1, any_classes(1, 80))
+    order = labels.argsort(stable=True)
+    parts = [order[first::20] for first in range(20)]
+    without = []
+    for i, its in enumerate(y.tensor_split(20)):
+        kept = torch.cat(parts[:i] + parts[i + 1 :])
+        assert len(its) == 4
+        others = torch.cat([*y.tensor_split(20)[:i], *y.tensor_split(20)[i + 1 :]])
+        without.append(stratified(x[kept], others, labels[kept]))
+    found = torch.tensor(without, dtype=torch.float64)
+    variance = 19 / 20 * (found - found.mean()).square().sum()
+    half = kernel_distance(x, y, labels).half
+    assert half == pytest.approx(1.96 * variance.sqrt().item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("labels", [[0] * 9 + [1] * 11, [0, 1] * 2, [0, 0, 1, 1, 2, 2]])
+def test_labels_that_are_not_even_or_too_few_tell_nothing(labels):
+    labels = torch.tensor(labels)
+    x, y = of_classes(0, labels), of_classes(1, any_classes(1, 30))
+    assert kernel_distance(x, y, labels) == kernel_distance(x, y)
+
+
+def test_classes_in_turn_have_no_bias():
+    """Of 400 draws of the same classes in turn the mean is 0 where the plain estimate's is below
+    it, by (1 - 1/C)/(n - 1) of what k of a class has above k of two; and most intervals hold 0.
+    """
+    labels, found, plain, held = torch.arange(24) % 4, [], [], 0
+    for seed in range(400):
+        x = of_classes(seed, labels)
+        y = of_classes(10_000 + seed, any_classes(seed, 40))
+        value, half = kernel_distance(x, y, labels)
+        held += abs(value) <= half
+        found.append(value)
+        plain.append(kernel_distance(x, y).value)
+    error = torch.tensor(found).std().item() / 400**0.5
+    assert abs(sum(found) / 400) < 3 * error
+    assert sum(plain) / 400 < -6 * error
+    assert held / 400 > 0.85
+
+
 def test_of_two_images_there_is_none():
     with pytest.raises(ValueError, match="a kernel distance needs 3 images, got 2 and 9"):
         kernel_distance(normal(0, 2), normal(1, 9))

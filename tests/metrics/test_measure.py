@@ -1,5 +1,6 @@
 """Laws that every measure obeys. A new file in the folder falls under them without being named."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -153,17 +154,29 @@ class TestLaws:
         assert ranks[-1] > ranks[0] + 0.05
 
     def test_it_reads_what_it_needs_alone(self, kind, samples, reference):
-        """With all else taken away it has the same value; without one of its needs it says so."""
+        """With all else taken away it has the same value; without one of its needs it says so,
+        and without what it only uses it has a value, too.
+        """
         measure = MEASURES[kind]()
         found = measure(image_set(samples), image_set(reference))
-        owned = {"image"} | {need for need in measure.needs if need in samples}
-        asked = {need.partition(".")[2] for need in measure.needs if "." in need}
+        reads = (*measure.needs, *measure.uses)
+        owned = {"image"} | {need for need in reads if need in samples}
+        asked = {need.partition(".")[2] for need in reads if "." in need}
         bare = {name: samples[name] for name in owned}
         other = {name: reference[name] for name in asked}
         network = Corner() if {"features", "classes"} & set(measure.needs) else None
         kept = ImageSet(other, network, CLASSES)
         assert measure.missing(bare, kept) is None
         assert measure(ImageSet(bare, network, CLASSES), kept) == found
+        for use in measure.uses:
+            assert use not in measure.needs
+            owner, _, name = use.rpartition(".")
+            mine, its = ({k: v for k, v in one.items() if k != name} for one in (bare, other))
+            one, two = (bare, its) if owner else (mine, other)
+            assert measure.missing(one, ImageSet(two, network, CLASSES)) is None
+            value = measure(ImageSet(one, network, CLASSES), ImageSet(two, network, CLASSES))
+            assert math.isfinite(value)
+            assert value != found
         for need in measure.needs:
             owner, _, name = need.rpartition(".")
             if need in ("features", "classes"):

@@ -138,18 +138,19 @@ class Measure(Choice, ABC):
     needs: what it compares, of the samples ("label", "caption", "teacher") and of the reference
     ("reference.image", "reference.label", "reference.captions" …); "features": an extractor;
     "classes": one that tells the reference's classes. Where one is not there the measure is left
-    out. unit: "%" where values are fractions. about: half a sentence, for reports. place: its place
-    in tables; what is measured in the first place decides which of several results is best.
-    by_default: whether it is measured where nobody chose. of_itself: its value for the reference
-    itself, to an extractor that is never wrong; None where that means nothing. short: what it is
-    called beside the label of the features, where these have one. fault: what makes it worse, the
-    more images have it (noise; copies of one sample; labels of another class; copies of reference
-    images).
+    out. uses: columns, named in the same way, that it reads where they are there. unit: "%" where
+    values are fractions. about: half a sentence, for reports. place: its place in tables; what is
+    measured in the first place decides which of several results is best. by_default: whether it is
+    measured where nobody chose. of_itself: its value for the reference itself, to an extractor that
+    is never wrong; None where that means nothing. short: what it is called beside the label of the
+    features, where these have one. fault: what makes it worse, the more images have it (noise;
+    copies of one sample; labels of another class; copies of reference images).
     """
 
     folder: ClassVar[str | None] = "fewstep.metrics"
 
     needs: ClassVar[tuple[str, ...]] = ("reference.image",)
+    uses: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str] = ""
     unit: ClassVar[str] = ""
     better: ClassVar[Literal["lower", "higher"]] = "lower"

@@ -22,10 +22,10 @@ def read_as(dataset: Dataset, channels: int, name: str) -> Tensor:
 
 
 def columns_of(measures: Sequence[Measure], dataset: Dataset, channels: int) -> dict[str, Any]:
-    """The columns of the reference that measures need, as far as the data have them."""
+    """The columns of the reference that measures need or use, as far as the data have them."""
     columns: dict[str, Any] = {}
     for measure in measures:
-        for need in measure.needs:
+        for need in (*measure.needs, *measure.uses):
             owner, _, name = need.rpartition(".")
             if not owner or name in columns:
                 continue
