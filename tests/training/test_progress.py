@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from tests.models.made import made
 
 from fewstep.learning.method import Clock
+from fewstep.models.request import LOOKING_ON, Request
 from fewstep.training.progress import (
     _bar,
     _clock,
@@ -68,6 +69,24 @@ def test_a_bar_while_images_are_made(capsys, monkeypatch, terminal):
     assert ("9/9" in err) == terminal
     assert shown.equal(model.generate(num=5, steps=3, batch=2))
     assert capsys.readouterr().err == ""
+
+
+def test_long_sampling_says_how_far_it_is_where_nobody_sees_a_bar(capsys, monkeypatch):
+    """A line a minute on standard output."""
+    now = [0.0]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr("fewstep.training.progress.time.monotonic", lambda: now[0])
+    model = made()
+    answer = model.answer(Request(num=5, steps=3, batch=2))
+    with sampling_shown(), LOOKING_ON.get()(answer) as look:
+        for seen in answer.walk():
+            now[0] += 25.0
+            look(seen)
+    assert capsys.readouterr().out.splitlines() == [
+        "5 images: 33%, 3 min left",
+        "5 images: 67%, 2 min left",
+        "5 images: 100%, 0 s left",
+    ]
 
 
 LINE = {

@@ -127,14 +127,31 @@ def test_to_measure_changes_nothing(monkeypatch, tmp_path, distilled):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize(("slower", "stuck"), [(3.0, False), (5.0, True)])
-def test_threads_that_wait_are_seen(monkeypatch, slower, stuck):
-    """By the time of an operation, far above that with one."""
-    clock = [0.0]
+@pytest.mark.parametrize(
+    ("slower", "stuck", "tries"), [(3.0, False, threads.TRIES), (5.0, True, 33), (1000.0, True, 1)]
+)
+def test_threads_that_wait_are_seen(monkeypatch, slower, stuck, tries):
+    """By the time of an operation, far above that with one; as soon as that is certain."""
+    now, tried = [0.0], []
 
-    def tick():
-        clock[0] += 1.0 if torch.get_num_threads() == 1 else slower
-        return clock[0]
+    class Numbers:
+        def mul(self, number):
+            count = torch.get_num_threads()
+            tried.append(count)
+            now[0] += 1.0 if count == 1 else slower
 
-    monkeypatch.setattr("fewstep.training.threads.time.perf_counter", tick)
+    monkeypatch.setattr(threads.torch, "zeros", lambda numbers: Numbers())
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: now[0])
     assert waits(4) == stuck
+    assert tried == [1] * (1 + threads.TRIES) + [4] * (1 + tries)
+
+
+@pytest.mark.parametrize(("stuck", "number"), [((), 4), ((4,), 2), ((4, 2), 1)])
+def test_images_are_made_with_no_threads_that_wait(monkeypatch, stuck, number):
+    monkeypatch.setattr(threads, "waits", lambda asked: asked in stuck)
+    with threads.unhindered():
+        assert torch.get_num_threads() == number
+    assert torch.get_num_threads() == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with threads.unhindered():
+        assert torch.get_num_threads() == 4

@@ -11,8 +11,12 @@ from typing import Any
 
 from fewstep.errors import rank
 from fewstep.models.request import LOOKING_ON, Answer
-from fewstep.text import Unbroken, in_one_line, tell
+from fewstep.text import Unbroken, in_one_line, lasted, tell
 from fewstep.training.seen import Observer, Seen
+from fewstep.training.threads import unhindered
+
+EVERY = 60.0
+"""Seconds between lines of long sampling."""
 
 
 @contextmanager
@@ -61,14 +65,33 @@ class _Lines:
 
 @contextmanager
 def sampling_shown() -> Iterator[None]:
-    """Within the block making images shows a bar that goes when they are made, on a terminal."""
-    seen = sys.stderr is not None and sys.stderr.isatty() and not rank()
-    token = LOOKING_ON.set(_sampling_bar) if seen else None
+    """Within the block making images shows a bar that goes when they are made, on a terminal, else
+    a line now and then; with no more threads than are fast on this machine now.
+    """
+    seen = sys.stderr is not None and sys.stderr.isatty()
+    token = None if rank() else LOOKING_ON.set(_sampling_bar if seen else _sampling_lines)
     try:
-        yield
+        with unhindered():
+            yield
     finally:
         if token is not None:
             LOOKING_ON.reset(token)
+
+
+@contextmanager
+def _sampling_lines(answer: Answer) -> Iterator[Callable[[Any], None]]:
+    """A line a minute, for who reads them later."""
+    begun = last = time.monotonic()
+    done, total = 0, math.ceil(answer.num / answer.batch) * answer.sampler.steps
+
+    def move(seen: Any) -> None:
+        nonlocal done, last
+        done, now = done + 1, time.monotonic()
+        if now - last >= EVERY:
+            last, left = now, (now - begun) * (total - done) / done
+            tell(f"{answer.num:,} images: {done / total:.0%}, {lasted(left)} left")
+
+    yield move
 
 
 @contextmanager

@@ -44,6 +44,19 @@ def threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def unhindered() -> Iterator[None]:
+    """Within the block PyTorch has no more threads than do not wait for other work, unless somebody
+    chose their number.
+    """
+    with threads_kept():
+        number = torch.get_num_threads() if _open() else 1
+        while number > 1 and waits(number):
+            number //= 2
+            torch.set_num_threads(number)
+        yield
+
+
 def settle(trainer: Any, noted: int | None = None) -> str:
     """Gives PyTorch the threads that the run asks for (`trainer.threads`), or, on a CPU whose
     threads nobody chose, those that are fastest. What was found, '' where nothing was tried.
@@ -68,8 +81,12 @@ def free(trainer: Any) -> bool:
     """
     config = trainer.config
     alone = trainer.device.type == "cpu" and trainer.world.size == 1
-    said = config.threads or any(os.environ.get(name) for name in SET)
-    return alone and not said and not config.compile and torch.get_num_threads() > 1
+    return alone and not config.threads and not config.compile and _open()
+
+
+def _open() -> bool:
+    """Whether there are several threads and nobody chose their number."""
+    return torch.get_num_threads() > 1 and not any(os.environ.get(name) for name in SET)
 
 
 def _settle(trainer: Any, most: int) -> str:
@@ -94,17 +111,24 @@ def _settle(trainer: Any, most: int) -> str:
 
 
 def waits(number: int) -> bool:
-    """Whether an operation with so many threads takes far longer than with one."""
+    """Whether an operation with so many threads takes far longer than with one. PyTorch has so many
+    then.
+    """
     x = torch.zeros(NUMBERS)
-    seconds = {}
-    for threads in (1, number):
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+    x.mul(1.0)
+    begun = time.perf_counter()
+    for _ in range(TRIES):
         x.mul(1.0)
-        begun = time.perf_counter()
-        for _ in range(TRIES):
-            x.mul(1.0)
-        seconds[threads] = time.perf_counter() - begun
-    return seconds[number] > STUCK * seconds[1]
+    alone = time.perf_counter() - begun
+    torch.set_num_threads(number)
+    x.mul(1.0)
+    begun = time.perf_counter()
+    for _ in range(TRIES):
+        x.mul(1.0)
+        if time.perf_counter() - begun > STUCK * alone:  # the rest would take as long
+            return True
+    return False
 
 
 def _seconds(trainer: Any, number: int) -> float:
