@@ -2,6 +2,7 @@
 the judge, whatever holds them.
 """
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 from tests.data.idx_files import write_idx
 from tests.data.picture_files import encoded, write_parquet
 
+from fewstep.cli.configure import source_of
 from fewstep.data.digits import Digits
 from fewstep.metrics.results import read_result
+from fewstep.yaml import read_yaml, to_yaml
 
 COUNT = 120
 DIGITS = Digits(split="all", limit=COUNT).dataset()
@@ -227,3 +230,42 @@ class TestRefused:
         refused(2, "evaluate", "images", says=["no data in images", "notes.txt"])
         Path("x.csv").write_text("caption\na cat\n")
         refused(2, "evaluate", "x.csv", says=["x.csv holds no images, only caption"])
+
+
+class TestReference:
+    def test_of_a_run_its_own_data_whole(self, done, runs):
+        """Also where the training took a part of them, and mirrored them."""
+        shutil.copytree(runs / "cd", runs / "of_its_own")
+        done("sample", "digits_teacher", "--num", "60", "--steps", "2", "--out", "mine.npz")
+        plain = read_yaml(runs / "of_its_own" / "run.yaml")
+        plain["data"] = {"kind": "npz", "path": "mine.npz", "limit": 10, "flip": True}
+        (runs / "of_its_own" / "run.yaml").write_bytes(to_yaml(plain).encode())
+        words = ("--num", "20", "--measures", "frechet", "--out", "x.json")
+        done("evaluate", "runs/of_its_own", *words)
+        whole = source_of("mine.npz").dataset()
+        assert read_result(Path("x.json")).protocol.reference == whole.fingerprint()
+        done("evaluate", "runs/of_its_own", "split=all", *words)
+        assert read_result(Path("x.json")).protocol.reference_images == 60
+        done("evaluate", "runs/of_its_own", "--reference", "digits", *words)
+        digits = source_of("digits").dataset().fingerprint()
+        assert read_result(Path("x.json")).protocol.reference == digits
+
+    def test_pictures_of_other_sizes_become_those_of_the_model(self, done, runs):
+        folder = Path("mixed")
+        folder.mkdir()
+        generator = np.random.default_rng(0)
+        for i in range(30):
+            pixels = generator.integers(0, 256, (9 + i % 3, 12), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+        words = ("--reference", "mixed", "--num", "20", "--measures", "frechet", "--out", "x.json")
+        out = done("evaluate", "runs/cd", *words)
+        note = "reference pictures: their middle squares at 8×8, which is what the model makes"
+        assert note in out.splitlines()
+        made = source_of("mixed", ["size=8"]).dataset().fingerprint()
+        assert read_result(Path("x.json")).protocol.reference == made
+        assert note not in done("evaluate", "runs/cd", "size=8", *words)
+
+    def test_a_size_that_is_asked_for_stays(self, refused, done, runs):
+        done("sample", "runs/cd", "--num", "8", "--out", "pictures")
+        words = ("size=6", "--reference", "pictures", "--num", "8")
+        refused(2, "evaluate", "runs/cd", *words, says="makes images of shape (1, 8, 8)")

@@ -46,12 +46,17 @@ def ended(folder):
 def test_it_ends_as_one_that_was_so_long_from_the_beginning(tmp_path):
     distil(run_of(3), tmp_path / "long")
     before = ended(tmp_path / "long")
+    measured = tmp_path / "long" / "results.json"
+    measured.write_text("[]")
+    assert distil(run_of(3), tmp_path / "long").already
+    assert measured.is_file()
     made = distil(run_of(6), tmp_path / "long")
     distil(run_of(6), tmp_path / "straight")
     mine, straight = ended(tmp_path / "long"), ended(tmp_path / "straight")
     assert all(torch.equal(mine[name], straight[name]) for name in straight)
     assert any(not torch.equal(mine[name], before[name]) for name in before)
     assert not made.already
+    assert not measured.exists()  # it was of other weights
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("long", "straight")]
     losses = [[(line["step"], line["consistency"]) for line in log] for log in logs]
     assert losses[0] == losses[1]

@@ -163,6 +163,15 @@ def _found(data: Any, path: Word) -> Any:
     return {**old, "path": path}
 
 
+def with_options(source: Source, overrides: Sequence[str]) -> Source:
+    """The source with `option=value` overrides."""
+    plain = source.dump()
+    for override in overrides:
+        key, value = _split(override)
+        _set(plain, key, value)
+    return Source.parse(plain)
+
+
 def source_of(text: str, overrides: Sequence[str] = ()) -> Source:
     """A data source by name (digits) or by path, with `option=value` overrides. The kind is what is
     found there.

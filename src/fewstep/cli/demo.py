@@ -19,11 +19,12 @@ from fewstep.metrics.results import Result
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.folder import load
 from fewstep.report.comparison import compared, shown_of
-from fewstep.report.of_run import RESULTS, SAMPLES, write_run_page
+from fewstep.report.of_run import SAMPLES, write_run_page
 from fewstep.report.run_report import memory_section
 from fewstep.report.tables import table
 from fewstep.run import distil
 from fewstep.training.progress import sampling_shown
+from fewstep.training.run_folder import RESULTS
 
 DEMOS = ("digits", "shapes")
 NUM = 2000

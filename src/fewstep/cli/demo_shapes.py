@@ -16,10 +16,11 @@ from fewstep.metrics.results import Result, Role
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.folder import load
 from fewstep.report.comparison import compared, shown_of
-from fewstep.report.of_run import RESULTS, SAMPLES, write_run_page
+from fewstep.report.of_run import SAMPLES, write_run_page
 from fewstep.report.tables import table
 from fewstep.run import distil
 from fewstep.training.progress import sampling_shown
+from fewstep.training.run_folder import RESULTS
 
 RECIPE = "shapes_lcm_lora"
 TEACHER, STUDENT = (50, 4, 2), (4, 2, 1)  # steps

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fewstep.begun import load
-from fewstep.cli.configure import configured, source_of
+from fewstep.choice import replaced
+from fewstep.cli.configure import configured, source_of, with_options
 from fewstep.cli.tables import gathered, print_facts, print_table
 from fewstep.data.dataset import Dataset
 from fewstep.data.folder import Folder
+from fewstep.data.sight import sight_of
 from fewstep.data.source import Source
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Solver
@@ -43,7 +45,7 @@ AS_PICTURES = ("size", "channels", "on_bad")  # options of a source that say how
 def evaluate(
     what: str,
     options: list[str] | None,
-    reference: str,
+    reference: str | None,
     measures: str | None,
     features: str | None,
     num: int,
@@ -60,12 +62,14 @@ def evaluate(
     report: Path | None,
 ) -> None:
     """Measures quality, and says under which protocol."""
-    if steps and evaluations:
-        raise ValueError("--steps and --evaluations are two ways to say the same: give one of them")
     _check_places(out, report)
     earlier = None if against is None else read_result(against)
     where = pick_device(device)
-    source = source_of(reference, options or [])
+    path = place(what)
+    holds = _held(path)
+    _check_asked(what, holds, steps, evaluations, guidance, teacher)
+    model = None if holds else load(what, None, checkpoint).to(where)
+    source, notes = _source(path, model, reference, options or [])
     everything = source.read()
     data = source.choose(everything)
     evaluation = Evaluation.against(
@@ -79,33 +83,59 @@ def evaluate(
         solvers=_solvers(solvers),
         beside=earlier,
     )
-    notes: dict[str, str] = {}
-    path = place(what)
-    holds = _held(path)
-    if any(option is not None for option in (steps, evaluations, guidance, teacher)):
-        _check_sampled(what, holds)
     if holds == "images":
         images, labels = _images_at(path, data, source)
         result, notes = evaluation.of_data(path.name, images, labels), images.notes
-    elif holds:
+    elif model is None:
         values, protocol = evaluation.measured(
             Autoencoder.load(path).reconstructed(data, num, where)
         )
         result, notes = Result(path.name, values, protocol), {"images": "reconstructions"}
     else:
-        model = load(what, None, checkpoint).to(where)
         with sampling_shown():
             result = _of_model(what, model, evaluation, steps, evaluations, guidance, teacher)
     unseen, judge = _unseen(evaluation, held_out(source, everything))
     beside = [] if earlier is None else [earlier]
     _shown([result, *beside, *unseen], {**notes, **judge}, out, report)
-    if not holds:
+    if model is not None:
         _add(path, model, result)
 
 
-def _check_sampled(what: str, holds: str) -> None:
-    """ValueError for what is not sampled."""
-    if holds:
+def _source(
+    path: Path, model: DiffusionModel | None, reference: str | None, options: Sequence[str]
+) -> tuple[Source, dict[str, str]]:
+    """What is compared with: what was named, else all that a run was trained on, else digits. Its
+    pictures become squares of the model's size where they are not such and nobody says a size; a
+    note tells that.
+    """
+    if reference is not None or not (path / "run.yaml").is_file():
+        source = source_of(reference or "digits", options)
+    else:
+        run, _ = configured(str(path), [])
+        source = with_options(replaced(run.data, limit=0, fraction=1.0, flip=False), options)
+    said = any(word.startswith("size=") for word in options)
+    if model is None or said or getattr(source, "size", None) != 0:
+        return source, {}
+    _, side, wide = model.image_shape
+    sight = sight_of(source)
+    if side != wide or (sight.square and sight.side == side):
+        return source, {}
+    note = f"their middle squares at {side}×{side}, which is what the model makes"
+    return replaced(source, size=side), {"reference pictures": note}
+
+
+def _check_asked(
+    what: str,
+    holds: str,
+    steps: int | None,
+    evaluations: int | None,
+    guidance: float | None,
+    teacher: str | None,
+) -> None:
+    """ValueError for a cost that is said twice, and for sampling of what is not sampled."""
+    if steps and evaluations:
+        raise ValueError("--steps and --evaluations are two ways to say the same: give one of them")
+    if holds and any(option is not None for option in (steps, evaluations, guidance, teacher)):
         raise ValueError(
             f"{what} holds {holds}: --steps, --evaluations, --guidance and --teacher are for models"
         )

@@ -188,8 +188,10 @@ def evaluate(
     options: list[str] | None = typer.Argument(
         None, help="How pictures are read: size=64 channels=rgb on_bad=skip label=… split=test"
     ),
-    reference: str = typer.Option(
-        "digits", help="What to compare with: digits, or a file or folder of data."
+    reference: str | None = typer.Option(
+        None,
+        help="What to compare with: digits, shapes, or a file or folder of data. If not given: of "
+        "a run the data that it was trained on, else digits.",
     ),
     measures: str | None = typer.Option(
         None,

@@ -36,9 +36,9 @@ from fewstep.report.run_report import (
 from fewstep.text import lasted
 from fewstep.training.config import pick_device
 from fewstep.training.progress import sampling_shown
-from fewstep.training.run_folder import RunFolder
+from fewstep.training.run_folder import RESULTS, RunFolder
 
-RESULTS, SAMPLES = "results.json", "report"  # in the folder of a run
+SAMPLES = "report"  # in the folder of a run
 
 
 def drawn(

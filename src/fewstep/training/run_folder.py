@@ -16,6 +16,8 @@ from fewstep.training.log import read_log
 from fewstep.training.processes import World
 from fewstep.yaml import read_yaml, to_yaml
 
+RESULTS = "results.json"
+"""The file of what was measured of what the run has made."""
 FOLDERS = ("checkpoints", "samples", "tensorboard", "wandb", "index")
 """In which a run writes file by file."""
 WANDB_ID = "wandb_id.txt"
@@ -174,7 +176,7 @@ class RunFolder:
         if not self.world.is_leader:
             return
         if restart:
-            for name in ("samples", "report", "results.json", WANDB_ID, *exports):
+            for name in ("samples", "report", RESULTS, WANDB_ID, *exports):
                 remove(self.path / name)
             # The status first: a restart that is cut must not pass for the old run.
             (self.path / "status.json").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from fewstep.errors import DivergedError, NotFiniteError
 from fewstep.learning.method import UNGUIDED
 from fewstep.models.adapters import Addition, addition, merged
 from fewstep.models.bundle import DiffusionModel
+from fewstep.training.run_folder import RESULTS
 from fewstep.training.trainer import Trainer
 
 
@@ -17,11 +18,13 @@ def save_students(
     """The models by the name of their network, each saved in a folder of that name with its
     averages, sampler, guidance and card; in all processes.
 
-    model: what they were trained from, a `DiffusionModel` or a `Part`. Of networks that share
-    weights plain ones are saved, which load without the others. DivergedError, and nothing saved
-    of it, where a sample of one is not finite.
+    What was measured of models that were there before is removed. model: what they were trained
+    from, a `DiffusionModel` or a `Part`. Of networks that share weights plain ones are saved, which
+    load without the others. DivergedError, and nothing saved of it, where a sample of one is not
+    finite.
     """
     models = {}
+    trainer.world.on_leader(lambda: (folder / RESULTS).unlink(missing_ok=True))
     for name in trainer.state.roles.exports:
         made = student(trainer, model, name, card, trainer.config.steps)
         trainer.world.on_leader(lambda: _save(made, folder / name))  # noqa: B023
