@@ -67,12 +67,18 @@ def test_the_same_seeds_beside_each_other(tmp_path):
     expected = strip(student.generate([0, 1], steps=1, seed=3))
     assert two.tobytes() == expected.tobytes()
     assert three.tobytes() == strip(teacher.generate([0, 1], steps=3, seed=3)).tobytes()
-    assert one.size == two.size == (2 * 9 * 6 - 6, 8 * 6)
+    assert one.size == two.size == (2 * 9 * 16 - 16, 8 * 16)
     found.save(tmp_path / "saved")
     again = Comparison.load(tmp_path / "saved")
     assert again.real.tobytes() == found.real.tobytes()
     assert again.rows[0][1][1].tobytes() == two.tobytes()
     assert (again.columns, again.words, again.notes) == (found.columns, found.words, [])
+    # Random weights; of the teacher with fewer steps than its own nothing is said.
+    assert again.striking == found.striking
+    assert [line.partition(": ")[0] for line in found.striking] == [
+        "student with 1 evaluation",
+        "teacher with 3 evaluations",
+    ]
     assert Comparison.load(tmp_path) is None
 
 
@@ -101,9 +107,16 @@ def test_samples_that_are_not_finite_are_told(monkeypatch):
 
 @pytest.mark.parametrize(
     ("side", "size"),
-    [(8, (3 * 54 - 6, 48)), (28, (3 * 58 - 2, 56)), (64, (3 * 65 - 1, 64)), (512, (384, 128))],
+    [(8, (3 * 144 - 16, 128)), (28, (3 * 145 - 5, 140)), (64, (3 * 130 - 2, 128)), (512, (384, 128))],
 )
-def test_images_in_a_row(side, size):
+def test_few_images_in_a_row_are_large(side, size):
     picture = strip(torch.rand(3, 3, side, side))
     assert isinstance(picture, Image.Image)
     assert picture.size == size
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "size"), [(10, 8, (10 * 54 - 6, 48)), (8, 28, (8 * 58 - 2, 56))]
+)
+def test_many_images_in_a_row_fit_beside_others(count, side, size):
+    assert strip(torch.rand(count, 3, side, side)).size == size

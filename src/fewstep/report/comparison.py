@@ -25,10 +25,11 @@ from fewstep.files import new_folder, read_json, write_json
 from fewstep.images.grid import as_bytes, grid_image
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.request import Answer, Request
+from fewstep.report.looks import looks
 
 STEPS = (1, 2, 4)
 MOST = ((32, 10), (64, 8), (math.inf, 5))  # images in a row, by their width
-CELL = 48  # pixels that a small image is enlarged to, about
+CELL, ROW = 48, 512  # pixels that a small image is enlarged to, at least, and those of a row
 LARGE = 128  # pixels that a large image is made smaller to
 SECONDS = 60.0  # that the drawing of all rows may take
 MANIFEST = "comparison.json"
@@ -50,7 +51,8 @@ class Comparison:
 
     columns: names of the models. words: what is shown, from left to right. rows: a label, and for
     each column a picture of that row's images, or None. real: a picture of real images. notes: what
-    was left out, and why.
+    was left out, and why. striking: what is wrong at first sight with samples that are a
+    model's usual ones.
     """
 
     columns: list[str]
@@ -58,6 +60,7 @@ class Comparison:
     rows: list[tuple[str, list[Image.Image | None]]]
     real: Image.Image | None = None
     notes: list[str] = field(default_factory=list)
+    striking: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Writes it, so that a page can be made again without sampling."""
@@ -68,7 +71,12 @@ class Comparison:
                 for j, picture in enumerate(cells):
                     files.append(_saved(picture, beside, f"{i}-{j}.png"))
                 rows.append([label, files])
-            told = {"columns": self.columns, "words": self.words, "notes": self.notes}
+            told = {
+                "columns": self.columns,
+                "words": self.words,
+                "notes": self.notes,
+                "striking": self.striking,
+            }
             real = _saved(self.real, beside, "real.png")
             write_json(beside / MANIFEST, {**told, "rows": rows, "real": real})
 
@@ -82,7 +90,8 @@ class Comparison:
         for label, files in told["rows"]:
             rows.append((label, [_loaded(folder, file) for file in files]))
         real = _loaded(folder, told["real"])
-        return Comparison(told["columns"], told["words"], rows, real, told["notes"])
+        striking = told.get("striking", [])  # an older fewstep did not look
+        return Comparison(told["columns"], told["words"], rows, real, told["notes"], striking)
 
 
 def _saved(picture: Image.Image | None, folder: Path, name: str) -> str | None:
@@ -176,6 +185,7 @@ def compared(
     """
     pictures: dict[int, dict[str, Image.Image]] = {}
     notes: list[str] = []
+    striking: list[str] = []
     begun = time.monotonic()
     for name, (model, samplers) in reversed([*models.items()]):  # the student first
         pace = 0.0  # seconds an evaluation of all images took
@@ -195,12 +205,15 @@ def compared(
                 continue
             pace = (time.monotonic() - started) / cost
             pictures.setdefault(cost, {})[name] = strip(images)
+            own = answer.sampler == model.sampler  # of fewer steps a teacher's are always poor
+            if own and shown.real is not None and (seen := looks(images.cpu(), shown.real)):
+                striking.append(f"{name} with {_evaluations(cost)}: {seen}")
     rows = []
     for cost in sorted(pictures):
         cells = [pictures[cost].get(name) for name in models]
         rows.append((_evaluations(cost), cells))
     real = None if shown.real is None else strip(shown.real)
-    return Comparison(list(models), list(shown.words), rows, real, notes)
+    return Comparison(list(models), list(shown.words), rows, real, notes, striking)
 
 
 def _answers(
@@ -217,11 +230,12 @@ def _evaluations(count: int) -> str:
 
 def strip(images: Tensor) -> Image.Image:
     """Images in one row, (n, channels, height, width) in [0, 1]: small ones enlarged by a whole
-    number, large ones made smaller.
+    number, the more the fewer they are, large ones made smaller.
     """
     width = images.shape[-1]
     if width <= LARGE:
-        return grid_image(images, len(images), max(1, round(CELL / width)))
+        cell = min(LARGE, max(CELL, ROW // len(images)))
+        return grid_image(images, len(images), max(1, round(cell / width)))
     high = round(LARGE * images.shape[-2] / width)
     small = []
     for pixels in as_bytes(images):

@@ -88,6 +88,8 @@ def page_of(
     comparison = drawn(run, model, seconds, say)
     if comparison is not None:
         comparison.save(folder / SAMPLES)
+        for seen in comparison.striking:
+            say(f"warning: samples look wrong, {seen}")
     return write_run_page(run, folder, model, comparison)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep import __version__
 from fewstep.metrics.results import Result, scales_of
 from fewstep.report.comparison import Comparison
 from fewstep.report.figures import curves, histogram, tradeoff
@@ -96,7 +97,8 @@ def progress_section(folder: Path) -> Section:
 
 def comparison_section(comparison: Comparison) -> Section:
     """Images of the same seeds, model beside model."""
-    return Section("Samples of the same seeds", comparison=comparison)
+    text = f"Look at them: {'; '.join(comparison.striking)}." if comparison.striking else ""
+    return Section("Samples of the same seeds", text, comparison=comparison)
 
 
 def memory_section(distances: dict[str, tuple[Tensor, Tensor]]) -> Section:
@@ -126,7 +128,7 @@ def write_report(
     end = [
         Section(
             "Protocol",
-            facts=facts | {"torch": torch.__version__},
+            facts=facts | {"fewstep": __version__, "torch": torch.__version__},
         )
     ]
     if run_file.is_file():
