@@ -176,10 +176,14 @@ def test_a_folder_of_diffusers(home, fewstep):
     words = ("data.path=pictures", "teacher=theirs", *FEW, *SMALL)
     said = fewstep("train", "images_cd", "name=theirs_odd", *words)
     assert "warning: student will not be exported: no scheduler knows" in said
-    times = ("method.times=trailing", "method.sample_times=trailing")
+    assert "--to diffusers" not in page(home, "theirs_odd")
+    (remedy,) = [line for line in said.splitlines() if line.startswith("warning: it will be with")]
+    times = remedy.removeprefix("warning: it will be with ").split()
+    assert times == ["method.times.end=t_data", "method.sample_times.end=t_data"]
     said = fewstep("train", "images_cd", "name=theirs_cd", *times, *words)
     assert "will not be exported" not in said
     assert "theirs" in page(home, "theirs_cd")
+    assert "--to diffusers" in page(home, "theirs_cd")
     made = fewstep("export", "runs/theirs_cd", "--to", "diffusers", "--out", "few")
     assert float(made.split()[-1]) <= 1e-4
     index = json.loads((home / "few" / "model_index.json").read_text())

@@ -107,7 +107,12 @@ def test_samples_that_are_not_finite_are_told(monkeypatch):
 
 @pytest.mark.parametrize(
     ("side", "size"),
-    [(8, (3 * 144 - 16, 128)), (28, (3 * 145 - 5, 140)), (64, (3 * 130 - 2, 128)), (512, (384, 128))],
+    [
+        (8, (3 * 144 - 16, 128)),
+        (28, (3 * 145 - 5, 140)),
+        (64, (3 * 130 - 2, 128)),
+        (512, (384, 128)),
+    ],
 )
 def test_few_images_in_a_row_are_large(side, size):
     picture = strip(torch.rand(3, 3, side, side))

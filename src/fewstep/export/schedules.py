@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from fewstep.diffusion.parameterization import (
 from fewstep.diffusion.process import VariancePreservingTable
 from fewstep.diffusion.samplers import FlowMap, Ode, Renoise, Sampler
 from fewstep.diffusion.solvers import Dpmpp2m, Euler
-from fewstep.diffusion.times import Strided
+from fewstep.diffusion.times import Strided, Times
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.diffusers_network import DiffusersModule
 from fewstep.models.library import library_class
@@ -74,21 +75,42 @@ def unsaid(trainer: Trainer, model: Any) -> list[str]:
     """
     if not isinstance(model, DiffusionModel):
         return []
-    network, process = model.denoiser.network, model.denoiser.process
-    pixels = isinstance(network, DiffusersModule) and isinstance(process, VariancePreservingTable)
-    if not pixels and not isinstance(network, UNet2dConditionModule):
-        return []
     lines, end = [], trainer.clock(trainer.config.steps - 1)
     for name in trainer.state.roles.exports:
         student: Any = trainer.state.modules[name]
         sampler: Any = trainer.method.sampler(end, name)
-        try:
-            schedule = schedule_of(student, sampler)
-            if pixels:
-                check_told_by_steps(schedule)
-        except ValueError as error:
-            lines.append(f"warning: {name} will not be exported: {error}")
+        if reason := obstacle(student, sampler):
+            lines.append(f"warning: {name} will not be exported: {reason}")
+            if "end=t_data" in reason and (words := _ending_at_the_data(trainer.method)):
+                lines.append(f"warning: it will be with {words}")
     return lines
+
+
+def obstacle(denoiser: Denoiser, sampler: Sampler) -> str:
+    """Why diffusers cannot sample a network of its own so, '' where it can; of other networks the
+    export says more.
+    """
+    network, process = denoiser.network, denoiser.process
+    pixels = isinstance(network, DiffusersModule) and isinstance(process, VariancePreservingTable)
+    if not pixels and not isinstance(network, UNet2dConditionModule):
+        return ""
+    try:
+        schedule = schedule_of(denoiser, sampler)
+        if pixels:
+            check_told_by_steps(schedule)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _ending_at_the_data(method: Any) -> str:
+    """Options with which a method's times end at the data."""
+    names = []
+    for option in dataclasses.fields(method):
+        times = getattr(method, option.name)
+        if isinstance(times, Times) and times.end == "t_min":
+            names.append(f"method.{option.name}.end=t_data")
+    return " ".join(names)
 
 
 def check_told_by_steps(schedule: Schedule) -> None:

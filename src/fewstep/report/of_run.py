@@ -14,6 +14,7 @@ import torch
 
 from fewstep.choice import kind_of
 from fewstep.data.dataset import Dataset
+from fewstep.export.schedules import obstacle
 from fewstep.files import read_json, write_json
 from fewstep.metrics.results import Result, Role
 from fewstep.models.bundle import DiffusionModel
@@ -177,8 +178,7 @@ def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
     facts["written"] = datetime.date.today().isoformat()
     facts["again"] = f"fewstep train {folder}/run.yaml name={folder.name}-again"
     if isinstance(model, DiffusionModel):
-        facts["next"] = (
-            f"fewstep sample {folder} --num 16 --out images.png; fewstep export {folder} --to "
-            "diffusers"
-        )
+        facts["next"] = f"fewstep sample {folder} --num 16 --out images.png"
+        if not obstacle(model.denoiser, model.sampler):
+            facts["next"] += f"; fewstep export {folder} --to diffusers"
     return facts
