@@ -88,6 +88,13 @@ def test_places(tmp_path):
             check_place(tmp_path / taken)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write to")
+@pytest.mark.parametrize("name", ["x.png", "new", "a/b/x.npz"])
+def test_a_place_that_cannot_be_written_is_known_before_the_work(name):
+    with pytest.raises(ValueError, match=f"/proc/{name} cannot be written: /proc: "):
+        check_place(Path("/proc") / name)
+
+
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["x.npz", "x.png", "x"])
 def test_numbers_that_are_not_finite_are_written_nowhere(tmp_path, name, spoilt):

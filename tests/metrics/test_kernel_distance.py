@@ -144,11 +144,30 @@ def test_the_interval_of_classes_in_turn():
     assert half == pytest.approx(1.96 * variance.sqrt().item(), rel=1e-8)
 
 
-@pytest.mark.parametrize("labels", [[0] * 9 + [1] * 11, [0, 1] * 2, [0, 0, 1, 1, 2, 2]])
-def test_labels_that_are_not_even_or_too_few_tell_nothing(labels):
+@pytest.mark.parametrize("labels", [[0] * 9 + [1] * 11, [2] * 20, [0, 0, 0, 1]])
+def test_labels_that_are_not_even_tell_nothing(labels):
     labels = torch.tensor(labels)
     x, y = of_classes(0, labels), of_classes(1, any_classes(1, 30))
     assert kernel_distance(x, y, labels) == kernel_distance(x, y)
+
+
+@pytest.mark.parametrize("labels", [[0, 1] * 2, [0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1]])
+def test_two_of_a_class_are_enough_for_a_value(labels):
+    labels = torch.tensor(labels)
+    x, y = of_classes(0, labels), of_classes(1, any_classes(1, 30))
+    value, half = kernel_distance(x, y, labels)
+    assert value == pytest.approx(stratified(x, y, labels), rel=1e-10)
+    assert half is None
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 1, 2, 2]])
+def test_one_of_a_class_is_not(labels):
+    labels = torch.tensor(labels)
+    x, y = of_classes(0, labels), of_classes(1, any_classes(1, 30))
+    with pytest.raises(ValueError, match="needs two images of each class"):
+        kernel_distance(x, y, labels)
+    with pytest.raises(ValueError, match="needs two images of each class"):
+        kernel_distance(y, x, None, labels)
 
 
 def test_classes_in_turn_have_no_bias():

@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.choice import kind_of
+from fewstep.choice import kind_of, replaced
 from fewstep.cli.configure import source_of
 from fewstep.cli.tables import print_facts
 from fewstep.data.captions import every, told
 from fewstep.data.dataset import Dataset
 from fewstep.data.labels import counts, empty_classes, listed
+from fewstep.data.sight import sight_of
 from fewstep.data.source import Source
 from fewstep.images.files import check_place
 from fewstep.images.grid import write_grid
 from fewstep.models.folder import load_conditioner
 from fewstep.models.space import described
+from fewstep.recipes.images import side_of
 
 SHOWN = 100
 """Pictures of a contact sheet, at most."""
@@ -33,10 +35,10 @@ def check(
         check_place(sheet, (".png",))
     chosen = source_of(source, overrides or [])
     reader = None if model is None else load_conditioner(model)
-    everything = chosen.read()
+    chosen, everything, sizes = read_whole(chosen)
     everything.verify()
     kept = chosen.choose(everything)
-    facts: dict[str, object] = {"kind": kind_of(type(chosen)), **everything.notes}
+    facts: dict[str, object] = {"kind": kind_of(type(chosen)), **everything.notes, **sizes}
     if "image" in everything.columns:
         channels, height, width = everything.shape
         many = "s" if channels > 1 else ""
@@ -63,6 +65,26 @@ def check(
     if command := following(chosen, kept, overrides or []):
         facts["next"] = command
     print_facts(facts)
+
+
+def read_whole(source: Source) -> tuple[Source, Dataset, dict[str, str]]:
+    """Everything, pictures of different sizes as the recipes for pictures take them; and a note of
+    that. ValueError where that does not help.
+    """
+    try:
+        return source, source.read(), {}
+    except ValueError as error:
+        if getattr(source, "size", None) != 0:
+            raise
+        seen = sight_of(source)
+        side = side_of(seen) or seen.side
+        squares = replaced(source, size=side)
+        try:
+            everything = squares.read()
+        except ValueError:
+            raise error from None
+    told = f"different; their middle squares at {side}×{side}, another side by size=N"
+    return squares, everything, {"sizes": told}
 
 
 def following(source: Source, kept: Dataset, overrides: Sequence[str]) -> str:

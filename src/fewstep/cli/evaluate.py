@@ -11,10 +11,10 @@ from torch import Tensor
 from fewstep.begun import load
 from fewstep.choice import replaced
 from fewstep.cli.configure import configured, source_of, with_options
+from fewstep.cli.data import read_whole
 from fewstep.cli.tables import gathered, print_facts, print_table
 from fewstep.data.dataset import Dataset
 from fewstep.data.folder import Folder
-from fewstep.data.sight import sight_of
 from fewstep.data.source import Source
 from fewstep.diffusion.samplers import Ode
 from fewstep.diffusion.solvers import Solver
@@ -68,9 +68,11 @@ def evaluate(
     path = place(what)
     holds = _held(path)
     _check_asked(what, holds, steps, evaluations, guidance, teacher)
+    source, everything, _ = read_whole(_source(path, reference, options or []))
     model = None if holds else load(what, None, checkpoint).to(where)
-    source, notes = _source(path, model, reference, options or [])
-    everything = source.read()
+    notes: dict[str, str] = {}
+    if model is not None and not any(word.startswith("size=") for word in options or []):
+        source, everything, notes = _as_large(source, everything, model.image_shape)
     data = source.choose(everything)
     evaluation = Evaluation.against(
         data,
@@ -101,27 +103,29 @@ def evaluate(
         _add(path, model, result)
 
 
-def _source(
-    path: Path, model: DiffusionModel | None, reference: str | None, options: Sequence[str]
-) -> tuple[Source, dict[str, str]]:
-    """What is compared with: what was named, else all that a run was trained on, else digits. Its
-    pictures become squares of the model's size where they are not such and nobody says a size; a
-    note tells that.
-    """
+def _source(path: Path, reference: str | None, options: Sequence[str]) -> Source:
+    """What is compared with: what was named, else all that a run was trained on, else digits."""
     if reference is not None or not (path / "run.yaml").is_file():
-        source = source_of(reference or "digits", options)
-    else:
-        run, _ = configured(str(path), [])
-        source = with_options(replaced(run.data, limit=0, fraction=1.0, flip=False), options)
-    said = any(word.startswith("size=") for word in options)
-    if model is None or said or getattr(source, "size", None) != 0:
-        return source, {}
-    _, side, wide = model.image_shape
-    sight = sight_of(source)
-    if side != wide or (sight.square and sight.side == side):
-        return source, {}
+        return source_of(reference or "digits", options)
+    run, _ = configured(str(path), [])
+    return with_options(replaced(run.data, limit=0, fraction=1.0, flip=False), options)
+
+
+def _as_large(
+    source: Source, everything: Dataset, shape: tuple[int, ...]
+) -> tuple[Source, Dataset, dict[str, str]]:
+    """The data with pictures that are squares of a model's size; a note says that they are cut."""
+    _, side, wide = shape
+    there = getattr(source, "size", None)  # pictures that can be cut to a size
+    if "image" not in everything.columns or there is None or side != wide:
+        return source, everything, {}
+    if there != side and everything.shape[1:] != shape[1:]:
+        source = replaced(source, size=side)
+        everything = source.read()
+    if source.size != side:  # type: ignore[attr-defined]
+        return source, everything, {}
     note = f"their middle squares at {side}×{side}, which is what the model makes"
-    return replaced(source, size=side), {"reference pictures": note}
+    return source, everything, {"reference pictures": note}
 
 
 def _check_asked(

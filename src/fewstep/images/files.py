@@ -2,6 +2,7 @@
 
 import csv
 import io
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def check_place(path: Path, suffixes: Sequence[str] = (".npz", ".png")) -> None:
         raise ValueError(f"{path} is a file; choose another name")
     if not path.suffix and path.exists() and any(path.iterdir()):
         raise ValueError(f"{path} is a folder with files in it; choose a new one")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {there}: {error.strerror}") from None
 
 
 def write_images(

@@ -10,8 +10,8 @@ from fewstep.choice import Count
 from fewstep.metrics.measure import Estimate, ImageSet, Measure
 
 BLOCKS = 20
-LEAST = 3
-"""Images, of which it is defined."""
+LEAST, PAIR = 3, 2
+"""Images, of which it is defined; and of each class, where these come in turn."""
 CERTAIN = 1.96  # standard errors, on both sides, of 95 %
 
 
@@ -61,10 +61,14 @@ def kernel_distance(
 
     labels: (n,) and (m,). Of classes asked for in turn two images are less often of one class than
     of independent images, in (n_c - 1)/(n - 1) of the pairs of one of class c in place of n_c/n.
-    Where labels are even, that is made good.
+    Where labels are even, that is made good, from two of each class on (ValueError for one); with
+    two there is no interval, for none can be left out.
     """
     if min(len(x), len(y)) < LEAST:
         raise ValueError(f"a kernel distance needs {LEAST} images, got {len(x)} and {len(y)}")
+    for labels in (x_labels, y_labels):
+        if labels is not None and _even(labels) and _fewest(labels) < PAIR:
+            raise ValueError("a kernel distance needs two images of each class")
     blocks = min(BLOCKS, len(x), len(y))
     mine, its = _Blocks(x, x_labels, blocks), _Blocks(y, y_labels, blocks)
     both = torch.zeros(blocks, blocks, dtype=torch.float64)
@@ -76,6 +80,8 @@ def kernel_distance(
     whole = xx + yy - 2 * both.sum() / (n.sum() * m.sum())
     without = _without(both) / ((n.sum() - n) * (m.sum() - m))
     without = xx_without + yy_without - 2 * without
+    if min(one.sizes.sum(1).min() for one in (mine, its)) < LEAST:
+        return Estimate(whole.item())
     variance = (blocks - 1) / blocks * (without - without.mean()).square().sum()
     return Estimate(whole.item(), CERTAIN * variance.sqrt().item())
 
@@ -136,11 +142,13 @@ def _without(sums: Tensor) -> Tensor:
 
 
 def _even(labels: Tensor) -> bool:
-    """Whether there are equally many of each, as of classes asked for in turn, and enough that one
-    can be left out.
-    """
+    """Whether there are equally many of each, as of classes asked for in turn."""
     counts = labels.unique(return_counts=True)[1]
-    return bool(counts.max() - counts.min() <= 1 and counts.min() >= LEAST)
+    return len(counts) > 1 and bool(counts.max() - counts.min() <= 1)
+
+
+def _fewest(labels: Tensor) -> int:
+    return int(labels.unique(return_counts=True)[1].min())
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
