@@ -29,6 +29,7 @@ from fewstep.text import place as placed
 from fewstep.text import tell
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.config import TrainerConfig
+from fewstep.training.first_lines import first_lines
 from fewstep.training.gallery import Gallery
 from fewstep.training.health import Health, verdict
 from fewstep.training.log import read_log
@@ -42,7 +43,6 @@ from fewstep.training.start import (
     check_nameable,
     check_not_distilled,
     content,
-    first_lines,
     held_out,
     lacking,
     otherwise_encoded,
@@ -253,7 +253,7 @@ def _train(
     assert trainer.folder is not None
     if trainer.world.is_leader:
         for line in [
-            *first_lines(ready, run.teacher, looked_at(progress)),
+            *first_lines(ready, run, looked_at(progress)),
             *unsaid(trainer, ready.model),
         ]:
             say(line)

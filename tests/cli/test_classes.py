@@ -85,8 +85,8 @@ def test_what_was_passed_over_stands_in_the_first_lines(fewstep):
     Path("data/.hidden").write_bytes(b"")
     told = "passed over: hidden: 1 (.hidden); .gif: 1 (1/9.gif)"
     lines = train(fewstep, "data.split=all", *options).splitlines()
-    assert lines[0] == "data: 30 rows of image (1×8×8), label (4 classes)"
-    assert lines[3] == f"data: {told}"
+    assert lines[0] == "data: folder data, 30 rows of image (1×8×8), label (4 classes)"
+    assert lines[4] == f"data: {told}"
     assert told in fewstep("data", "check", "data").out.splitlines()
 
 

@@ -105,6 +105,6 @@ def test_head(runs):
     command = f"'{sys.executable}' -c '{call}' {words} | head -1; exit ${{PIPESTATUS[0]}}"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout.startswith("data: 64 rows of image")
+    assert found.stdout.startswith("data: digits, 64 rows of image")
     assert json.loads((runs / "new" / "status.json").read_text())["state"] == "finished"
     assert (runs / "new" / "report.html").is_file()

@@ -42,6 +42,21 @@ def test_lines_where_they_are_asked_for(capsys, monkeypatch):
     assert err == ""
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(2.0, True), (0.05, False)])
+def test_how_long_it_takes_is_said_once(capsys, monkeypatch, seconds, told):
+    """As soon as five seconds of steps tell it, without the first, if it is more than a minute."""
+    now = [0.0]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    monkeypatch.setattr("fewstep.training.progress.time.monotonic", lambda: now[0])
+    with training_progress(150, "run", True) as show:
+        for step in range(150):
+            now[0] += 60.0 if step == 0 else seconds
+            show(Seen(Clock(step, 150, 8), {}, 0, dict))
+    # Behind step 4, 146 are left: 292 s.
+    expected = ["run: 2 s a step, about 5 min left"] if told else []
+    assert capsys.readouterr().out.splitlines() == expected
+
+
 @pytest.mark.parametrize("progress", [None, False])
 def test_nothing_where_nobody_looks(capsys, monkeypatch, progress):
     assert shown(capsys, monkeypatch, progress) == ("", "")

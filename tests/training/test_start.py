@@ -35,9 +35,9 @@ from fewstep.models.space import image_space
 from fewstep.parts.autoencoder import Autoencoding
 from fewstep.run import Run, distil
 from fewstep.training.config import TrainerConfig
+from fewstep.training.first_lines import summary
 from fewstep.training.start import (
     goes_by_class,
-    summary,
     told_of,
     told_of_few_steps,
     told_of_teacher,
@@ -179,11 +179,15 @@ def test_the_summary():
     count = sum(p.numel() for p in ready.nets.student.parameters())
     size = f"{count / 1000:.0f} k"
     threads = torch.get_num_threads()
-    assert summary(ready) == [
-        "data: 32 rows of image (1×8×8), label (10 classes)",
-        f"consistency_distillation: student learns {size}, target has {size}, teacher has {size} "
-        "parameters",
+    mib = 4 * count / 2**20
+    assert summary(ready, run) == [
+        "data: digits, 32 rows of image (1×8×8), label (10 classes)",
+        f"consistency_distillation of a new network (unet): student learns {size}, target has "
+        f"{size}, teacher has {size} parameters",
         f"1 step of 2 rows in fp32 on cpu, {threads} thread{'s' * (threads != 1)}",
+        # Student, target, teacher and an average; a gradient and two numbers of Adam.
+        f"memory: weights and averages {4 * mib:,.0f} MiB, gradients and optimizer about "
+        f"{3 * mib:,.0f} MiB, activations beside them (fewstep plan)",
     ]
 
 

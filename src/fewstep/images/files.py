@@ -29,6 +29,10 @@ def check_place(path: Path, suffixes: Sequence[str] = (".npz", ".png")) -> None:
         raise ValueError(f"{path} is a file; choose another name")
     if not path.suffix and path.exists() and any(path.iterdir()):
         raise ValueError(f"{path} is a folder with files in it; choose a new one")
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
     there = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -15,8 +15,8 @@ from fewstep.text import Unbroken, in_one_line, lasted, tell
 from fewstep.training.seen import Observer, Seen
 from fewstep.training.threads import unhindered
 
-EVERY = 60.0
-"""Seconds between lines of long sampling."""
+EVERY, SOON = 60.0, 5.0
+"""Seconds between lines of long sampling, and those of steps that tell how long all take."""
 
 
 @contextmanager
@@ -50,15 +50,28 @@ def _nothing(seen: Seen) -> None:
 
 
 class _Lines:
+    """A line with the numbers whenever there are new ones; before, as soon as a few steps tell it,
+    how long the run takes where that is more than a minute.
+    """
+
     def __init__(self, steps: int, title: str):
         self.steps, self.title = steps, title
         self.started = time.monotonic()
+        self.first: tuple[int, float] | None = None  # behind the first step, which is slower
+        self.foretold = False
 
     def __call__(self, seen: Seen) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = seen.done, now
+        elif not self.foretold and now - self.first[1] >= SOON:
+            self.foretold = True
+            of_step = (now - self.first[1]) / (seen.done - self.first[0])
+            if (left := of_step * (self.steps - seen.done)) > EVERY:
+                tell(f"{self.title}: {of_step:.3g} s a step, about {lasted(left)} left")
         if seen.lines:
-            seconds = time.monotonic() - self.started
             tell(
-                f"{self.title}: step {seen.done} of {self.steps}, {seconds:.0f} s, "
+                f"{self.title}: step {seen.done} of {self.steps}, {now - self.started:.0f} s, "
                 f"{_numbers(seen.lines[-1])}"
             )
 

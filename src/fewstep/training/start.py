@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from fewstep.choice import Choice, kind_of, plain
 from fewstep.data.caching import part_facts
 from fewstep.data.dataset import Dataset, texts
@@ -28,7 +26,6 @@ from fewstep.models.source import Fresh, ModelSource
 from fewstep.models.space import described
 from fewstep.text import in_one_line
 from fewstep.training.config import difference
-from fewstep.training.threads import free
 
 USUAL = {"source", "files", "images file", "class names"}  # notes on data that all of a kind have
 
@@ -59,47 +56,6 @@ def with_examples(model: DiffusionModel, dataset: Dataset) -> DiffusionModel:
         known = [label for label in examples.get("label", trained) if label in trained]
         examples = {**examples, "label": known or trained}
     return model if examples == model.examples else dataclasses.replace(model, examples=examples)
-
-
-def first_lines(ready: Any, teacher: ModelSource, told: bool = True) -> list[str]:
-    """What a run that can begin says before: of its data, and of a teacher that cannot teach. told:
-    also what is trained, where somebody looks on.
-    """
-    method = ready.trainer.method
-    lines = summary(ready) if told else []
-    lines += told_of(ready.stream.dataset, goes_by_class(method, ready.model))
-    lines += told_of_teacher(method, ready.nets, teacher)
-    return [*lines, *told_of_few_steps(method, ready.nets, ready.model)]
-
-
-def summary(ready: Any) -> list[str]:
-    """What is trained on what, and where: three lines."""
-    trainer, dataset = ready.trainer, ready.stream.dataset
-    config, device = trainer.config, trainer.device
-    sizes = []
-    for name, network in networks(ready.nets).items():
-        learns = name in trainer.state.roles.trains
-        own = trainer.state.parameters[name].values() if learns else network.parameters()
-        size = _shortened(sum(one.numel() for one in own))
-        sizes.append(f"{name} learns {size}" if learns else f"{name} has {size}")
-    kind = kind_of(type(trainer.method))
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    if device.type == "cpu" and (config.threads or not free(trainer)):
-        threads = config.threads or torch.get_num_threads()
-        where += f", {threads} thread{'s' * (threads != 1)}"
-    processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
-    return [
-        f"data: {len(dataset):,} rows of {described(dataset.columns)}",
-        f"{kind}: {', '.join(sizes)} parameters",
-        f"{config.steps:,} step{'s' * (config.steps != 1)} of {config.batch} rows in "
-        f"{config.precision} on {where}{processes}",
-    ]
-
-
-def _shortened(count: int) -> str:
-    if count >= 1_000_000:
-        return f"{count / 1e6:.1f} M"
-    return f"{count / 1000:.0f} k" if count >= 1000 else str(count)
 
 
 def told_of(dataset: Dataset, by_class: bool = True) -> list[str]:
