@@ -43,6 +43,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def counted(number: int, word: str) -> str:
+    """A number of things: "1 step", "2,400 steps"."""
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
 def lasted(seconds: float) -> str:
     """A time that is over in words: "45 s", and from a minute on as `duration`."""
     return duration(seconds) if seconds >= 60 else f"{seconds:.0f} s"

@@ -2,6 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
+
+from fewstep.data.digits import Digits
+from fewstep.metrics.results import read_result
+from fewstep.yaml import read_yaml, to_yaml
 
 WORDS = ("--num", "20", "--measures", "frechet,diversity")
 
@@ -71,3 +76,38 @@ def test_an_evaluation_is_added_to_the_page(done, runs):
     assert "<th>images</th>" in (folder / "report.html").read_text()
     done("train", "runs/evaluated", "--restart")
     assert not (folder / "results.json").exists()
+
+
+def test_measured_beside_its_teacher(done, runs):
+    """Both at several numbers of evaluations, against all data of the run."""
+    folder = runs / "measured"
+    shutil.copytree(runs / "cd", folder)
+    out = done("report", "runs/measured", "--num", "20")
+    assert out.splitlines()[0] == "measuring with 20 images for each number of evaluations"
+    results = json.loads((folder / "results.json").read_text())
+    found = [(one["role"], one["evaluations"]) for one in results]
+    students = [("student", cost) for cost in (1, 2, 4)]
+    assert found == [("teacher", cost) for cost in (1, 2, 4, 7)] + students + [("data", 0)]
+    assert {one["protocol"]["reference"] for one in results} == {Digits().dataset().fingerprint()}
+    assert [one["headline"] for one in results[:7]] == [False] * 3 + [True, False, True, False]
+    page = (folder / "report.html").read_text()
+    for text in ("With 2 evaluations the student makes images", "network evaluations for an image"):
+        assert text in page
+    mine = results[5]
+    done("evaluate", "runs/measured", "--num", "20", "--out", "x.json")
+    assert read_result(Path("x.json")).values == mine["values"]
+    done("report", "runs/measured", "--num", "20")
+    assert len(json.loads((folder / "results.json").read_text())) == 9  # with that of evaluate
+
+
+def test_measured_without_a_teacher_or_pictures(done, refused, runs):
+    folder = runs / "alone"
+    shutil.copytree(runs / "tiny", folder)
+    done("report", "runs/alone", "--num", "20")
+    results = json.loads((folder / "results.json").read_text())
+    assert {one["model"] for one in results} == {"model", "data"}
+    plain = read_yaml(folder / "run.yaml")
+    Path("prompts.txt").write_text("a one\na two\n")
+    plain["data"] = {"kind": "prompts", "path": "prompts.txt"}
+    (folder / "run.yaml").write_bytes(to_yaml(plain).encode())
+    refused(2, "report", "runs/alone", "--num", "20", says="hold no images to compare with")

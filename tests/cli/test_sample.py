@@ -95,7 +95,8 @@ class TestSample:
     def test_steps_and_samplers(self, done, runs, rows, model, options, sampler, evaluations):
         """What is printed is what the network did, and the images are the sampler's."""
         out = done("sample", f"runs/{model}", "--out", "x.npz", "--num", "10", *options)
-        assert f"{evaluations} evaluations each" in out
+        many = "" if evaluations == 1 else "s"
+        assert f"{evaluations} evaluation{many} each" in out
         assert sum(rows) == 10 * evaluations
         if sampler is not None:
             expected = load(f"runs/{model}").generate(num=10, sampler=sampler)

@@ -16,7 +16,7 @@ from fewstep.images.files import check_place
 from fewstep.images.grid import png
 from fewstep.images.sheet import sheet
 from fewstep.models.request import Answer, Request
-from fewstep.text import place
+from fewstep.text import counted, place
 from fewstep.training.config import pick_device
 from fewstep.training.progress import sampling_shown
 
@@ -108,9 +108,9 @@ def _number(told: Mapping[str, str], name: str, kind: type) -> Any:
 
 def _how(answer: Answer) -> str:
     steps, many = answer.sampler.steps, answer.evaluations
-    words = f"{steps} step{'s' * (steps > 1)}"
+    words = counted(steps, "step")
     if many != steps:
-        words += f", {many} evaluations"
+        words += f", {counted(many, 'evaluation')}"
     return words + (f"\nguidance {answer.guidance:g}" if answer.guidance != 1 else "")
 
 

@@ -10,6 +10,7 @@ from fewstep.begun import load
 from fewstep.cli.asked import asked_of, dtype_of
 from fewstep.images.files import check_place, write_images
 from fewstep.models.request import Request
+from fewstep.text import counted
 from fewstep.training.config import pick_device
 from fewstep.training.progress import sampling_shown
 
@@ -49,9 +50,10 @@ def sample(
     captions = answer.asked.get("caption")
     texts = None if captions is None else [text or "" for text in captions]
     write_images(out, images, _shown(answer.asked.get("label")), texts)
+    steps, each = answer.sampler.steps, answer.evaluations
     print(
-        f"{out}: {answer.num} images, {answer.sampler.steps} steps, {answer.evaluations} "
-        f"evaluations each, {answer.num / answer.seconds:,.0f} images/s"
+        f"{out}: {counted(answer.num, 'image')}, {counted(steps, 'step')}, "
+        f"{counted(each, 'evaluation')} each, {answer.num / answer.seconds:,.0f} images/s"
     )
 
 

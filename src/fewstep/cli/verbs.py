@@ -237,10 +237,17 @@ def report(
     seconds: float = typer.Option(
         60.0, min=0, help="That drawing samples may take; rows that would take longer are left out."
     ),
+    num: int | None = typer.Option(
+        None,
+        min=2,
+        max=MOST_IMAGES,
+        help="Measures it before, beside its teacher, with so many images for each number of "
+        "evaluations, against the run's own data.",
+    ),
 ) -> None:
     """Writes the page of a run again, of a stopped one from its newest checkpoint.
 
-    Example: fewstep report runs/demo
+    Example: fewstep report runs/demo --num 1000
     """
     carry_out("report", locals())
 

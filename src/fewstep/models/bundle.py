@@ -23,6 +23,7 @@ from fewstep.models.conditioner import ConditionerModule
 from fewstep.models.request import Answer, Request
 from fewstep.models.size import parameters_in
 from fewstep.models.space import Space
+from fewstep.text import counted
 
 FEW = 8  # steps of a few-step model, at most
 
@@ -58,7 +59,7 @@ class DiffusionModel:
         count = parameters_in(self.denoiser.network)
         images = "×".join(map(str, self.image_shape))
         classes = f", {self.classes} classes" if self.classes else ""
-        how = f"{kind_of(type(self.sampler))} of {self.sampler.steps} steps"
+        how = f"{kind_of(type(self.sampler))} of {counted(self.sampler.steps, 'step')}"
         return (
             f"DiffusionModel({kind_of(type(spec))} of {count:,} parameters, images {images}"
             f"{classes}, sampled by {how})"
@@ -85,7 +86,7 @@ class DiffusionModel:
             return f"its sampler is {kind_of(type(self.sampler))}"
         method = self.card.get("method", {}).get("kind", "diffusion")
         few = method != "diffusion" and self.sampler.steps <= FEW
-        return f"it was made by {method} for {self.sampler.steps} steps" if few else ""
+        return f"it was made by {method} for {counted(self.sampler.steps, 'step')}" if few else ""
 
     @property
     def classes(self) -> int:

@@ -26,6 +26,7 @@ from fewstep.images.grid import as_bytes, grid_image
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.request import Answer, Request
 from fewstep.report.looks import looks
+from fewstep.text import counted
 
 STEPS = (1, 2, 4)
 MOST = ((32, 10), (64, 8), (math.inf, 5))  # images in a row, by their width
@@ -199,8 +200,7 @@ def compared(
             try:
                 images = answer.images()
             except NotFiniteError as error:
-                steps = answer.sampler.steps
-                many = "1 step" if steps == 1 else f"{steps} steps"
+                many = counted(answer.sampler.steps, "step")
                 say(f"warning: no samples with {many} in the report: {error}")
                 continue
             pace = (time.monotonic() - started) / cost
@@ -225,7 +225,7 @@ def _answers(
 
 
 def _evaluations(count: int) -> str:
-    return f"{count} evaluation{'s' * (count != 1)}"
+    return counted(count, "evaluation")
 
 
 def strip(images: Tensor) -> Image.Image:

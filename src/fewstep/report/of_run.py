@@ -14,6 +14,7 @@ import torch
 
 from fewstep.choice import kind_of
 from fewstep.data.dataset import Dataset
+from fewstep.diffusion.samplers import Sampler
 from fewstep.export.schedules import obstacle
 from fewstep.files import read_json, write_json
 from fewstep.metrics.results import Result, Role
@@ -27,6 +28,7 @@ from fewstep.report.comparison import (
     samplers_of,
     shown_of,
 )
+from fewstep.report.measured import measured
 from fewstep.report.page import Section
 from fewstep.report.run_report import (
     comparison_section,
@@ -34,7 +36,7 @@ from fewstep.report.run_report import (
     quality_section,
     write_report,
 )
-from fewstep.text import lasted
+from fewstep.text import counted, lasted
 from fewstep.training.config import pick_device
 from fewstep.training.progress import sampling_shown
 from fewstep.training.run_folder import RESULTS, RunFolder
@@ -51,6 +53,15 @@ def drawn(
     if not isinstance(model, DiffusionModel):
         return None
     dataset = _had(run.data.dataset, "real images", say)
+    models = columns_of(run, model, dataset, say)
+    with sampling_shown():
+        return compared(models, shown_of(model, _pictures(dataset)), 0, seconds, say)
+
+
+def columns_of(
+    run: Any, model: DiffusionModel, dataset: Dataset | None, say: Callable[[str], None]
+) -> dict[str, tuple[DiffusionModel, list[Sampler]]]:
+    """The run's model behind its teacher, where that can be had, each with its samplers."""
     model.to(pick_device(run.trainer.device))
     serves = None if run.method.fine_tunes else run.method.serves
     samplers = samplers_of(model, STEPS, serves)
@@ -63,8 +74,18 @@ def drawn(
             costs = [model.evaluations(sampler) for sampler in samplers]
             before = "before" if run.method.fine_tunes else "teacher"
             models = {before: (teacher, samplers_of(teacher, costs)), **models}
-    with sampling_shown():
-        return compared(models, shown_of(model, _pictures(dataset)), 0, seconds, say)
+    return models
+
+
+def measure(
+    run: Any, folder: Path, model: DiffusionModel, num: int, say: Callable[[str], None] = print
+) -> None:
+    """Measures model and teacher with so many images for each number of evaluations, and adds that
+    to what the run's page shows.
+    """
+    dataset = _had(run.data.dataset, "real images", say)
+    for result in measured(run, columns_of(run, model, dataset, say), num):
+        add_result(folder, result)
 
 
 def _had(get: Callable[[], Any], what: str, say: Callable[[str], None]) -> Any:
@@ -166,7 +187,9 @@ def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
         spec: Any = network.spec
         facts["network"] = f"{kind_of(type(spec))}, {count:,} parameters"
         facts["images"] = "×".join(map(str, model.image_shape))
-    facts["training"] = f"{trainer.steps:,} steps of {trainer.batch} rows, seed {trainer.seed}"
+    facts["training"] = (
+        f"{counted(trainer.steps, 'step')} of {counted(trainer.batch, 'row')}, seed {trainer.seed}"
+    )
     device = pick_device(trainer.device)
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     status = RunFolder(folder).status()

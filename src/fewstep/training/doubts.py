@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from fewstep.learning.averaging import share_of_start
+from fewstep.text import counted
 from fewstep.training.config import TrainerConfig
 
 LEAST = 0.01  # of an average, that may be left of the first weights without a word
@@ -29,8 +30,8 @@ def doubts(config: TrainerConfig, phases: Sequence[int]) -> list[str]:
     warmup = config.schedule.warmup
     if warmup > steps:
         found.append(
-            f"the learning rate ends at {steps / warmup:.0%} of itself: "
-            f"trainer.schedule.warmup={warmup} is longer than the {where} of {steps} steps"
+            f"the learning rate ends at {steps / warmup:.0%} of itself: trainer.schedule.warmup="
+            f"{warmup} is longer than the {where} of {counted(steps, 'step')}"
         )
     elif 4 * warmup > 3 * steps:
         found.append(

@@ -8,7 +8,7 @@ from fewstep.choice import kind_of
 from fewstep.learning.roles import networks
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.space import described
-from fewstep.text import in_one_line
+from fewstep.text import counted, in_one_line
 from fewstep.training.plan import by_role
 from fewstep.training.start import goes_by_class, told_of, told_of_few_steps, told_of_teacher
 from fewstep.training.threads import free
@@ -53,7 +53,7 @@ def summary(ready: Any, run: Any) -> list[str]:
     return [
         f"data: {in_one_line(source)}, {len(dataset):,} rows of {described(dataset.columns)}",
         f"{kind} of {in_one_line(base)}: {', '.join(sizes)} parameters",
-        f"{config.steps:,} step{'s' * (config.steps != 1)} of {config.batch} rows in "
+        f"{counted(config.steps, 'step')} of {counted(config.batch, 'row')} in "
         f"{config.precision} on {where}{processes}",
         _memory(trainer),
     ]

@@ -7,6 +7,7 @@ from typing import Any
 from fewstep.choice import kind_of, replaced
 from fewstep.errors import RefusedError
 from fewstep.learning.method import Clock
+from fewstep.text import counted
 from fewstep.training.config import TrainerConfig
 
 
@@ -24,8 +25,8 @@ def check_longer(trainer: Any, before: int, done: int) -> None:
     if reason := _spread(trainer, before, done):
         where = "RUN" if trainer.folder is None else trainer.folder.path
         raise RefusedError(
-            f"a run of {before:,} steps cannot be made longer: {reason} spread over all of them; "
-            f"start={where} with another name= begins a new run with its weights"
+            f"a run of {counted(before, 'step')} cannot be made longer: {reason} spread over all "
+            f"of them; start={where} with another name= begins a new run with its weights"
         )
 
 
