@@ -18,6 +18,7 @@ ROOMS = [
     *(
         "errors",
         "text",
+        "meant",
         "plugins",
         "yaml",
         "choice",

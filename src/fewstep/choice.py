@@ -11,7 +11,6 @@ that name the dotted path and the nearest valid name. There is no second descrip
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 
 from fewstep import plugins
+from fewstep.meant import did_you_mean, option_meant
 from fewstep.yaml import typed
 
 if TYPE_CHECKING:
@@ -58,27 +58,6 @@ def kind_of(cls: type) -> str:
 def flat(name: str) -> str:
     """A kind without what its spellings differ in: `pseudo_huber`, `PseudoHuber`."""
     return name.replace("_", "").replace("-", "").lower()
-
-
-def _nested(name: str, fields: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted paths to options of that name further inside."""
-    for key, value in fields.items():
-        if not isinstance(value, Mapping):
-            continue
-        if name in value:
-            yield f"{key}.{name}"
-        for path in _nested(name, value):
-            yield f"{key}.{path}"
-
-
-def did_you_mean(name: str, valid: list[str]) -> str:
-    """`"; did you mean bins?"`, or the list of valid names where nothing is close."""
-    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.6)
-    return (
-        f"; did you mean {' or '.join(close)}?"
-        if close
-        else f"; valid: {', '.join(sorted(valid)) or 'none'}"
-    )
 
 
 class Choice:
@@ -210,9 +189,7 @@ class Choice:
                 if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
                     name = str(e["loc"][0])
                     own = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-                    deeper = list(_nested(name, fields))[:3]
-                    meant = f"; did you mean {' or '.join(deeper)}?" if deeper else ""
-                    meant = meant or did_you_mean(name, own)
+                    meant = option_meant(name, e["input"], fields, own)
                     message = f"{kind_of(cls)} has no option {name!r}{meant}"
                 rewritten.append(
                     InitErrorDetails(type=_error(message), loc=e["loc"], input=e["input"])

@@ -184,7 +184,7 @@ class TestCodes:
         self.fail_with(monkeypatch, KeyboardInterrupt())
         ended = fewstep(*SAMPLE)
         assert ended.code == 130
-        assert "Traceback" not in ended.err
+        assert ended.err == "stopped\n"
 
     @pytest.mark.parametrize("words", [("--debug", *SAMPLE), (*SAMPLE, "--debug")])
     def test_debug_shows_the_traceback(self, fewstep, words):

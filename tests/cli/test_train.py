@@ -175,6 +175,21 @@ class TestTrain:
         assert "finished already" not in done(*TEACHER, "name=tiny", "trainer.seed=5")
         assert load("runs/tiny").card["trainer"]["seed"] == 5
 
+    def test_a_page_that_is_interrupted(self, fewstep, done, runs, monkeypatch):
+        """The run is finished, and a command writes the page."""
+
+        def stopped(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fewstep.report.of_run.drawn", stopped)
+            ended = fewstep(*TEACHER, "name=unseen")
+        assert ended.code == 130
+        told = "runs/unseen/student is finished; its page is not: fewstep report runs/unseen writes"
+        assert told in ended.out
+        done("report", "runs/unseen")
+        assert (runs / "unseen" / "report.html").is_file()
+
     def test_the_run_file_reproduces_the_run(self, done, runs):
         done("train", "runs/tiny/run.yaml", "name=again")
         for name in ("model.safetensors", "model-0.9995.safetensors", "model.json"):

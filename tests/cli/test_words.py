@@ -183,7 +183,11 @@ class TestWhatLeadsOn:
         for word, meant in (
             ("lr=1e-3", "did you mean trainer.optimizer.lr?"),
             ("steps=100", "did you mean trainer.steps?"),
-            ("optimizer.lr=1", "did you mean trainer.optimizer?"),
+            ("optimizer.lr=1", "did you mean trainer.optimizer.lr?"),
+            ("batch_size=8", "did you mean trainer.batch?"),
+            ("epochs=3", "did you mean trainer.steps?"),
+            ("trainer.learning_rate=1", "did you mean optimizer.lr?"),
+            ("trainer.mixed_precision=fp16", "did you mean precision?"),
             ("bins=12", "did you mean method.bins?"),
             ("trainer.lr=1", "did you mean optimizer.lr?"),
             ("trainer.setps=1", "did you mean steps?"),

@@ -115,6 +115,7 @@ WRONG = {
     "labels": lambda: fewstep.from_arrays(PIXELS, LABELS, classes=3),
     "no items": lambda: fewstep.from_dataset([]),
     "an item has no image: a, b": lambda: fewstep.from_dataset([{"a": 1, "b": 2}]),
+    "a dataset has items, this is of type int": lambda: fewstep.from_dataset(5),
     "an item has 3 parts": lambda: fewstep.from_dataset([(PIXELS[0], 1, 2)]),
     "only 1 of 2 items have a label": lambda: fewstep.from_dataset(
         [{"image": PIXELS[0], "label": 1}, {"image": PIXELS[1]}]

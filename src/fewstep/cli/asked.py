@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from fewstep.choice import did_you_mean
 from fewstep.cli.configure import source_of
+from fewstep.meant import did_you_mean
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewstep.choice import did_you_mean, plain
+from fewstep.choice import plain
 from fewstep.cli.configure import source_of
 from fewstep.data.cache_index import INDEX, CacheIndex, read_index
 from fewstep.data.caching import DTYPES, encoders_for, planned, write
 from fewstep.data.captions import every
 from fewstep.errors import RefusedError
 from fewstep.files import check_utf8, remove_leftovers
+from fewstep.meant import did_you_mean
 from fewstep.models.folder import load_codec, load_conditioner
 from fewstep.text import tell
 from fewstep.training.config import difference, pick_device

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 
 from fewstep.begun import load
-from fewstep.choice import did_you_mean
 from fewstep.cli.asked import asked_of
 from fewstep.cli.tables import print_facts, print_table
 from fewstep.files import write_bytes
 from fewstep.images.files import check_place
 from fewstep.images.grid import png
 from fewstep.images.sheet import sheet
+from fewstep.meant import did_you_mean
 from fewstep.models.request import Answer, Request
 from fewstep.text import counted, place
 from fewstep.training.config import pick_device

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fewstep.choice import did_you_mean
 from fewstep.cli.configure import configured
 from fewstep.cli.evaluate import measures_of
 from fewstep.cli.tables import print_table
 from fewstep.data.dataset import Dataset
 from fewstep.diffusion.samplers import Sampler
 from fewstep.files import write_json
+from fewstep.meant import did_you_mean
 from fewstep.metrics.authenticity import nearest
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.measure import Measure

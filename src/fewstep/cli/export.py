@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from fewstep.begun import load
-from fewstep.choice import did_you_mean
 from fewstep.cli.asked import dtype_of
 from fewstep.export.card import Card
 from fewstep.export.rounding import round_model
 from fewstep.files import check_utf8
 from fewstep.images.files import check_place
+from fewstep.meant import did_you_mean
 from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.conditioner import Labels, Unconditional

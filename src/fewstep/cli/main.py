@@ -119,6 +119,7 @@ def _ended(words: list[str]) -> int:
                 plugins.load(plugin)
             code = app(words, standalone_mode=False, prog_name="fewstep")
     except (KeyboardInterrupt, typer.Abort):
+        print("stopped", file=sys.stderr)
         code = 130
     except Exception as error:
         if debug:

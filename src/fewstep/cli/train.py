@@ -27,7 +27,11 @@ def train(recipe: str, overrides: list[str] | None, restart: bool, options: bool
             "more trainer.steps a longer one"
         )
         return
-    page = page_of(run, folder, made.student, say=tell)
+    try:
+        page = page_of(run, folder, made.student, say=tell)
+    except KeyboardInterrupt:
+        print(f"{folder}/student is finished; its page is not: fewstep report {folder} writes it")
+        raise
     print(f"finished: {folder}/student, report {page}")
 
 

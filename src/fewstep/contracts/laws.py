@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fewstep.choice import did_you_mean
 from fewstep.contracts import guided, sampled, trained, written
 from fewstep.contracts.trial import Trial
 from fewstep.learning.method import Method
+from fewstep.meant import did_you_mean
 
 Law = Callable[[Trial], str | None]
 

@@ -113,6 +113,9 @@ def _items(dataset: Any) -> Iterable[Any]:
     try:
         number = len(dataset)
     except TypeError:
+        if not isinstance(dataset, Iterable):
+            kind = type(dataset).__name__
+            raise ValueError(f"a dataset has items, this is of type {kind}") from None
         return iter(dataset)
     return (dataset[i] for i in range(number))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.choice import did_you_mean
+from fewstep.meant import did_you_mean
 
 NAMES = {
     "t": "t time times timestep timesteps noise_level noise_levels noise_labels sigma sigmas",

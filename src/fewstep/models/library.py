@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from annotated_types import Predicate
 
-from fewstep.choice import did_you_mean
+from fewstep.meant import did_you_mean
 from fewstep.text import in_one_line
 
 

@@ -19,8 +19,9 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor, nn
 
-from fewstep.choice import Positive, Width, did_you_mean, kind_of
+from fewstep.choice import Positive, Width, kind_of
 from fewstep.files import load_tensors, tensor_facts
+from fewstep.meant import did_you_mean
 from fewstep.models.adapters import (
     Adaptation,
     Addition,

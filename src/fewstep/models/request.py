@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.choice import did_you_mean, flat
+from fewstep.choice import flat
 from fewstep.diffusion.conditioning import Cond
 from fewstep.diffusion.denoiser import Denoise, clipped
 from fewstep.diffusion.draws import Draws
@@ -24,6 +24,7 @@ from fewstep.diffusion.solvers import Solver
 from fewstep.diffusion.times import Explicit
 from fewstep.errors import NotFiniteError
 from fewstep.finite import bad_rows, remedy
+from fewstep.meant import did_you_mean
 from fewstep.models.conditioner import length_of, rows_of
 
 if TYPE_CHECKING:

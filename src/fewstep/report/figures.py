@@ -45,7 +45,7 @@ def curves(
         x, y = zip(*(piece.mean(0) for piece in pieces), strict=True)
         axes.plot(x, y, color=colour, linewidth=1.4, marker="." if len(points) < 30 else "")
         axes.plot([], [], color=colour, label=key.removeprefix("health.").replace("_", " "))
-    if log_scale:
+    if log_scale and any(y > 0 for points in drawn for _, y in points):
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel(title)
