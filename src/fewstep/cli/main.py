@@ -27,6 +27,7 @@ from fewstep.text import in_one_line
 RUNS = ("train", "plan", "demo")
 """Verbs that take options of a run."""
 LONGEST = 480  # characters of a line that somebody reads
+STOPPED = 130  # the exit code of a program that was interrupted
 
 
 def sentence(verb: Callable[..., None]) -> str:
@@ -119,8 +120,7 @@ def _ended(words: list[str]) -> int:
                 plugins.load(plugin)
             code = app(words, standalone_mode=False, prog_name="fewstep")
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)
-        code = 130
+        code = STOPPED
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -129,6 +129,8 @@ def _ended(words: list[str]) -> int:
             who = f"process {rank()}: " if rank() else ""
             print(f"error: {who}{in_one_line(line, LONGEST)}", file=sys.stderr)
         code = code_of(error)
+    if code == STOPPED:  # which typer also makes of a KeyboardInterrupt
+        print("stopped", file=sys.stderr)
     return code or 0
 
 
