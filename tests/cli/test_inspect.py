@@ -1,5 +1,6 @@
 """What `fewstep inspect` says of models, lists and names."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,10 @@ class TestInspect:
         out = done("inspect", "runs/tiny")
         assert "evaluations: 7" in out
         assert "guidance: doubled, 1 to 8" in out
-        assert '"finished"' in out
+        assert "run: finished, step 3 of 3" in out.splitlines()
+        assert "\nlast numbers: denoising " in out
+        assert re.search(r"\ntime: \d+ s, \d+ threads?\n", out)
+        assert re.search(r"\nwritten: 20\d\d-\d\d-\d\d \d\d:\d\d\n", out)
 
 
 class TestNames:

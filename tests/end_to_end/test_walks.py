@@ -4,6 +4,7 @@ network, a folder of diffusers, an own method.
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,45 +43,8 @@ class MyNet(fewstep.OutsideNetwork):
         return Mine(space.shape[0], self.width)
 """
 
-METHOD = '''
-from dataclasses import dataclass
-
-import torch
-
-from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.samplers import Renoise
-from fewstep.learning.method import Losses, Method
-from fewstep.learning.roles import frozen, trained
-
-
-@dataclass(frozen=True)
-class MyJump(Method):
-    """The student answers at t as the teacher does half way to the data (ours, 2026)."""
-
-    @dataclass
-    class Nets:
-        """Both."""
-
-        student: Denoiser = trained(exported=True)
-        teacher: Denoiser = frozen()
-
-    def build_nets(self, model, clone):
-        return self.Nets(clone("student"), model.denoiser)
-
-    def loss(self, nets, batch, clock):
-        process = nets.teacher.process
-        t = process.t_min + batch.draws.uniform() * (process.t_max - process.t_min)
-        x_t = process.add_noise(batch.data, batch.noise(), t)
-        with torch.no_grad():
-            s = torch.maximum(t / 2, torch.full_like(t, process.t_min))
-            x_s = process.step(x_t, nets.teacher(x_t, t, batch.cond), t, s)
-            goal = nets.teacher(x_s, s, batch.cond)
-        answer = nets.student(x_t, t, batch.cond)
-        return Losses({"answer": (answer - goal).square().flatten(1).mean(1)})
-
-    def sampler(self, clock, net="student"):
-        return Renoise(steps=2)
-'''
+DOC = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
+METHOD = DOC.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """`fewstep inspect`."""
 
 import contextlib
+import datetime
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from fewstep.options import (
     shown,
 )
 from fewstep.recipes import listed, recipe, said_of
-from fewstep.text import place
+from fewstep.text import counted, lasted, place
 from fewstep.training.config import TrainerConfig
+from fewstep.training.log import read_log
 from fewstep.yaml import to_yaml
 
 PARTS: dict[str, type[Choice]] = {
@@ -38,6 +39,10 @@ PARTS: dict[str, type[Choice]] = {
     "data": Source,
 }
 """What a model's card tells as plain data."""
+
+
+CALLED = {"base": "made from", "ema": "average"}
+"""How what a card tells is called here."""
 
 
 def inspect(what: str) -> None:
@@ -130,6 +135,7 @@ def told_of_card(card: Mapping[str, Any]) -> dict[str, str]:
             facts = {key: value[key] for key in ("images", "fingerprint") if key in value}
             told |= {f"data, {key}": shown(fact) for key, fact in facts.items()}
             value = {key: one for key, one in value.items() if key not in facts}
+        name = CALLED.get(name, name)
         told[name] = shown(value)
         if name in PARTS and isinstance(value, dict):
             with contextlib.suppress(ValueError):  # of plug-ins that are not there, or damaged
@@ -165,4 +171,22 @@ def print_model(model: DiffusionModel, folder: Path) -> None:
     print_facts({**facts, **told_of_card(model.card)})
     status = folder / "status.json"
     if status.is_file():
-        print_facts({"run": json.dumps(read_json(status))})
+        print_facts(told_of_run(folder, read_json(status)))
+
+
+def told_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, str]:
+    """How a run went: where it stands, how long it took, with what, and the last line of its
+    log.
+    """
+    state = f"{status.get('state')}, step {status.get('step')} of {status.get('steps')}"
+    told = {"run": state + (f" ({status['reason']})" if status.get("reason") else "")}
+    if seconds := status.get("seconds"):
+        told["time"] = lasted(seconds)
+        if threads := status.get("threads"):
+            told["time"] += f", {counted(threads, 'thread')}"
+    written = datetime.datetime.fromtimestamp((folder / "status.json").stat().st_mtime)
+    told["written"] = f"{written:%Y-%m-%d %H:%M}"
+    for line in read_log(folder / "log.jsonl")[-1:]:
+        numbers = [f"{name} {value:.4g}" for name, value in line.items() if name != "step"]
+        told["last numbers"] = ", ".join(numbers)
+    return told
