@@ -98,7 +98,11 @@ class DiffusionModel:
         if data.encoded and tuple(data.shape) != tuple(self.shape):
             return f"its samples have the shape {self.shape}, the latents {data.shape}"
         if data.shape and not data.encoded and tuple(data.shape) != self.image_shape:
-            return f"it makes samples of shape {self.image_shape}, the data has {data.shape}"
+            channels, high, wide = self.image_shape
+            way = f"; data.size={high} cuts squares of its size" if high == wide else ""
+            if data.shape[0] != channels:
+                way = f"; data.channels={'grey' if channels == 1 else 'rgb'} has as many"
+            return f"it makes samples of shape {self.image_shape}, the data has {data.shape}{way}"
         return self.conditioner.spec.unfit(data)
 
     def to(
