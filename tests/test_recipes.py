@@ -3,20 +3,38 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import fewstep
 from fewstep import recipes
 from fewstep.begun import load
+from fewstep.data.sight import sight_of
 from fewstep.export.schedules import schedule_of
 from fewstep.learning.method import Clock
 from fewstep.models.source import Saved
 from fewstep.recipes.digits import digits_cd, digits_dit_cd
+from fewstep.recipes.images import images_teacher
 from fewstep.run import Run
 
 
 def test_a_name_is_a_function():
     assert recipes.recipe("digits_cd") == digits_cd()
     assert isinstance(recipes.recipe("cifar10_cd_small"), Run)
+
+
+def test_one_fits_itself_to_data_of_python():
+    images = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 3), dtype=np.uint8)
+    data = fewstep.from_arrays(images, labels=[0, 1] * 25)
+    run = fewstep.recipe("images_teacher", data)
+    assert run == images_teacher(sight_of(data))
+    assert (run.data.rows, run.data.flip) == (data.rows, True)
+    assert run.teacher.network.multipliers == (1, 2)
+    ready = run.prepared()
+    assert ready.model.shape == (3, 12, 12)
+    assert ready.model.classes == 2
+    with pytest.raises(ValueError, match="digits_cd does not fit itself to pictures"):
+        fewstep.recipe("digits_cd", data)
 
 
 def test_what_takes_something_is_no_recipe():

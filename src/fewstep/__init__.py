@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fewstep.models.bundle import DiffusionModel
     from fewstep.models.outside import OutsideNetwork
     from fewstep.models.wrapped import from_network
+    from fewstep.recipes import recipe
     from fewstep.run import Run, distil
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "from_network",
     "load",
     "plugins",
+    "recipe",
 ]
 
 _HOMES = {
@@ -37,6 +39,7 @@ _HOMES = {
     "from_dataset": "fewstep.data.given",
     "from_network": "fewstep.models.wrapped",
     "load": "fewstep.begun",
+    "recipe": "fewstep.recipes",
     "Run": "fewstep.run",
     "distil": "fewstep.run",
 }

@@ -38,18 +38,28 @@ def fits(name: str) -> bool:
 
 
 def recipe(name: str, pictures: Any = None) -> Choice:
-    """The run of that name. pictures: a `Sight`, for one that fits itself to them. ValueError with
-    the nearest names where there is none.
+    """The run of that name. pictures: a data source, or a `Sight` of one, for a recipe that fits
+    itself to them. ValueError with the nearest names where there is none, and for pictures where
+    the recipe takes none.
     """
+    if pictures is not None and name in listed() and not fits(name):
+        raise ValueError(f"{name} does not fit itself to pictures: replace its data instead")
     for file in sorted(HERE.glob("[!_]*.py")):
         if name in [function.name for function in _functions(file)]:
             function = getattr(importlib.import_module(f"{__name__}.{file.stem}"), name)
-            run: Choice = function() if pictures is None else function(pictures)
+            run: Choice = function() if pictures is None else function(_seen(pictures))
             return run
     near = difflib.get_close_matches(name, listed(), n=2)
     lists = "`fewstep inspect recipes` lists what there is"
     meant = f"did you mean {' or '.join(near)}?" if near else lists
     raise ValueError(f"no recipe or run file {name!r}; {meant}")
+
+
+def _seen(pictures: Any) -> Any:
+    """A `Sight` of a source, or that which was given."""
+    from fewstep.data.sight import Sight, sight_of
+
+    return pictures if isinstance(pictures, Sight) else sight_of(pictures)
 
 
 def _docstrings() -> dict[str, str]:
