@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import LOOP
 
 from fewstep import load
 from fewstep.cli.configure import configured
@@ -142,3 +143,14 @@ def test_the_options_of_a_run_with_their_values(done, tmp_path):
     assert rows["trainer.steps"] == "500"
     assert rows["teacher.path"] == "digits_teacher"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_classifier_and_other_parts(done, runs):
+    out = done("inspect", "digits_classifier").splitlines()
+    assert out[:2] == ["model: classifier, 72,842 parameters", "samples: 1×8×8"]
+    assert "method: classification" in out
+    done("train", "shapes_vae", "data.num=64", *LOOP)
+    out = done("inspect", "runs/shapes_vae").splitlines()
+    assert out[0].startswith("model: autoencoder, ")
+    assert out[1] == "samples: 3×32×32"
+    assert "run: finished, step 3 of 3" in out

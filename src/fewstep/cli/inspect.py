@@ -15,8 +15,10 @@ from fewstep.files import read_json
 from fewstep.learning.method import Method
 from fewstep.models.adapters import Adaptation
 from fewstep.models.bundle import DiffusionModel
+from fewstep.models.classifier import Classifier
 from fewstep.models.hub import is_name
 from fewstep.models.named import shipped
+from fewstep.models.part import Part
 from fewstep.options import (
     about,
     docstring,
@@ -26,6 +28,8 @@ from fewstep.options import (
     options_of,
     shown,
 )
+from fewstep.parts.autoencoder import Autoencoder
+from fewstep.parts.clip import Clip
 from fewstep.recipes import listed, recipe, said_of
 from fewstep.text import counted, lasted, place
 from fewstep.training.config import TrainerConfig
@@ -53,7 +57,12 @@ def inspect(what: str) -> None:
         print_list(listed())
         return
     if place(what).exists() or what in shipped() or is_name(what):
-        print_model(load(what), place(what))
+        folder = place(what) if place(what).exists() else shipped().get(what)
+        part = None if folder is None else part_at(folder)
+        if part is None:
+            print_model(load(what), place(what))
+        else:
+            print_part(part, place(what))
         return
     if what in listed():
         print_recipe(what)
@@ -169,6 +178,35 @@ def print_model(model: DiffusionModel, folder: Path) -> None:
     if made_with:
         facts["plugins"] = made_with
     print_facts({**facts, **told_of_card(model.card)})
+    status = folder / "status.json"
+    if status.is_file():
+        print_facts(told_of_run(folder, read_json(status)))
+
+
+def part_at(folder: Path) -> Part | None:
+    """The classifier, autoencoder or text encoder of a model's or a run's folder; None for all
+    else.
+    """
+    if Autoencoder.at(folder):
+        return Autoencoder.load(folder)
+    for home in (folder, folder / "student"):
+        file = home / "model.json"
+        described = read_json(file) if file.is_file() else {}
+        if isinstance(described, dict) and "classifier" in described:
+            return Classifier.load(folder)
+        if isinstance(described, dict) and "pictures" in described:
+            return Clip.load(folder)
+    return None
+
+
+def print_part(part: Part, folder: Path) -> None:
+    """What it is, its card, and how its run went."""
+    parameters = sum(p.numel() for p in part.network.parameters())
+    facts = {
+        "model": f"{kind_of(type(part))}, {parameters:,} parameters",
+        "samples": "×".join(map(str, part.shape)),
+    }
+    print_facts({**facts, **told_of_card(part.card)})
     status = folder / "status.json"
     if status.is_file():
         print_facts(told_of_run(folder, read_json(status)))
