@@ -66,7 +66,7 @@ def test_an_evaluation_is_added_to_the_page(done, runs):
     for steps in ("1", "2", "1"):
         done("evaluate", "runs/evaluated", *WORDS, "--steps", steps)
     results = json.loads((folder / "results.json").read_text())
-    assert [one["steps"] for one in results] == [2, 1]
+    assert [(one["steps"], one["role"]) for one in results] == [(2, ""), (1, ""), (0, "data")]
     page = (folder / "report.html").read_text()
     assert "<h2>Quality</h2>" in page
     assert page.index("<h2>Quality</h2>") < page.index("<h2>Samples of the same seeds</h2>")

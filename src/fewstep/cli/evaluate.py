@@ -100,7 +100,7 @@ def evaluate(
     beside = [] if earlier is None else [earlier]
     _shown([result, *beside, *unseen], {**notes, **judge}, out, report)
     if model is not None:
-        _add(path, model, result)
+        _add(path, model, [result, *unseen])
 
 
 def _source(path: Path, reference: str | None, options: Sequence[str]) -> Source:
@@ -167,12 +167,13 @@ def _check_places(out: Path | None, report: Path | None) -> None:
             check_place(path, (suffix,))
 
 
-def _add(folder: Path, model: DiffusionModel, result: Result) -> None:
-    """Adds a result to those of a run that is finished, and to its page."""
+def _add(folder: Path, model: DiffusionModel, results: Sequence[Result]) -> None:
+    """Adds results to those of a run that is finished, and to its page."""
     if not ((folder / "run.yaml").is_file() and (folder / "student").is_dir()):
         return
     run, _ = configured(str(folder), [])
-    add_result(folder, result)
+    for result in results:
+        add_result(folder, result)
     write_run_page(run, folder, model, Comparison.load(folder / SAMPLES))
 
 
