@@ -68,11 +68,13 @@ def evaluate(
     path = place(what)
     holds = _held(path)
     _check_asked(what, holds, steps, evaluations, guidance, teacher)
-    source, everything, _ = read_whole(_source(path, reference, options or []))
+    words = options or []
+    # A reference that is named is looked at first: it takes less time to be wrong than a model.
+    named = None if reference is None else read_whole(source_of(reference, words))
     model = None if holds else load(what, None, checkpoint).to(where)
-    notes: dict[str, str] = {}
-    if model is not None and not any(word.startswith("size=") for word in options or []):
-        source, everything, notes = _as_large(source, everything, model.image_shape)
+    source, everything, notes = named or read_whole(_own(path, words))
+    if model is not None:
+        source, everything, notes = _as_large(source, everything, words, model.image_shape)
     data = source.choose(everything)
     evaluation = Evaluation.against(
         data,
@@ -103,21 +105,24 @@ def evaluate(
         _add(path, model, [result, *unseen])
 
 
-def _source(path: Path, reference: str | None, options: Sequence[str]) -> Source:
-    """What is compared with: what was named, else all that a run was trained on, else digits."""
-    if reference is not None or not (path / "run.yaml").is_file():
-        return source_of(reference or "digits", options)
+def _own(path: Path, options: Sequence[str]) -> Source:
+    """All that a run was trained on; of anything else digits."""
+    if not (path / "run.yaml").is_file():
+        return source_of("digits", options)
     run, _ = configured(str(path), [])
     return with_options(replaced(run.data, limit=0, fraction=1.0, flip=False), options)
 
 
 def _as_large(
-    source: Source, everything: Dataset, shape: tuple[int, ...]
+    source: Source, everything: Dataset, options: Sequence[str], shape: tuple[int, ...]
 ) -> tuple[Source, Dataset, dict[str, str]]:
-    """The data with pictures that are squares of a model's size; a note says that they are cut."""
+    """The data with pictures that are squares of a model's size, where no option says another; a
+    note says that they are cut.
+    """
     _, side, wide = shape
     there = getattr(source, "size", None)  # pictures that can be cut to a size
-    if "image" not in everything.columns or there is None or side != wide:
+    said = any(word.startswith("size=") for word in options)
+    if said or "image" not in everything.columns or there is None or side != wide:
         return source, everything, {}
     if there != side and everything.shape[1:] != shape[1:]:
         source = replaced(source, size=side)
