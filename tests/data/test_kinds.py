@@ -113,7 +113,7 @@ def test_nothing_that_any_kind_reads(tmp_path):
     for path in (tmp_path, tmp_path / "notes.md"):
         with pytest.raises(
             ValueError,
-            match=r"no data in .*notes\.md.* for cached, cifar, coco, .*, prompts, shapes, table",
+            match=r"no data in .*notes\.md.* for cached, cifar, coco, .*, npz, prompts, table$",
         ):
             source_of(str(path))
     with pytest.raises(FileNotFoundError, match="nowhere"):

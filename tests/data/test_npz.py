@@ -119,7 +119,7 @@ def test_what_is_damaged_or_forged(tmp_path, kind):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"x": PIXELS}, "no arr_0"),
+        ({"x": PIXELS}, r"no arr_0 in it; np\.savez\(FILE, images, labels\) writes it"),
         ({"arr_0": PIXELS[0]}, r"arr_0 must be .*\(5, 7, 3\) uint8"),
         ({"arr_0": PIXELS / 255}, "arr_0 must be .* float64"),
         ({"arr_0": PIXELS[:, :0]}, r"arr_0 must be .*\(30, 0, 7, 3\)"),

@@ -17,6 +17,7 @@ from fewstep.data.labels import UNLABELLED, check_ids, check_labels, listed, unl
 from fewstep.data.source import Source
 
 IMAGES, LABELS, CAPTIONS = "arr_0.npy", "arr_1.npy", "captions.npy"
+ELSE = "; np.savez(FILE, images, labels) writes it, fewstep.from_arrays takes arrays as they are"
 PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as numpy writes
 Array = np.ndarray[Any, np.dtype[Any]]
 Header = tuple[tuple[int, ...], np.dtype[Any]]
@@ -81,11 +82,11 @@ def _arrays(file: Path) -> dict[str, Array]:
 def _check_headers(file: Path, headers: dict[str, Header]) -> None:
     """ValueError for images or labels of another shape or type."""
     if IMAGES not in headers:
-        raise ValueError(f"{file} has no images: no arr_0 in it")
+        raise ValueError(f"{file} has no images: no arr_0 in it{ELSE}")
     shape, kind = headers[IMAGES]
     if len(shape) != 4 or kind != np.uint8 or 0 in shape[1:]:
         raise ValueError(
-            f"{file}: arr_0 must be (n, height, width, channels) uint8, got {shape} {kind}"
+            f"{file}: arr_0 must be (n, height, width, channels) uint8, got {shape} {kind}{ELSE}"
         )
     if LABELS in headers:
         shape, kind = headers[LABELS]

@@ -79,7 +79,8 @@ class Source(Choice, ABC):
             raise ValueError(f"{path} is empty")
         if not any(size for size, _ in sizes.values()):
             found = unread_pictures(path) or f"found: {content(path)}"
-            raise ValueError(f"no data in {path} ({found}) for {', '.join(sizes)}")
+            kinds = [n for n, kind in cls.kinds().items() if "path" in kind.__dataclass_fields__]
+            raise ValueError(f"no data in {path} ({found}) for {', '.join(kinds)}")
         most = max(sizes, key=lambda name: sizes[name])
         cls.kinds()[most].check_at(path)
         return most
