@@ -51,7 +51,8 @@ def cache(
         captions = every(dataset)
         if cut := encoders.conditioner.truncated(captions):
             tell(f"{cut:,} of {len(captions):,} captions are cut: the conditioner reads no more")
-    lock = Lock(out)
+    _check_others(out)
+    lock = Lock(out, "--out")
     lock.take()
     try:
         index = _taken_up(index, out)
@@ -66,7 +67,7 @@ def cache(
 
 def _taken_up(index: CacheIndex, out: Path) -> CacheIndex:
     """The index of what an earlier call has written in the folder, or the new one. RefusedError
-    where that is a cache of something else, ValueError where the folder holds other files.
+    where that is a cache of something else.
     """
     remove_leftovers(out)
     if (out / INDEX).is_file():
@@ -76,10 +77,16 @@ def _taken_up(index: CacheIndex, out: Path) -> CacheIndex:
             told = difference(was, plain(index.facts))
             raise RefusedError(f"{out} is a cache of something else: {told}; choose another --out")
         return old
-    if others := sorted(path.name for path in out.iterdir() if not path.name.startswith(".")):
-        raise ValueError(f"{out} holds other files ({others[0]}): choose another --out")
     index.write(out)
     return index
+
+
+def _check_others(out: Path) -> None:
+    """ValueError where the folder holds files of something else, of which none is touched."""
+    if not out.is_dir() or (out / INDEX).is_file():
+        return
+    if others := sorted(path.name for path in out.iterdir() if not path.name.startswith(".")):
+        raise ValueError(f"{out} holds other files ({others[0]}): choose another --out")
 
 
 def _check_room(index: CacheIndex, out: Path) -> None:

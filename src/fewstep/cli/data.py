@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,10 +49,8 @@ def check(
     if everything.labels is not None:
         facts |= counts(everything.labels, everything.classes)
     facts |= told(everything)
-    if reader is not None and "caption" in everything.columns:
-        captions = every(everything)
-        cut = reader.truncated(captions)
-        facts[f"captions that {model} cannot read to their end"] = f"{cut:,} of {len(captions):,}"
+    if reader is not None:
+        facts |= _read_by(reader, model, everything)
     for split in ("train", "test"):
         facts[f"split {split}"] = len(chosen.choose(everything, split, empty=True))
     facts["kept with these options"] = (
@@ -62,9 +61,18 @@ def check(
         facts["classes without images in what is kept"] = listed(gone)
     if sheet is not None:
         facts["contact sheet"] = f"{sheet}, {_written(sheet, kept)} pictures"
-    if command := following(chosen, kept, overrides or []):
+    if command := following(chosen, kept, overrides or [], model):
         facts["next"] = command
     print_facts(facts)
+
+
+def _read_by(reader: Any, model: str | None, everything: Dataset) -> dict[str, str]:
+    """What a model's conditioner makes of the captions."""
+    if "caption" not in everything.columns:
+        return {f"for {model}": "no captions, by which it is asked"}
+    captions = every(everything)
+    cut = reader.truncated(captions)
+    return {f"captions that {model} cannot read to their end": f"{cut:,} of {len(captions):,}"}
 
 
 def read_whole(source: Source) -> tuple[Source, Dataset, dict[str, str]]:
@@ -87,13 +95,18 @@ def read_whole(source: Source) -> tuple[Source, Dataset, dict[str, str]]:
     return squares, everything, {"sizes": told}
 
 
-def following(source: Source, kept: Dataset, overrides: Sequence[str]) -> str:
-    """The command that trains on such data; '' where no recipe is for them."""
+def following(
+    source: Source, kept: Dataset, overrides: Sequence[str], model: str | None = None
+) -> str:
+    """The command that trains on such data; '' where no recipe is for them. model: that of captions
+    that they are for.
+    """
     path = getattr(source, "path", "")
     options = [f"data.{word}" for word in overrides if "=" in word and not word.startswith("kind=")]
     words = [f"data.path={path}", *options] if path else [f"data={kind_of(type(source))}", *options]
     if "caption" in kept.columns and "image" in kept.columns:
-        return f"fewstep plan sd15_lcm_lora {shlex.join(words)}"
+        teacher = [] if model is None else [f"teacher={model}"]
+        return f"fewstep plan sd15_lcm_lora {shlex.join([*teacher, *words])}"
     if "image" in kept.columns:
         return f"fewstep train images_teacher {shlex.join(words)}"
     return ""

@@ -1,5 +1,6 @@
 """`fewstep export`."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from fewstep.export.card import Card
 from fewstep.export.rounding import round_model
 from fewstep.files import check_utf8
 from fewstep.images.files import check_place
+from fewstep.learning.method import Method
 from fewstep.meant import did_you_mean
 from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.conditioner import Labels, Unconditional
+from fewstep.models.hub import is_name
 from fewstep.models.lora import load_addition
 from fewstep.models.named import folder_of
-from fewstep.text import place
+from fewstep.text import counted, place
 
 FORMATS = ("diffusers", "lora")
 
@@ -43,9 +46,13 @@ def export(
         card = replace(card, base=str(loaded.card["base"]))
     if steps is not None:
         loaded.sampler = loaded.sampler.with_steps(steps)
+        if not _serves(loaded, steps):
+            print(f"warning: it was not made for {counted(steps, 'step')}: look at its images")
     folder = out or place(model) / to
     if out is None and not place(model).is_dir():
         folder = Path("runs") / f"{model}-{to}"
+    if base is not None:
+        card = replace(card, base=_base_from(base, folder))
     check_utf8(folder)
     # What is there is replaced: it must have been an export.
     if not (folder / "fewstep.json").is_file():
@@ -66,6 +73,27 @@ def export(
         round_model(loaded, stored)
         difference = export_pipeline(loaded, folder, card, stored)
     print(f"{folder}: loads in diffusers, largest pixel difference {difference:.1e}")
+
+
+def _serves(model: DiffusionModel, steps: int) -> bool:
+    """Whether the method that made it makes students of so many steps, as far as its card says."""
+    told = model.card.get("method")
+    if told is None:
+        return True
+    method = Method.parse(told)
+    return method.fine_tunes or method.serves(steps)
+
+
+def _base_from(base: str, folder: Path) -> str:
+    """The base as it is found from an export's folder. ValueError where it is none."""
+    if place(base).exists():
+        return os.path.relpath(place(base), folder)
+    if not is_name(base):
+        raise ValueError(
+            f"--base {base}: neither a folder or file that is there, nor a name of the hub "
+            "(owner/name)"
+        )
+    return base
 
 
 def _lora(

@@ -18,6 +18,5 @@ def report(run: str, seconds: float, num: int | None) -> None:
     if num is not None:
         if model is None:
             raise ValueError(f"{run} makes no images that could be measured")
-        tell(f"measuring with {num:,} images for each number of evaluations")
         measure(configuration, folder, model, num, tell)
     print(f"report: {page_of(configuration, folder, model, seconds, tell)}")

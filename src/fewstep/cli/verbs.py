@@ -112,7 +112,7 @@ def sample(
         "files, with captions in its metadata.csv."
     ),
     num: int | None = typer.Option(
-        None, min=1, max=MOST_IMAGES, help="How many images; 16, or one per label."
+        None, min=1, max=MOST_IMAGES, help="How many images; 16, or one for each label or prompt."
     ),
     labels: str | None = typer.Option(
         None, help="Class labels, 3,none,5, where none is no label; balanced classes if not given."

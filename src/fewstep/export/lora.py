@@ -9,6 +9,7 @@ multiplied into B, as its loader takes alpha for the rank where nothing says ano
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fewstep.files import new_folder, save_tensors, write_json
 from fewstep.models.adapters import Addition
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.exported import EXPORT
+from fewstep.models.hub import is_name
 from fewstep.models.library import quiet
 from fewstep.models.lora_files import delta
 
@@ -93,7 +95,8 @@ def export_lora(
             told["base"] = f"{card.base or 'the base'} with {merged}"
         snippet, few = _snippet(model, schedule, card, name), bool(model.distilled)
         write_card(beside, card, model.card, told, snippet, few, lora=True)
-        base = _base(model, pairs, scale)
+        with quiet():
+            base = _base(model, pairs, scale)
         found = [_difference(model, base, schedule, beside / file) for file in files]
     return max(found)
 
@@ -234,6 +237,8 @@ def _merged(model: DiffusionModel) -> str:
 def _snippet(model: DiffusionModel, schedule: Schedule, card: Card, name: str) -> str:
     """Python that makes an image, in the folder of the files."""
     base = card.base or "the pipeline of the base"
+    known = is_name(base) or os.sep in base
+    note = "" if known else "  # what was distilled: its folder, or its name on the hub"
     beside = []
     for file, strength in model.card.get("lora", ()):
         beside += [
@@ -247,7 +252,7 @@ def _snippet(model: DiffusionModel, schedule: Schedule, card: Card, name: str) -
             "import torch",
             f"from diffusers import {schedule.name}, StableDiffusionPipeline",
             "",
-            f"base = {json.dumps(base)}",
+            f"base = {json.dumps(base)}{note}",
             "pipe = StableDiffusionPipeline.from_pretrained(base).to(torch.float32)",
             *beside,
             f'pipe.load_lora_weights(".", weight_name={json.dumps(f"{name}.safetensors")})',

@@ -169,6 +169,7 @@ def _table(denoiser: Denoiser) -> dict[str, Any]:
         "beta_end": process.beta_end,
         "beta_schedule": process.schedule,
         "rescale_betas_zero_snr": process.zero_snr,
+        "steps_offset": 1,  # which leading times alone read, and pipelines warn of any other
         **predicting(bare(denoiser.parameterization)),
     }
 
@@ -199,7 +200,6 @@ def _deterministic(denoiser: Denoiser, sampler: Sampler, times: Sequence[int]) -
     steps = len(times)
     config = {
         "timestep_spacing": "trailing",
-        "steps_offset": 1,  # which trailing times do not read, and pipelines warn of any other
         "clip_sample": False,
         "set_alpha_to_one": sampler.times.end == "t_data",
     }

@@ -105,9 +105,13 @@ class Answer:
         self.guidance = self._guidance(request.guidance)
         self.doubles = model.guidance.kind == "doubled" and self.guidance != 1
         if self.negative and not self.doubles:
+            why = f"this model has {model.guidance.default:g} in it from its training"
+            if model.guidance.kind == "doubled":
+                why = "this one is not asked for: a scale above 1 does"
+            elif model.guidance.kind != "fixed":
+                why = "this model has none"
             raise ValueError(
-                "a negative condition needs guidance in two evaluations, which this model "
-                f"{'is not asked for' if model.guidance.kind == 'doubled' else 'does not have'}"
+                f"a negative condition needs guidance in two evaluations; {why}: leave it out"
             )
         self.fading = self._fading(request.fading)
         self.evaluations = model.evaluations(self.sampler, self.guidance)

@@ -2,7 +2,7 @@
 of its page shows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fewstep.choice import replaced
@@ -12,6 +12,7 @@ from fewstep.metrics.features import Features
 from fewstep.metrics.measure import Measure
 from fewstep.metrics.results import Result, Role
 from fewstep.models.bundle import DiffusionModel
+from fewstep.models.space import described
 from fewstep.training.progress import sampling_shown
 from fewstep.training.start import held_out
 
@@ -21,7 +22,9 @@ Columns = Mapping[str, tuple[DiffusionModel, Sequence[Sampler]]]
 """Models with their samplers, by the name that they have on the page."""
 
 
-def measured(run: Any, columns: Columns, num: int, seed: int = 0) -> list[Result]:
+def measured(
+    run: Any, columns: Columns, num: int, seed: int = 0, say: Callable[[str], None] = print
+) -> list[Result]:
     """Of `num` images with each sampler, and of images that training never saw, against all that
     the run could be trained on. ValueError where its data hold no images.
     """
@@ -29,10 +32,12 @@ def measured(run: Any, columns: Columns, num: int, seed: int = 0) -> list[Result
     everything = source.read()
     data = source.choose(everything)
     if "image" not in data.columns:
+        held = described(data.columns)
         raise ValueError(
-            "the data of this run hold no images to compare with: fewstep evaluate RUN --reference "
-            "PICTURES measures it"
+            f"the data of this run hold no images to compare with, only {held}: fewstep evaluate "
+            "RUN --reference PICTURES measures it, without --num the page is written as it is"
         )
+    say(f"measuring with {num:,} images for each number of evaluations")
     evaluation = Evaluation.against(
         data,
         None if source.judge is None else Features.parse(source.judge),

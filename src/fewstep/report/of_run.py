@@ -18,6 +18,7 @@ from fewstep.diffusion.samplers import Sampler
 from fewstep.export.schedules import obstacle
 from fewstep.files import read_json, write_json
 from fewstep.metrics.results import Result, Role
+from fewstep.models.adapters import FullCopy
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.source import Saved
 from fewstep.report.comparison import (
@@ -84,7 +85,7 @@ def measure(
     to what the run's page shows.
     """
     dataset = _had(run.data.dataset, "real images", say)
-    for result in measured(run, columns_of(run, model, dataset, say), num):
+    for result in measured(run, columns_of(run, model, dataset, say), num, say=say):
         add_result(folder, result)
 
 
@@ -120,8 +121,12 @@ def write_run_page(
 ) -> Path:
     """Writes report.html of a run: what was measured, samples, curves, facts."""
     sections = []
-    for results in _alike(results_of(folder)):
-        sections.append(quality_section(results))
+    groups = _alike(results_of(folder))
+    for results in groups:
+        section = quality_section(results)
+        if len(groups) > 1:  # which cannot be compared
+            section.title += f", {_protocol(results[0])}"
+        sections.append(section)
     if comparison is not None and (comparison.rows or comparison.real):
         sections.append(comparison_section(comparison))
     sections += [
@@ -170,6 +175,14 @@ def _alike(results: Sequence[Result]) -> list[list[Result]]:
     return groups
 
 
+def _protocol(result: Result) -> str:
+    """What tells tables apart."""
+    protocol = result.protocol
+    measures = ", ".join(scale.name for scale in protocol.measures.values())
+    against = f"against {counted(protocol.reference_images, 'image')} ({protocol.reference[:6]})"
+    return f"{counted(protocol.num, 'sample')} {against}: {measures}"
+
+
 def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
     """What a reader has to know to judge the run, to repeat it and to go on."""
     method, trainer, data = run.method, run.trainer, run.data
@@ -203,5 +216,6 @@ def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
     if isinstance(model, DiffusionModel):
         facts["next"] = f"fewstep sample {folder} --num 16 --out images.png"
         if not obstacle(model.denoiser, model.sampler):
-            facts["next"] += f"; fewstep export {folder} --to diffusers"
+            form = "diffusers" if isinstance(run.adaptation, FullCopy) else "lora"
+            facts["next"] += f"; fewstep export {folder} --to {form}"
     return facts

@@ -20,8 +20,9 @@ class Lock:
     obstacle.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, option: str = "name="):
         self.folder, self.path = folder, folder / ".lock"
+        self.option = option  # that names another folder
         self._file: TextIO | None = None
         self._made: list[Path] = []
 
@@ -36,7 +37,7 @@ class Lock:
         Where the system knows no locks it is a warning.
         """
         if os.path.lexists(self.folder) and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is no folder; choose another name=")
+            raise ValueError(f"{self.folder} is no folder; choose another {self.option}")
         self._made = [path for path in (self.folder, self.path) if not path.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self._opened()
@@ -94,7 +95,7 @@ class Lock:
             text = file.read(200)
             holder = text if HOLDER.fullmatch(text) else "another process"
             raise RefusedError(
-                f"{self.folder} is in use by {holder}; wait for it or choose another name="
+                f"{self.folder} is in use by {holder}; wait for it or choose another {self.option}"
             ) from None
 
     def _sign(self, file: TextIO) -> None:
