@@ -136,17 +136,22 @@ def test_a_lora_of_a_base_in_which_another_lora_is(home, fewstep):
     card = (home / "runs" / "both" / "lora" / "README.md").read_text()
     assert "| base | sd with own.safetensors at 0.5 |" in card
     assert "2 steps, sampler euler, scheduler sgm_uniform, beside own.safetensors at 0.5" in card
-    assert 'base = "sd"' in card
+    assert 'base = "sd"  # what was distilled: its folder, or its name on the hub' in card
+    assert "warning: it was not made for 2 steps: look at its images" in made.splitlines()
     assert "base_model" not in card  # a folder here is none on a hub
     assert "num_inference_steps=2" in card
     for wrong, says in (
         (("--license", "My Own"), "'My Own'"),
         (("--base", ""), "--base is empty"),
+        (("--base", "nonsense"), "neither a folder or file that is there, nor a name of the hub"),
         (("--steps", "51"), "51 segments are more"),
     ):
         code, _, told = fewstep("export", "runs/both", "--to", "lora", *wrong)
         assert code == 2
         assert says in told
+    beside = ("--out", "elsewhere", "--base", "sd", "--steps", "2")
+    assert fewstep("export", "runs/both", "--to", "lora", *beside)[0] == 0
+    assert 'base = "../sd"\n' in (home / "elsewhere" / "README.md").read_text()
     words = (*words, "teacher.lora_strengths=1e9", "name=wrong")
     code, _, told = fewstep("train", "both.yaml", *words)
     assert code == 2

@@ -312,6 +312,7 @@ class TestCache:
             (("--codec", "digits_teacher", "--out", "cache"), 3, "toy_latents -> pixels"),
             (("--dtype", "fp8", "--out", "x"), 2, "no dtype 'fp8'; valid: fp16, fp32"),
             (("--out", "runs"), 2, "runs holds other files"),
+            (("--out", "runs/student/run.yaml"), 2, "run.yaml is no folder; choose another --out"),
             (("--model", "nowhere", "--out", "x"), 2, "nowhere"),
             (("holds=[image,label]", "--out", "x"), 2, "toy_words: it reads embedding or caption"),
         ],
@@ -321,6 +322,7 @@ class TestCache:
         assert (ended, err.count("\n")) == (code, 1)
         assert says in err
         assert not (cache.parent / "x" / "index.json").exists()
+        assert not (cache.parent / "runs" / ".lock").exists()  # nothing of others is touched
 
     def test_nobody_says_the_model(self, fewstep):
         code, _, err = fewstep("data", "cache", "captioned", "--out", "x")
