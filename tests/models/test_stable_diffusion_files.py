@@ -69,6 +69,15 @@ class TestWhatIsNotWhole:
         save_file(plain, file, {"format": "pt"})
         assert load(tmp_path / "part").shape == (4, 4, 4)
 
+    @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+    def test_a_file_that_is_cut_is_named(self, folder, tmp_path, part):
+        shutil.copytree(folder, tmp_path / "part")
+        [file] = (tmp_path / "part" / part).glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:-100])
+        says = f"cannot be read: .*{part}/{file.name} is not a whole safetensors file"
+        with pytest.raises(ValueError, match=says):
+            load(tmp_path / "part")
+
     def test_a_pickle_is_not_opened(self, folder, tmp_path):
         shutil.copytree(folder, tmp_path / "old")
         unet = tmp_path / "old" / "unet"

@@ -199,12 +199,15 @@ def show(run: Run, plan: Plan) -> None:
         torch.cuda.get_device_name() if gpu else f"a CPU with {threads} thread{'s' * (threads > 1)}"
     )
     phases = (*run.method.phases(trainer.steps), trainer.steps)
+    arithmetic = str(plan.precision)
+    if plan.precision != trainer.precision:
+        arithmetic += f" in the place of {trainer.precision}"
     facts = {
         "trained": ", ".join(learn),
         "batch": f"{plan.share} rows, in {passes} pass{'es' * (passes > 1)} of {plan.rows}",
         "time": (
             f"{plan.step:.3g} s a step, {duration(plan.step * trainer.steps)} for "
-            f"{trainer.steps:,} steps; measured on {plan.tried} rows in {plan.precision} on {where}"
+            f"{trainer.steps:,} steps; measured on {plan.tried} rows in {arithmetic} on {where}"
         ),
         "disk": (
             f"{_checkpoints(trainer)} checkpoints of {_mib(plan.checkpoint)} MiB "

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fewstep.choice import Choice
-from fewstep.files import read_json
+from fewstep.files import read_json, tensor_shapes
 from fewstep.models.library import library_class, quiet
 from fewstep.models.schedulers import FEW_STEP, class_name, read
 from fewstep.models.size import without_memory
@@ -108,4 +108,15 @@ def reading(path: Path) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:  # of any kind: the libraries check files in many ways
-        raise ValueError(f"{path} cannot be read: {in_one_line(error, 300)}") from error
+        reason = _damage(path) or in_one_line(error, 300)
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
+def _damage(path: Path) -> str:
+    """Which file of weights is not whole; '' for none."""
+    for file in sorted(path.rglob("*.safetensors")):
+        try:
+            tensor_shapes(file)
+        except ValueError as error:
+            return str(error)
+    return ""
