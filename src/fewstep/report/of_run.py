@@ -216,6 +216,8 @@ def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
     if isinstance(model, DiffusionModel):
         facts["next"] = f"fewstep sample {folder} --num 16 --out images.png"
         if not obstacle(model.denoiser, model.sampler):
-            form = "diffusers" if isinstance(run.adaptation, FullCopy) else "lora"
+            whole = isinstance(run.adaptation, FullCopy)
+            captions = "caption" in model.conditioner.spec.reads  # of others no tool takes a LoRA
+            form = "lora" if captions and not whole else "diffusers"
             facts["next"] += f"; fewstep export {folder} --to {form}"
     return facts
