@@ -10,6 +10,7 @@ from fewstep.models.bundle import DiffusionModel
 from fewstep.models.space import described
 from fewstep.text import counted, in_one_line
 from fewstep.training.plan import by_role
+from fewstep.training.processes import local
 from fewstep.training.start import goes_by_class, told_of, told_of_few_steps, told_of_teacher
 from fewstep.training.threads import free
 
@@ -60,11 +61,11 @@ def summary(ready: Any, run: Any) -> list[str]:
 
 
 def _memory(trainer: Any) -> str:
-    """Of what stays, as far as it is known before the first step."""
+    """Of what stays in each process, as far as it is known before the first step."""
     held = sum(by_role(trainer, {}).values()) / 2**20
     learning = 0
     for group in trainer.state.parameters.values():
-        learning += sum(one.nbytes for one in group.values())
+        learning += sum(local(one).nbytes for one in group.values())
     more = (1 + STATES) * learning / 2**20
     return (
         f"memory: weights and averages {held:,.0f} MiB, gradients and optimizer about {more:,.0f} "

@@ -26,7 +26,7 @@ from fewstep.learning.method import Clock, Update
 from fewstep.models.adapters import borrowed
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.precision import Precision
-from fewstep.training.processes import BUCKET
+from fewstep.training.processes import BUCKET, local
 from fewstep.training.step import Step
 from fewstep.training.trainer import Trainer
 
@@ -311,12 +311,15 @@ def _now(trainer: Trainer) -> float:
 
 
 def by_role(trainer: Trainer, loaded: Mapping[str, Sequence[nn.Module]]) -> dict[str, int]:
-    """Bytes of what stays between steps, by role; what two roles share belongs to the first."""
+    """Bytes of what stays between steps in this process, by role; what two roles share belongs to
+    the first.
+    """
     found: dict[str, int] = {}
     seen: set[int] = set()
     for role, tensors in _roles(trainer, loaded).items():
         size = 0
-        for storage in _storages(tensors):
+        mine = [local(one) for one in tree_leaves(tensors) if isinstance(one, Tensor)]
+        for storage in _storages(mine):
             if storage.data_ptr() not in seen:
                 size += storage.nbytes()
                 seen.add(storage.data_ptr())
