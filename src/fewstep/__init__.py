@@ -10,7 +10,7 @@ from fewstep import plugins
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fewstep.begun import load
+    from fewstep.begun import load, write_page
     from fewstep.data.given import from_arrays, from_dataset
     from fewstep.models.bundle import DiffusionModel
     from fewstep.models.outside import OutsideNetwork
@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "plugins",
     "recipe",
+    "write_page",
 ]
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "recipe": "fewstep.recipes",
     "Run": "fewstep.run",
     "distil": "fewstep.run",
+    "write_page": "fewstep.begun",
 }
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from fewstep.models import folder as folders
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.named import found
+from fewstep.report.comparison import SECONDS
+from fewstep.report.of_run import measure, page_of
 from fewstep.run import Run, card_of
-from fewstep.text import tell
+from fewstep.text import place, tell
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.students import student
 from fewstep.yaml import read_yaml
@@ -42,6 +44,37 @@ def load(
     return _at(folder, step, ema, say)
 
 
+def write_page(
+    folder: str | Path,
+    num: int | None = None,
+    seconds: float = SECONDS,
+    say: Callable[[str], None] = tell,
+) -> Path:
+    """Writes report.html of a run, as `fewstep report` does; of a stopped one from its newest
+    checkpoint. num: images with which it and its teacher are measured before. seconds: that drawing
+    samples may take.
+
+    Raises FileNotFoundError where the folder holds no run, ValueError where there is nothing to
+    measure.
+    """
+    home = place(folder)
+    if not (home / "run.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is no run: it holds no run.yaml")
+    run = _run_of(home)
+    model = load(home, say=say) if issubclass(run.method.trains, DiffusionModel) else None
+    if num is not None:
+        if model is None:
+            raise ValueError(f"{folder} makes no images that could be measured")
+        measure(run, home, model, num, say)
+    return page_of(run, home, model, seconds, say)
+
+
+def _run_of(folder: Path) -> Run:
+    plain = read_yaml(folder / "run.yaml")
+    plain.pop("plugins", None)
+    return Run.parse(plain)
+
+
 def _step(folder: Path, wanted: str | int) -> int:
     """The step of the checkpoint that is meant. ValueError or FileNotFoundError for none."""
     checkpoints = Checkpoints(folder / "checkpoints", writes=False)
@@ -68,9 +101,7 @@ def _step(folder: Path, wanted: str | int) -> int:
 
 def _at(folder: Path, step: int, ema: str | None, say: Callable[[str], None]) -> DiffusionModel:
     """The student of a run behind that step."""
-    plain = read_yaml(folder / "run.yaml")
-    plain.pop("plugins", None)
-    run = Run.parse(plain)
+    run = _run_of(folder)
     ready = run.prepared(folder=folder)
     if not isinstance(ready.model, DiffusionModel):
         raise ValueError(f"{folder} trains no model that makes images")
