@@ -214,10 +214,18 @@ def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
     facts["written"] = datetime.date.today().isoformat()
     facts["again"] = f"fewstep train {folder}/run.yaml name={folder.name}-again"
     if isinstance(model, DiffusionModel):
-        facts["next"] = f"fewstep sample {folder} --num 16 --out images.png"
-        if not obstacle(model.denoiser, model.sampler):
-            whole = isinstance(run.adaptation, FullCopy)
-            captions = "caption" in model.conditioner.spec.reads  # of others no tool takes a LoRA
-            form = "lora" if captions and not whole else "diffusers"
-            facts["next"] += f"; fewstep export {folder} --to {form}"
+        facts["next"] = "; ".join(_next(run, folder, model))
     return facts
+
+
+def _next(run: Any, folder: Path, model: DiffusionModel) -> list[str]:
+    """Commands that go on from a finished run."""
+    found = [] if results_of(folder) else [f"fewstep report {folder} --num 1000"]
+    found.append(f"fewstep sample {folder} --num 16 --out images.png")
+    if not obstacle(model.denoiser, model.sampler):
+        whole = isinstance(run.adaptation, FullCopy)
+        captions = "caption" in model.conditioner.spec.reads  # of others no tool takes a LoRA
+        found.append(
+            f"fewstep export {folder} --to {'lora' if captions and not whole else 'diffusers'}"
+        )
+    return found
