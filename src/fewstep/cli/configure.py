@@ -165,11 +165,14 @@ def _found(data: Any, path: Word) -> Any:
 
 def with_options(source: Source, overrides: Sequence[str]) -> Source:
     """The source with `option=value` overrides."""
-    plain = source.dump()
+    return Source.parse(_set_all(source.dump(), overrides))
+
+
+def _set_all(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The same mapping, with `option=value` overrides."""
     for override in overrides:
-        key, value = _split(override)
-        _set(plain, key, value)
-    return Source.parse(plain)
+        _set(plain, *_split(override))
+    return plain
 
 
 def source_of(text: str, overrides: Sequence[str] = ()) -> Source:
@@ -185,7 +188,5 @@ def source_of(text: str, overrides: Sequence[str] = ()) -> Source:
         raise FileNotFoundError(
             f"no data {text!r}: expected a file, a folder, or {' or '.join(names)}"
         )
-    for override in overrides:
-        key, value = _split(override)
-        _set(plain, key, value)
+    _set_all(plain, overrides)
     return Source.parse(plain if "kind" in plain else {"kind": Source.kind_at(place(text))} | plain)

@@ -84,10 +84,10 @@ def read_whole(source: Source) -> tuple[Source, Dataset, dict[str, str]]:
     except ValueError as error:
         if getattr(source, "size", None) != 0:
             raise
-        seen = sight_of(source)
-        side = side_of(seen) or seen.side
-        squares = replaced(source, size=side)
         try:
+            seen = sight_of(source)
+            side = side_of(seen) or seen.side
+            squares = replaced(source, size=side)
             everything = squares.read()
         except ValueError:
             raise error from None

@@ -110,7 +110,7 @@ def _own(path: Path, options: Sequence[str]) -> Source:
     if not (path / "run.yaml").is_file():
         return source_of("digits", options)
     run, _ = configured(str(path), [])
-    return with_options(replaced(run.data, limit=0, fraction=1.0, flip=False), options)
+    return with_options(run.data.whole, options)
 
 
 def _as_large(

@@ -37,7 +37,7 @@ from fewstep.parts.autoencoder import Autoencoder
 from fewstep.parts.clip import Clip
 from fewstep.recipes import listed
 from fewstep.run import Prepared, Run
-from fewstep.text import duration, tell
+from fewstep.text import counted, duration, tell
 from fewstep.training import health
 from fewstep.training.config import TrainerConfig, pick_device
 from fewstep.training.doubts import doubts, shortest
@@ -195,9 +195,7 @@ def show(run: Run, plan: Plan) -> None:
     trainer, passes = run.trainer, math.ceil(plan.share / plan.rows)
     threads = plan.threads
     gpu = pick_device(trainer.device).type == "cuda"
-    where = (
-        torch.cuda.get_device_name() if gpu else f"a CPU with {threads} thread{'s' * (threads > 1)}"
-    )
+    where = torch.cuda.get_device_name() if gpu else f"a CPU with {counted(threads, 'thread')}"
     phases = (*run.method.phases(trainer.steps), trainer.steps)
     arithmetic = str(plan.precision)
     if plan.precision != trainer.precision:

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar, Literal, cast
+from typing import IO, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.choice import Choice, Natural, Share
+from fewstep.choice import Choice, Natural, Share, replaced
 from fewstep.data.dataset import Dataset
 from fewstep.data.layout import OTHER_PICTURES
 from fewstep.data.splits import check_sets
@@ -58,6 +58,11 @@ class Source(Choice, ABC):
         path = getattr(self, "path", "")
         if path.startswith("~"):
             object.__setattr__(self, "path", str(place(path)))
+
+    @property
+    def whole(self) -> Self:
+        """The same data as a reference: what training takes a part of, or mirrors, as it is."""
+        return replaced(self, limit=0, fraction=1.0, flip=False)
 
     @classmethod
     def files_at(cls, path: Path) -> list[Path]:

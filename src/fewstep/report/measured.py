@@ -5,7 +5,6 @@ of its page shows.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fewstep.choice import replaced
 from fewstep.diffusion.samplers import Sampler
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.features import Features
@@ -23,12 +22,12 @@ Columns = Mapping[str, tuple[DiffusionModel, Sequence[Sampler]]]
 
 
 def measured(
-    run: Any, columns: Columns, num: int, seed: int = 0, say: Callable[[str], None] = print
+    run: Any, columns: Columns, num: int, say: Callable[[str], None] = print
 ) -> list[Result]:
     """Of `num` images with each sampler, and of images that training never saw, against all that
     the run could be trained on. ValueError where its data hold no images.
     """
-    source = replaced(run.data, limit=0, fraction=1.0, flip=False)
+    source = run.data.whole
     everything = source.read()
     data = source.choose(everything)
     if "image" not in data.columns:
@@ -43,7 +42,6 @@ def measured(
         None if source.judge is None else Features.parse(source.judge),
         also=[Measure.parse(one) for one in source.measures],
         num=num,
-        seed=seed,
         split=source.split,
     )
     results = []

@@ -207,7 +207,7 @@ def facts_of(run: Any, folder: Path, model: Any) -> dict[str, Any]:
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     status = RunFolder(folder).status()
     if device.type == "cpu" and (threads := status.get("threads")):
-        named += f", {threads} thread{'s' * (threads != 1)}"
+        named += f", {counted(threads, 'thread')}"
     facts["device"] = named
     if seconds := status.get("seconds"):
         facts["time"] = lasted(seconds)

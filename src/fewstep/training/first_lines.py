@@ -49,7 +49,7 @@ def summary(ready: Any, run: Any) -> list[str]:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     if device.type == "cpu" and (config.threads or not free(trainer)):
         threads = config.threads or torch.get_num_threads()
-        where += f", {threads} thread{'s' * (threads != 1)}"
+        where += f", {counted(threads, 'thread')}"
     processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
     return [
         f"data: {in_one_line(source)}, {len(dataset):,} rows of {described(dataset.columns)}",
