@@ -65,6 +65,18 @@ class TestData:
         assert told in done("data", "check", "x.txt", "--model", "digits_teacher")
         assert told not in done("data", "check", "x.txt")
 
+    def test_for_a_model_of_captions(self, done):
+        """The next command names it; pictures without captions are none for it."""
+        pytest.importorskip("diffusers")
+        write_pictures(Path("said"), a=made(1)[0][0])
+        Path("said/a.txt").write_text("a red circle")
+        out = done("data", "check", "said", "split=all", "--model", "shapes_teacher")
+        command = "fewstep plan sd15_lcm_lora teacher=shapes_teacher data.path=said data.split=all"
+        assert out.splitlines()[-1] == f"next: {command}"
+        write_pictures(Path("mute"), a=made(1)[0][0])
+        out = done("data", "check", "mute", "split=all", "--model", "shapes_teacher")
+        assert "for shapes_teacher: no captions, by which it is asked" in out.splitlines()
+
     def test_the_command_that_comes_next(self, done, tmp_path):
         """For pictures, for captions, and none for prompts."""
         write_pair(tmp_path / "plain", 40)

@@ -74,6 +74,10 @@ def test_an_evaluation_is_added_to_the_page(done, runs):
     done("evaluate", "runs/evaluated", "--num", "40", "--measures", "frechet,diversity")
     assert page.count("<h2>Quality</h2>") == 1  # 20 images and 40 stand in one table, and say so
     assert "<th>images</th>" in (folder / "report.html").read_text()
+    done("evaluate", "runs/evaluated", "split=test", *WORDS)  # of another reference
+    page = (folder / "report.html").read_text()
+    assert page.count("<h2>Quality, ") == 2
+    assert "<h2>Quality, 20 samples against 382 images (" in page
     done("train", "runs/evaluated", "--restart")
     assert not (folder / "results.json").exists()
 

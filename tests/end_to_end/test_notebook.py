@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.tiny_diffusion import tiny_pipeline
 
@@ -55,7 +56,9 @@ def run_cell(source, names):
 def test_every_cell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fewstep.report.run_report.curves", lambda *_, **__: "<svg></svg>")
-    tiny_pipeline().save_pretrained("sd")
+    pipeline = tiny_pipeline()
+    pipeline.to(torch.float16)  # as many bases are stored
+    pipeline.save_pretrained("sd")
     Path("pictures").mkdir()
     for i in range(12):
         pixels = np.random.default_rng(i).integers(256, size=(8, 8, 3), dtype=np.uint8)

@@ -138,6 +138,8 @@ def test_a_lora_of_a_base_in_which_another_lora_is(home, fewstep):
     assert "2 steps, sampler euler, scheduler sgm_uniform, beside own.safetensors at 0.5" in card
     assert 'base = "sd"  # what was distilled: its folder, or its name on the hub' in card
     assert "warning: it was not made for 2 steps: look at its images" in made.splitlines()
+    assert "steps_offset" not in made + told
+    assert "torchvision" not in made + told
     assert "base_model" not in card  # a folder here is none on a hub
     assert "num_inference_steps=2" in card
     for wrong, says in (

@@ -324,6 +324,12 @@ class TestCache:
         assert not (cache.parent / "x" / "index.json").exists()
         assert not (cache.parent / "runs" / ".lock").exists()  # nothing of others is touched
 
+    def test_latents_are_no_reference(self, fewstep, cache):
+        code, _, err = fewstep("evaluate", "runs/student", "--reference", "cache")
+        assert code == 2
+        assert "hold no images to compare with, only " in err
+        assert "--reference PICTURES" in err
+
     def test_nobody_says_the_model(self, fewstep):
         code, _, err = fewstep("data", "cache", "captioned", "--out", "x")
         assert (code, err) == (

@@ -23,6 +23,7 @@ from fewstep.images.files import check_place
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.features import Features
 from fewstep.metrics.measure import Measure
+from fewstep.metrics.reading import check_pictures
 from fewstep.metrics.results import Result, read_result
 from fewstep.models.bundle import DiffusionModel
 from fewstep.models.families import recognised
@@ -117,8 +118,10 @@ def _as_large(
     source: Source, everything: Dataset, options: Sequence[str], shape: tuple[int, ...]
 ) -> tuple[Source, Dataset, dict[str, str]]:
     """The data with pictures that are squares of a model's size, where no option says another; a
-    note says that they are cut.
+    note says that they are cut. ValueError for latents.
     """
+    if everything.shape:  # prompts alone have none, and serve what reads captions
+        check_pictures(everything)
     _, side, wide = shape
     there = getattr(source, "size", None)  # pictures that can be cut to a size
     said = any(word.startswith("size=") for word in options)

@@ -9,9 +9,9 @@ from fewstep.diffusion.samplers import Sampler
 from fewstep.metrics.evaluation import Evaluation
 from fewstep.metrics.features import Features
 from fewstep.metrics.measure import Measure
+from fewstep.metrics.reading import check_pictures
 from fewstep.metrics.results import Result, Role
 from fewstep.models.bundle import DiffusionModel
-from fewstep.models.space import described
 from fewstep.training.progress import sampling_shown
 from fewstep.training.start import held_out
 
@@ -30,12 +30,7 @@ def measured(
     source = run.data.whole
     everything = source.read()
     data = source.choose(everything)
-    if "image" not in data.columns:
-        held = described(data.columns)
-        raise ValueError(
-            f"the data of this run hold no images to compare with, only {held}: fewstep evaluate "
-            "RUN --reference PICTURES measures it, without --num the page is written as it is"
-        )
+    check_pictures(data)
     say(f"measuring with {num:,} images for each number of evaluations")
     evaluation = Evaluation.against(
         data,
