@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from tests.cli.conftest import LOOP, NETWORK, STUDENT
 from tests.data.idx_files import idx_bytes, write_idx, write_pair
